@@ -1,0 +1,129 @@
+// What a backend (csrc/cpu, csrc/cuda) is asked to do: plain structs and five functions, no torch.
+//
+//   prepare            x [M, D], any strides   -> z [M, stride] normalised (or copied), rows padded with
+//   zeros forward            z (and keys)            -> statistics [9, M]; from them loss, derivatives [5, M]
+//   loss               statistics              -> loss, derivatives
+//   backward           derivatives             -> dz, dkeys
+//   prepare_backward   dz                      -> dx
+//
+// "acc" is the accumulation type: float, and double where the embeddings are double.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "family/loss.h"
+
+namespace clce {
+
+enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
+enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
+
+// z rows are padded with zeros to a multiple of this many elements, so that a row of any dtype starts
+// at a multiple of 16 bytes.
+constexpr int64_t kRowPadding = 8;
+constexpr int64_t padded_dim(int64_t dim) {
+  return (dim + kRowPadding - 1) / kRowPadding * kRowPadding;
+}
+
+// As torch.nn.functional.normalize.
+constexpr double kNormEps = 1e-12;
+
+// z = x / max(|x|, eps), or x
+struct PrepareArgs {
+  DType dtype = DType::kFloat32;  // of x and z
+  int64_t rows = 0, dim = 0;
+  const void* x = nullptr;                     // [rows, dim]
+  int64_t x_row_stride = 0, x_col_stride = 1;  // in elements
+  void* z = nullptr;                           // [rows, padded_dim(dim)], contiguous
+  void* norms = nullptr;                       // acc [rows]: |x| (unclamped); not written unless normalize
+  bool normalize = true;
+};
+
+// dx = (dz - z (z . dz)) / max(|x|, eps), without the projection where |x| < eps; or dz
+struct PrepareBackwardArgs {
+  DType dtype = DType::kFloat32;
+  int64_t rows = 0, dim = 0;
+  const void* z = nullptr;      // [rows, padded_dim(dim)]
+  const void* norms = nullptr;  // acc [rows]
+  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]
+  void* dx = nullptr;           // dtype [rows, dim], contiguous; may be null
+  void* dots = nullptr;         // acc [rows]: z . dz, for the temperature's gradient; may be null
+  bool normalize = true;
+};
+
+// M anchors against N keys. In self-contrast keys == anchors, symmetric is true and self_offset 0.
+struct ContrastArgs {
+  DType dtype = DType::kFloat32;
+  int64_t num_anchors = 0, num_keys = 0, dim = 0;
+  int64_t stride = 0;             // elements from row to row of anchors and keys: padded_dim(dim)
+  const void* anchors = nullptr;  // [M, stride], 16-byte aligned, columns from dim to stride are zero
+  const void* keys = nullptr;     // [N, stride], likewise
+  // Labels. Null: row r has label r / views (every image its own class).
+  const int64_t* anchor_labels = nullptr;  // [M / views]: row r has anchor_labels[r / views]
+  const int64_t* key_labels = nullptr;     // [N / key_views]
+  int64_t views = 1, key_views = 1;
+  int64_t ignore_index = -100;  // only looked at where labels are given
+  bool symmetric = false;
+  bool has_self = false;  // anchor i is key self_offset + i, and never its own pair
+  int64_t self_offset = 0;
+  double temperature = 1.0;               // used where temperature_ptr is null
+  const void* temperature_ptr = nullptr;  // acc [1] on the device (no host synchronisation)
+  double beta = 1.0;
+  bool bounded = false;     // logits_are_bounded(): plain sums of exponentials, no maxima
+  bool allow_tf32 = false;  // float32 products may round their operands to TF32 (CUDA)
+};
+
+struct LossArgs {
+  DType dtype = DType::kFloat32;  // of the embeddings: gives acc
+  int64_t num_anchors = 0;
+  LossConfig config;
+  Reduction reduction = Reduction::kMean;
+  double temperature = 1.0;
+  const void* temperature_ptr = nullptr;
+  const void* statistics = nullptr;  // acc [kNumStatistics, M]
+  void* loss = nullptr;              // acc [M] for kNone, else acc [1]; 0 where there is no term
+  void* num_terms = nullptr;         // acc [1]: anchors that have a loss term
+  void* derivatives = nullptr;       // acc [kNumDerivatives, M] of each L_i, before the reduction
+};
+
+struct ForwardArgs {
+  ContrastArgs contrast;
+  void* statistics = nullptr;  // acc [kNumStatistics, M]
+  bool with_loss = false;      // also fill `loss` (its statistics pointer is `statistics`)
+  LossArgs loss;
+  void* workspace = nullptr;  // forward_workspace_bytes(contrast) bytes, 16-byte aligned; CPU: none
+};
+
+struct BackwardArgs {
+  ContrastArgs contrast;
+  const void* statistics = nullptr;   // acc [kNumStatistics, M]
+  const void* derivatives = nullptr;  // acc [kNumDerivatives, M]; d loss / d statistic of anchor i is
+                                      // derivatives[., i] * grad_loss[i * grad_stride] / num_terms
+  const void* grad_loss = nullptr;    // acc [1] or [M]; null: 1
+  int64_t grad_stride = 0;            // 0 or 1
+  const void* num_terms = nullptr;    // acc [1], reduction kMean (values below 1 count as 1); null: 1
+  void* danchors = nullptr;           // acc [M, stride]; may be null; symmetric: both sides' gradient
+  void* dkeys = nullptr;              // acc [N, stride]; may be null; null when symmetric
+  void* workspace = nullptr;          // backward_workspace_bytes(args.contrast)
+};
+
+// Every function is asynchronous on `stream` (a cudaStream_t; ignored on the CPU), allocates nothing on
+// the device and gives the same bits at every call. Padding columns of danchors and dkeys are set to 0.
+#define CLCE_BACKEND_FUNCTIONS                                     \
+  void prepare(const PrepareArgs&, void* stream);                  \
+  void prepare_backward(const PrepareBackwardArgs&, void* stream); \
+  size_t forward_workspace_bytes(const ContrastArgs&);             \
+  void forward(const ForwardArgs&, void* stream);                  \
+  void loss(const LossArgs&, void* stream);                        \
+  size_t backward_workspace_bytes(const ContrastArgs&);            \
+  void backward(const BackwardArgs&, void* stream);
+
+namespace cpu {
+CLCE_BACKEND_FUNCTIONS
+}
+namespace cuda {
+CLCE_BACKEND_FUNCTIONS
+}
+
+}  // namespace clce

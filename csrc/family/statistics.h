@@ -1,0 +1,166 @@
+// The six numbers per anchor from which every loss of the family is made, how partial sums become
+// them, how those of disjoint key sets merge, and the gradient of a logit given theirs.
+//
+//   s_ij = z_i . k_j / temperature
+//   P(i) = keys with the anchor's label, N(i) = keys with another one; the anchor itself and keys
+//   labelled ignore_index are in neither.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "family/macros.h"
+
+namespace clce {
+
+// Rows of a statistics tensor [kNumStatistics, M].
+enum StatisticRow : int {
+  kNumPos = 0,  // |P(i)|
+  kNumNeg = 1,  // |N(i)|
+  kSumPos = 2,  // sum over P of s
+  kLsePos = 3,  // log sum over P of e^s
+  kLseW = 4,    // log sum over N of e^(beta s)
+  kLseWn = 5,   // log sum over N of e^((1 + beta) s)
+  // What rounding took from the three logarithms above: at (1 + beta) / temperature = 300 one float32 alone
+  // would leave five digits of e^(s - lse).
+  kLsePosLow = 6,
+  kLseWLow = 7,
+  kLseWnLow = 8,
+  kNumStatistics = 9
+};
+
+template <class T>
+struct Statistics {
+  T n_pos, n_neg, sum_pos, lse_pos, lse_w, lse_wn;
+  T lse_pos_low, lse_w_low, lse_wn_low;
+};
+
+template <class T>
+CLCE_HD Statistics<T> load_statistics(const T* statistics, int64_t num_anchors, int64_t row) {
+  const auto at = [&](StatisticRow name) { return statistics[name * num_anchors + row]; };
+  return {at(kNumPos), at(kNumNeg),    at(kSumPos),  at(kLsePos),  at(kLseW),
+          at(kLseWn),  at(kLsePosLow), at(kLseWLow), at(kLseWnLow)};
+}
+
+template <class T>
+CLCE_HD void store_statistics(T* statistics, int64_t num_anchors, int64_t row, const Statistics<T>& value) {
+  statistics[kNumPos * num_anchors + row] = value.n_pos;
+  statistics[kNumNeg * num_anchors + row] = value.n_neg;
+  statistics[kSumPos * num_anchors + row] = value.sum_pos;
+  statistics[kLsePos * num_anchors + row] = value.lse_pos;
+  statistics[kLseW * num_anchors + row] = value.lse_w;
+  statistics[kLseWn * num_anchors + row] = value.lse_wn;
+  statistics[kLsePosLow * num_anchors + row] = value.lse_pos_low;
+  statistics[kLseWLow * num_anchors + row] = value.lse_w_low;
+  statistics[kLseWnLow * num_anchors + row] = value.lse_wn_low;
+}
+
+// What a tile pass adds up for one anchor. Positives and negatives have maxima of their own: with
+// one in common, all negatives can underflow while the positives are close to it.
+// On the bounded path both maxima stay 0, so that tiles merge by addition.
+template <class T>
+struct PartialSums {
+  T n_pos = 0, n_neg = 0;
+  T sum_pos = 0;
+  T max_pos = 0, exp_pos = 0;            // exp_pos = sum over P of e^(s - max_pos)
+  T max_neg = 0, exp_w = 0, exp_wn = 0;  // sums over N of e^(beta (s - max_neg)), e^((1 + beta)(s - max_neg))
+};
+
+// Largest |s| * (1 + beta) for which sums of plain e^((1 + beta) s) are safe in float32: half of its
+// exponent range (87) is left to the sum itself.
+constexpr double kBoundedLogit = 43.5;
+
+// Normalised embeddings have |s| <= 1 / temperature: no running maximum is needed while that is small.
+CLCE_HD bool logits_are_bounded(bool normalized, double temperature, double beta) {
+  return normalized && (1.0 + beta) / temperature <= kBoundedLogit;
+}
+
+template <class T>
+CLCE_HD T minus_infinity() {
+  return T(-INFINITY);
+}
+
+// Folds `from` into `into`; exact up to rounding for disjoint key sets, in a fixed order.
+template <class T>
+CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
+  into.sum_pos += from.sum_pos;
+  if (from.n_pos > 0) {
+    if (into.n_pos > 0) {
+      const T top = into.max_pos > from.max_pos ? into.max_pos : from.max_pos;
+      into.exp_pos =
+          into.exp_pos * std::exp(into.max_pos - top) + from.exp_pos * std::exp(from.max_pos - top);
+      into.max_pos = top;
+    } else {
+      into.exp_pos = from.exp_pos;
+      into.max_pos = from.max_pos;
+    }
+  }
+  if (from.n_neg > 0) {
+    if (into.n_neg > 0) {
+      const T top = into.max_neg > from.max_neg ? into.max_neg : from.max_neg;
+      const T down_into = into.max_neg - top, down_from = from.max_neg - top;
+      into.exp_w = into.exp_w * std::exp(beta * down_into) + from.exp_w * std::exp(beta * down_from);
+      into.exp_wn =
+          into.exp_wn * std::exp((1 + beta) * down_into) + from.exp_wn * std::exp((1 + beta) * down_from);
+      into.max_neg = top;
+    } else {
+      into.exp_w = from.exp_w;
+      into.exp_wn = from.exp_wn;
+      into.max_neg = from.max_neg;
+    }
+  }
+  into.n_pos += from.n_pos;
+  into.n_neg += from.n_neg;
+}
+
+// high + low = factor * maximum + log(sum), to twice the precision of T where factor * maximum is large.
+template <class T>
+CLCE_HD void log_in_two(T factor, T maximum, T sum, T& high, T& low) {
+  const T product = factor * maximum;
+  const T product_low = std::fma(factor, maximum, -product);
+  const T logarithm = std::log(sum);
+  high = product + logarithm;
+  low = T(0);
+  if (std::isfinite(high)) {
+    const T back = high - product;
+    low = ((product - (high - back)) + (logarithm - back)) + product_low;
+  }
+}
+
+template <class T>
+CLCE_HD Statistics<T> finalize(const PartialSums<T>& sums, T beta) {
+  Statistics<T> out{
+      sums.n_pos, sums.n_neg, sums.sum_pos, minus_infinity<T>(), minus_infinity<T>(), minus_infinity<T>(),
+      T(0),       T(0),       T(0)};
+  if (sums.n_pos > 0) log_in_two(T(1), sums.max_pos, sums.exp_pos, out.lse_pos, out.lse_pos_low);
+  if (sums.n_neg > 0) {
+    log_in_two(beta, sums.max_neg, sums.exp_w, out.lse_w, out.lse_w_low);
+    log_in_two(1 + beta, sums.max_neg, sums.exp_wn, out.lse_wn, out.lse_wn_low);
+  }
+  return out;
+}
+
+// Sums kept in double, statistics in T.
+template <class T>
+CLCE_HD Statistics<T> rounded(const Statistics<double>& s) {
+  const auto low = [](double value) { return std::isfinite(value) ? T(value - double(T(value))) : T(0); };
+  const double pos = s.lse_pos + s.lse_pos_low, w = s.lse_w + s.lse_w_low, wn = s.lse_wn + s.lse_wn_low;
+  return {T(s.n_pos), T(s.n_neg), T(s.sum_pos), T(pos), T(w), T(wn), low(pos), low(w), low(wn)};
+}
+
+// d loss / d s_ij, given the loss's derivatives by anchor i's statistics (`d`). Every exponent is <= 0.
+// fma and the low parts keep the exponent exact to T where s and lse are large and close.
+template <class T>
+CLCE_HD T positive_gradient(T s, const Statistics<T>& statistics, const Statistics<T>& d) {
+  return d.sum_pos + d.lse_pos * std::exp((s - statistics.lse_pos) - statistics.lse_pos_low);
+}
+
+template <class T>
+CLCE_HD T negative_gradient(T s, const Statistics<T>& statistics, const Statistics<T>& d, T beta) {
+  const T by_wn =
+      d.lse_wn * (1 + beta) * std::exp(std::fma(1 + beta, s, -statistics.lse_wn) - statistics.lse_wn_low);
+  if (beta == 0) return by_wn;
+  return by_wn + d.lse_w * beta * std::exp(std::fma(beta, s, -statistics.lse_w) - statistics.lse_w_low);
+}
+
+}  // namespace clce
