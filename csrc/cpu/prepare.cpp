@@ -1,0 +1,120 @@
+// Rows before and after the tiles: normalised embeddings, and the gradient back through it.
+#include <ATen/Parallel.h>
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "family/contrast.h"
+
+namespace clce::cpu {
+namespace {
+
+constexpr int64_t kGrain = 32;  // rows a thread takes at least
+
+template <class Acc, class Body>
+Acc sum_over(int64_t count, const Body& body) {
+  constexpr int kLanes = 16;  // independent sums, so that the compiler can use vectors
+  Acc lanes[kLanes] = {};
+  int64_t d = 0;
+  for (; d + kLanes <= count; d += kLanes)
+    for (int k = 0; k < kLanes; ++k) lanes[k] += body(d + k);
+  for (; d < count; ++d) lanes[d % kLanes] += body(d);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int k = 0; k < half; ++k) lanes[k] += lanes[k + half];
+  return lanes[0];
+}
+
+template <class T, class Acc>
+void prepare_as(const PrepareArgs& args) {
+  const T* x = static_cast<const T*>(args.x);
+  T* z = static_cast<T*>(args.z);
+  Acc* norms = static_cast<Acc*>(args.norms);
+  const int64_t stride = padded_dim(args.dim), step = args.x_col_stride;
+  at::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* from = x + i * args.x_row_stride;
+      T* to = z + i * stride;
+      if (args.normalize) {
+        const Acc norm = std::sqrt(sum_over<Acc>(args.dim, [&](int64_t d) {
+          const Acc value = static_cast<Acc>(from[d * step]);
+          return value * value;
+        }));
+        const Acc divisor = norm < Acc(kNormEps) ? Acc(kNormEps) : norm;
+        for (int64_t d = 0; d < args.dim; ++d)
+          to[d] = static_cast<T>(static_cast<Acc>(from[d * step]) / divisor);
+        norms[i] = norm;
+      } else {
+        for (int64_t d = 0; d < args.dim; ++d) to[d] = from[d * step];
+      }
+      std::fill(to + args.dim, to + stride, T(0));
+    }
+  });
+}
+
+template <class T, class Acc>
+void prepare_backward_as(const PrepareBackwardArgs& args) {
+  const T* z = static_cast<const T*>(args.z);
+  const Acc* dz = static_cast<const Acc*>(args.dz);
+  const Acc* norms = static_cast<const Acc*>(args.norms);
+  T* dx = static_cast<T*>(args.dx);
+  Acc* dots = static_cast<Acc*>(args.dots);
+  const int64_t stride = padded_dim(args.dim);
+  at::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const T* row = z + i * stride;
+      const Acc* grad = dz + i * stride;
+      const Acc dot = sum_over<Acc>(args.dim, [&](int64_t d) { return static_cast<Acc>(row[d]) * grad[d]; });
+      if (dots != nullptr) dots[i] = dot;
+      if (dx == nullptr) continue;
+      T* out = dx + i * args.dim;
+      if (!args.normalize) {
+        for (int64_t d = 0; d < args.dim; ++d) out[d] = static_cast<T>(grad[d]);
+      } else if (norms[i] < Acc(kNormEps)) {
+        // Divided by eps: a half cannot hold it, and a zero vector must not make the step infinite.
+        const Acc largest = std::is_same_v<T, c10::Half> ? Acc(65504) : std::numeric_limits<Acc>::max();
+        for (int64_t d = 0; d < args.dim; ++d) {
+          const Acc value = grad[d] / Acc(kNormEps);
+          out[d] = static_cast<T>(value > largest ? largest : value < -largest ? -largest : value);
+        }
+      } else {
+        for (int64_t d = 0; d < args.dim; ++d) {
+          out[d] = static_cast<T>((grad[d] - static_cast<Acc>(row[d]) * dot) / norms[i]);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+void prepare(const PrepareArgs& args, void*) {
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return prepare_as<float, float>(args);
+    case DType::kFloat64:
+      return prepare_as<double, double>(args);
+    case DType::kBFloat16:
+      return prepare_as<c10::BFloat16, float>(args);
+    case DType::kFloat16:
+      return prepare_as<c10::Half, float>(args);
+  }
+}
+
+void prepare_backward(const PrepareBackwardArgs& args, void*) {
+  switch (args.dtype) {
+    case DType::kFloat32:
+      return prepare_backward_as<float, float>(args);
+    case DType::kFloat64:
+      return prepare_backward_as<double, double>(args);
+    case DType::kBFloat16:
+      return prepare_backward_as<c10::BFloat16, float>(args);
+    case DType::kFloat16:
+      return prepare_backward_as<c10::Half, float>(args);
+  }
+}
+
+}  // namespace clce::cpu

@@ -1,0 +1,4 @@
+#define CPU_CAPABILITY DEFAULT
+#define CPU_CAPABILITY_DEFAULT
+#define CLCE_TILE_NAMESPACE baseline
+#include "cpu/tile_impl.h"
