@@ -1,0 +1,156 @@
+// From scratch slots to statistics, and from statistics to the loss and its derivatives.
+#pragma once
+
+#include "cuda/kernels/tile_sums.cuh"
+#include "cuda/launch.cuh"
+#include "family/loss.h"
+
+namespace clce::cuda {
+
+constexpr int kMergeThreads = 128;
+// Of a single block; registers for so many threads must do.
+template <class T>
+constexpr int kLossThreads = sizeof(T) == 8 ? 512 : 1024;
+
+template <class T>
+struct MergeLossParams {
+  int64_t rows;
+  bool merge;  // slots -> statistics; else the statistics are there
+  const T* slots;
+  int64_t num_slots;
+  bool maxima;
+  T beta;
+  T* statistics;
+  bool with_loss;
+  LossConfig config;
+  Scale<T> scale;
+  bool each_row, mean;  // reduction none; mean
+  T* loss;
+  T* num_terms;
+  T* derivatives;
+  // [2 * blocks] sums of blocks, and the count of blocks that are done; not used by a single block.
+  T* block_sums;
+  uint32_t* ticket;
+};
+
+template <class T>
+struct LossSum {
+  T loss, terms;
+};
+
+// The block's sum, in a fixed order; only thread 0's is whole.
+template <class T>
+CLCE_DEVICE LossSum<T> block_sum(LossSum<T> mine) {
+  const int t = int(threadIdx.x);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    mine.loss += ptx::shuffle_xor(mine.loss, mask);
+    mine.terms += ptx::shuffle_xor(mine.terms, mask);
+  }
+  T* const shares = reinterpret_cast<T*>(ptx::dynamic_shared());
+  ptx::sync_threads();
+  if (t % 32 == 0) {
+    ptx::shared_store(shares + t / 32 * 2, mine.loss);
+    ptx::shared_store(shares + t / 32 * 2 + 1, mine.terms);
+  }
+  ptx::sync_threads();
+  LossSum<T> sum{0, 0};
+  if (t == 0) {
+    for (int w = 0; w < int(blockDim.x) / 32; ++w) {
+      sum.loss += ptx::shared_load(shares + w * 2);
+      sum.terms += ptx::shared_load(shares + w * 2 + 1);
+    }
+  }
+  return sum;
+}
+
+template <class T>
+CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t row) {
+  const auto at = [&](int field) { return p.statistics + field * p.rows + row; };
+  if (!p.merge) {
+    const auto load = [&](int field) { return ptx::global_load(at(field)); };
+    return {load(kNumPos), load(kNumNeg),    load(kSumPos),  load(kLsePos),  load(kLseW),
+            load(kLseWn),  load(kLsePosLow), load(kLseWLow), load(kLseWnLow)};
+  }
+  const int fields = num_fields(p.maxima);
+  PartialSums<T> sums;
+  for (int64_t i = 0; i < p.num_slots; ++i) {
+    combine(sums, load_partial<T>(p.slots + i * fields * p.rows + row, p.rows, p.maxima), p.maxima, p.beta);
+  }
+  const Statistics<T> result = finalize(sums, p.beta);
+  const auto store = [&](int field, T value) { ptx::global_store(at(field), value); };
+  store(kNumPos, result.n_pos);
+  store(kNumNeg, result.n_neg);
+  store(kSumPos, result.sum_pos);
+  store(kLsePos, result.lse_pos);
+  store(kLseW, result.lse_w);
+  store(kLseWn, result.lse_wn);
+  store(kLsePosLow, result.lse_pos_low);
+  store(kLseWLow, result.lse_w_low);
+  store(kLseWnLow, result.lse_wn_low);
+  return result;
+}
+
+template <class T>
+CLCE_DEVICE void store_derivatives(const MergeLossParams<T>& p, int64_t row, const AnchorLoss<T>& anchor) {
+  const auto store = [&](int field, T value) {
+    ptx::global_store(p.derivatives + field * p.rows + row, value);
+  };
+  store(kDSumPos, anchor.d.sum_pos);
+  store(kDLsePos, anchor.d.lse_pos);
+  store(kDLseW, anchor.d.lse_w);
+  store(kDLseWn, anchor.d.lse_wn);
+  store(kDScale, anchor.d_scale);
+}
+
+template <class T>
+CLCE_DEVICE void store_loss(const MergeLossParams<T>& p, const LossSum<T>& sum) {
+  ptx::global_store(p.num_terms, sum.terms);
+  if (p.each_row) return;
+  const T count = sum.terms > 1 ? sum.terms : T(1);
+  ptx::global_store(p.loss, p.mean ? sum.loss / count : sum.loss);
+}
+
+template <class T>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kLossThreads<T>, 1) merge_loss_kernel(MergeLossParams<T> p) {
+  const T scale = load_scale(p.scale);
+  LossSum<T> mine{0, 0};
+  const int64_t step = int64_t(gridDim.x) * blockDim.x;
+  for (int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < p.rows; row += step) {
+    const Statistics<T> statistics = statistics_of_row(p, row);
+    if (!p.with_loss) continue;
+    const AnchorLoss<T> anchor = anchor_loss(statistics, p.config, scale);
+    store_derivatives(p, row, anchor);
+    if (p.each_row) ptx::global_store(p.loss + row, anchor.value);
+    mine.loss += anchor.value;
+    mine.terms += T(anchor.is_term);
+  }
+  if (!p.with_loss) return;
+  const LossSum<T> block = block_sum(mine);
+  if (gridDim.x == 1) {
+    if (threadIdx.x == 0) store_loss(p, block);
+    return;
+  }
+
+  // The block that is last to come here adds up all of them, in their order.
+  uint32_t* const last = reinterpret_cast<uint32_t*>(ptx::dynamic_shared());
+  ptx::sync_threads();
+  if (threadIdx.x == 0) {
+    ptx::global_store(p.block_sums + 2 * int64_t(blockIdx.x), block.loss);
+    ptx::global_store(p.block_sums + 2 * int64_t(blockIdx.x) + 1, block.terms);
+    ptx::fence_device();
+    ptx::shared_store(last, uint32_t(ptx::atomic_add(p.ticket, 1u) == gridDim.x - 1));
+    ptx::fence_device();
+  }
+  ptx::sync_threads();
+  if (!ptx::shared_load(last)) return;
+  LossSum<T> all{0, 0};
+  for (int64_t i = threadIdx.x; i < gridDim.x; i += blockDim.x) {
+    all.loss += ptx::global_load(p.block_sums + 2 * i);
+    all.terms += ptx::global_load(p.block_sums + 2 * i + 1);
+  }
+  all = block_sum(all);
+  if (threadIdx.x == 0) store_loss(p, all);
+}
+
+}  // namespace clce::cuda

@@ -1,0 +1,202 @@
+// Normalisation of embeddings and its derivative: one warp per row.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/kernels/common.cuh"
+#include "family/contrast.h"
+
+namespace clce::cuda {
+
+constexpr int kRowsPerBlock = 4;
+
+template <class Element>
+struct AccOf {
+  using Type = float;
+};
+template <>
+struct AccOf<double> {
+  using Type = double;
+};
+
+CLCE_DEVICE float to_acc(ptx::bf16 x) {
+  return ptx::to_float(x);
+}
+CLCE_DEVICE float to_acc(ptx::f16 x) {
+  return ptx::to_float(x);
+}
+CLCE_DEVICE float to_acc(float x) {
+  return x;
+}
+CLCE_DEVICE double to_acc(double x) {
+  return x;
+}
+
+template <class Element, class T>
+CLCE_DEVICE Element from_acc(T x) {
+  if constexpr (std::is_same_v<Element, ptx::bf16>) {
+    return ptx::to_bf16(x);
+  } else if constexpr (std::is_same_v<Element, ptx::f16>) {
+    return ptx::to_f16(x);
+  } else {
+    return x;
+  }
+}
+
+template <class T>
+CLCE_DEVICE T warp_sum(T x) {
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) x += ptx::shuffle_xor(x, mask);
+  return x;
+}
+
+template <class Element, class T>
+struct PrepareParams {
+  int64_t rows, dim;
+  const Element* x;
+  int64_t x_row_stride, x_col_stride;
+  bool vectors;  // rows of x can be read 16 bytes at a time
+  Element* z;
+  T* norms;
+  bool normalize;
+};
+
+// Calls use(col, count, values) for all columns of this lane, 16 bytes of them at a time.
+template <class Element, class Use>
+CLCE_DEVICE void for_columns(const PrepareParams<Element, typename AccOf<Element>::Type>& p, int64_t row,
+                             Use use) {
+  using Pack = ptx::Pack<Element>;
+  const Element* const x = p.x + row * p.x_row_stride;
+  const int64_t padded = padded_dim(p.dim);
+  for (int64_t col = int64_t(threadIdx.x % 32) * Pack::kSize; col < padded; col += 32 * Pack::kSize) {
+    Pack values;
+    if (p.vectors && col + Pack::kSize <= p.dim) {
+      values = ptx::global_load(reinterpret_cast<const Pack*>(x + col));
+    } else {
+#pragma unroll
+      for (int i = 0; i < Pack::kSize; ++i) {
+        values.values[i] = col + i < p.dim ? ptx::global_load(x + (col + i) * p.x_col_stride) : Element{};
+      }
+    }
+    use(col, values);
+  }
+}
+
+template <class Element>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
+    prepare_kernel(PrepareParams<Element, typename AccOf<Element>::Type> p) {
+  using T = typename AccOf<Element>::Type;
+  using Pack = ptx::Pack<Element>;
+  const int64_t row = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
+  if (row >= p.rows) return;
+  T factor = 1;
+  if (p.normalize) {
+    T squares = 0;
+    for_columns<Element>(p, row, [&](int64_t, const Pack& x) {
+#pragma unroll
+      for (int i = 0; i < Pack::kSize; ++i) squares += to_acc(x.values[i]) * to_acc(x.values[i]);
+    });
+    const T norm = std::sqrt(warp_sum(squares));
+    if (threadIdx.x % 32 == 0) ptx::global_store(p.norms + row, norm);
+    // Written so that NaN stays NaN.
+    factor = 1 / (norm < T(kNormEps) ? T(kNormEps) : norm);
+  }
+  for_columns<Element>(p, row, [&](int64_t col, const Pack& x) {
+    Pack z;
+#pragma unroll
+    for (int i = 0; i < Pack::kSize; ++i) {
+      z.values[i] = p.normalize ? from_acc<Element>(to_acc(x.values[i]) * factor) : x.values[i];
+    }
+    ptx::global_store(reinterpret_cast<Pack*>(p.z + row * padded_dim(p.dim) + col), z);
+  });
+}
+
+template <class Element, class T>
+struct PrepareBackwardParams {
+  int64_t rows, dim;
+  const Element* z;
+  const T* norms;
+  const T* dz;
+  Element* dx;
+  bool vectors;  // rows of dx can be written 16 bytes at a time
+  T* dots;
+  bool normalize;
+};
+
+// The largest finite number of the type: what a gradient over 1e-12 becomes in float16.
+template <class Element, class T>
+CLCE_DEVICE T clamp_to_finite(T x) {
+  if constexpr (std::is_same_v<Element, ptx::f16>) {
+    const T top = T(65504);
+    return x > top ? top : x < -top ? -top : x;
+  } else {
+    return x;
+  }
+}
+
+template <class Element>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
+    prepare_backward_kernel(PrepareBackwardParams<Element, typename AccOf<Element>::Type> p) {
+  using T = typename AccOf<Element>::Type;
+  using Pack = ptx::Pack<Element>;
+  constexpr int kSize = Pack::kSize;
+  constexpr int kParts = kSize * int(sizeof(T)) / 16;  // 16-byte pieces of dz per piece of z
+  const int64_t row = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
+  if (row >= p.rows) return;
+  const int lane = int(threadIdx.x) % 32;
+  const int64_t padded = padded_dim(p.dim);
+  const Element* const z = p.z + row * padded;
+  const T* const dz = p.dz + row * padded;
+  const auto load_dz = [&](int64_t col, T(&values)[kSize]) {
+#pragma unroll
+    for (int i = 0; i < kParts; ++i) {
+      const auto part = ptx::global_load(reinterpret_cast<const ptx::Pack<T>*>(dz + col) + i);
+#pragma unroll
+      for (int j = 0; j < ptx::Pack<T>::kSize; ++j) values[i * ptx::Pack<T>::kSize + j] = part.values[j];
+    }
+  };
+
+  T dot = 0;
+  if (p.normalize || p.dots) {
+    for (int64_t col = int64_t(lane) * kSize; col < padded; col += 32 * kSize) {
+      const Pack zs = ptx::global_load(reinterpret_cast<const Pack*>(z + col));
+      T dzs[kSize];
+      load_dz(col, dzs);
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) dot += to_acc(zs.values[i]) * dzs[i];
+    }
+    dot = warp_sum(dot);
+    if (p.dots && lane == 0) ptx::global_store(p.dots + row, dot);
+  }
+  if (!p.dx) return;
+  T factor = 1, along = 0;
+  bool tiny = false;
+  if (p.normalize) {
+    const T norm = ptx::global_load(p.norms + row);
+    tiny = norm < T(kNormEps);
+    factor = 1 / (tiny ? T(kNormEps) : norm);
+    along = tiny ? T(0) : dot;
+  }
+  for (int64_t col = int64_t(lane) * kSize; col < p.dim; col += 32 * kSize) {
+    const Pack zs = ptx::global_load(reinterpret_cast<const Pack*>(z + col));
+    T dzs[kSize];
+    load_dz(col, dzs);
+    Pack dx;
+#pragma unroll
+    for (int i = 0; i < kSize; ++i) {
+      const T value = (dzs[i] - to_acc(zs.values[i]) * along) * factor;
+      dx.values[i] = from_acc<Element>(tiny ? clamp_to_finite<Element>(value) : value);
+    }
+    Element* const to = p.dx + row * p.dim + col;
+    if (p.vectors && col + kSize <= p.dim) {
+      ptx::global_store(reinterpret_cast<Pack*>(to), dx);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) {
+        if (col + i < p.dim) ptx::global_store(to + i, dx.values[i]);
+      }
+    }
+  }
+}
+
+}  // namespace clce::cuda

@@ -1,0 +1,62 @@
+// How the host starts kernels and what it asks about the device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace clce::cuda {
+
+struct Grid {
+  uint32_t x = 1, y = 1, z = 1;
+};
+
+}  // namespace clce::cuda
+
+#if defined(CLCE_EXECUTOR)
+#include "executor/launch_host.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace clce::cuda {
+
+inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) {
+    throw std::runtime_error(std::string("clce_ext: ") + what + ": " + cudaGetErrorString(status));
+  }
+}
+
+// Blocks of the current device that run at once are a multiple of this.
+inline int multiprocessors() {
+  int device = 0, count = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+        "cannot read the device's multiprocessor count");
+  return count;
+}
+
+// Starts kernel(params) on the stream; an empty grid is no launch.
+template <class Params>
+void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, size_t shared_bytes,
+            void* stream, const Params& params) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  // Without this a block gets 48 KiB at most.
+  constexpr size_t kDefaultSharedBytes = 48 * 1024;
+  if (shared_bytes > kDefaultSharedBytes) {
+    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
+  // Not the chevrons, which a formatter for C++ tears apart.
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(grid.x, grid.y, grid.z), dim3(threads),
+                         arguments, shared_bytes, static_cast<cudaStream_t>(stream)),
+        name);
+}
+
+}  // namespace clce::cuda
+
+#endif

@@ -1,0 +1,90 @@
+// Products of bfloat16 or float16 tiles on the tensor cores, accumulated in float32.
+#pragma once
+
+#include "cuda/tile/fragment.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace clce::cuda {
+
+template <class T>
+struct HalfFormat;
+
+template <>
+struct HalfFormat<ptx::bf16> {
+  using Tag = ptx::bf16_tag;
+  CLCE_DEVICE static uint32_t pack(float low, float high) { return ptx::pack_bf16x2(low, high); }
+};
+
+template <>
+struct HalfFormat<ptx::f16> {
+  using Tag = ptx::f16_tag;
+  CLCE_DEVICE static uint32_t pack(float low, float high) { return ptx::pack_f16x2(low, high); }
+};
+
+template <class T>
+struct HalfEngine {
+  using Element = T;
+  using Acc = float;
+  using Gradient = T;
+  using Tag = typename HalfFormat<T>::Tag;
+
+  // sum += a b^T over the tiles' columns; a [kM, k], b [kN, k].
+  template <class F, class A, class B>
+  CLCE_DEVICE static void multiply_transposed(const F& f, float (&sum)[F::kMI][F::kNI][4], const A& a,
+                                              const B& b) {
+    static_assert(F::kNI % 2 == 0 && A::kCols % 16 == 0, "b is read in pieces of 16 x 16");
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int k = 0; k < A::kCols; k += 16) {
+      uint32_t y[F::kNI][2];
+#pragma unroll
+      for (int ni = 0; ni < F::kNI; ni += 2) {
+        // Matrices: columns 0-7 of b's rows 0-7, columns 8-15 of them, then the same of rows 8-15.
+        uint32_t r[4];
+        ptx::ldmatrix_x4(r, b.at(f.first_col() + ni * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+        y[ni][0] = r[0], y[ni][1] = r[1], y[ni + 1][0] = r[2], y[ni + 1][1] = r[3];
+      }
+#pragma unroll
+      for (int mi = 0; mi < F::kMI; ++mi) {
+        uint32_t x[4];
+        ptx::ldmatrix_x4(x, a.at(f.first_row() + mi * 16 + lane % 16, k + lane / 16 * 8));
+#pragma unroll
+        for (int ni = 0; ni < F::kNI; ++ni) ptx::mma_m16n8k16(sum[mi][ni], x, y[ni], Tag{});
+      }
+    }
+  }
+
+  // sum += g[:, first : first + k] x over x's rows; g [kM, n], x [k, kN].
+  template <class F, class G, class X>
+  CLCE_DEVICE static void multiply(const F& f, float (&sum)[F::kMI][F::kNI][4], const G& g, int first,
+                                   const X& x) {
+    static_assert(F::kNI % 2 == 0 && X::kRows % 16 == 0, "x is read in pieces of 16 x 16");
+    const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+    for (int k = 0; k < X::kRows; k += 16) {
+      uint32_t w[F::kMI][4];
+#pragma unroll
+      for (int mi = 0; mi < F::kMI; ++mi) {
+        ptx::ldmatrix_x4(w[mi], g.at(f.first_row() + mi * 16 + lane % 16, first + k + lane / 16 * 8));
+      }
+#pragma unroll
+      for (int ni = 0; ni < F::kNI; ni += 2) {
+        // x lies with the summed index down its rows: transposed on the way.
+        uint32_t r[4];
+        ptx::ldmatrix_x4_trans(r, x.at(k + lane % 16, f.first_col() + ni * 8 + lane / 16 * 8));
+        const uint32_t y[2][2] = {{r[0], r[1]}, {r[2], r[3]}};
+#pragma unroll
+        for (int mi = 0; mi < F::kMI; ++mi) {
+          ptx::mma_m16n8k16(sum[mi][ni], w[mi], y[0], Tag{});
+          ptx::mma_m16n8k16(sum[mi][ni + 1], w[mi], y[1], Tag{});
+        }
+      }
+    }
+  }
+
+  CLCE_DEVICE static void store_pair(T* g, float low, float high) {
+    ptx::shared_store(reinterpret_cast<uint32_t*>(g), HalfFormat<T>::pack(low, high));
+  }
+};
+
+}  // namespace clce::cuda
