@@ -1,0 +1,134 @@
+#include "binding/checks.h"
+
+#include <cmath>
+
+namespace clce::binding {
+namespace {
+
+void check_rows(const Tensor& tensor, const char* name) {
+  TORCH_CHECK_VALUE(tensor.dim() == 2, name,
+                    " must have shape [rows, dim] (or, for embeddings, [images, views, dim]), got ",
+                    tensor.sizes());
+  TORCH_CHECK_VALUE(tensor.size(1) >= 1, name, " must have at least one column, got shape ", tensor.sizes());
+}
+
+void check_same_device(const Tensor& tensor, const char* name, const Tensor& embeddings) {
+  TORCH_CHECK_VALUE(tensor.device() == embeddings.device(), name, " must be on the embeddings' device ",
+                    embeddings.device(), ", got ", tensor.device());
+}
+
+void check_labels(const Tensor& labels, const char* name, int64_t length, const Tensor& embeddings) {
+  TORCH_CHECK_TYPE(at::isIntegralType(labels.scalar_type(), /*includeBool=*/false), name,
+                   " must be integers (class indices), got ", labels.scalar_type());
+  TORCH_CHECK_VALUE(labels.dim() == 1 && labels.size(0) == length, name, " must have shape [", length,
+                    "], one label per image, got ", labels.sizes());
+  check_same_device(labels, name, embeddings);
+}
+
+}  // namespace
+
+DType dtype_of(const Tensor& tensor, const char* name) {
+  switch (tensor.scalar_type()) {
+    case at::kFloat:
+      return DType::kFloat32;
+    case at::kDouble:
+      return DType::kFloat64;
+    case at::kBFloat16:
+      return DType::kBFloat16;
+    case at::kHalf:
+      return DType::kFloat16;
+    default:
+      TORCH_CHECK_TYPE(false, name, " must be float32, float64, bfloat16 or float16, got ",
+                       tensor.scalar_type());
+  }
+}
+
+at::ScalarType acc_type(DType dtype) {
+  return dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
+}
+
+Reduction reduction_of(const std::string& value) {
+  if (value == "none") return Reduction::kNone;
+  if (value == "mean") return Reduction::kMean;
+  if (value == "sum") return Reduction::kSum;
+  TORCH_CHECK_VALUE(false, "reduction must be 'mean', 'sum' or 'none', got '", value, "'");
+}
+
+LossConfig loss_config(double beta, const std::string& summation, const std::string& denominator,
+                       double debias, bool detach_weights) {
+  TORCH_CHECK_VALUE(summation == "in" || summation == "out", "summation must be 'in' or 'out', got '",
+                    summation, "'");
+  TORCH_CHECK_VALUE(denominator == "all" || denominator == "negatives",
+                    "denominator must be 'all' or 'negatives', got '", denominator, "'");
+  TORCH_CHECK_VALUE(debias >= 0 && debias < 1, "debias must be in [0, 1), got ", debias);
+  LossConfig config;
+  config.beta = beta;
+  config.debias = debias;
+  config.mean_inside_log = summation == "in";
+  config.negatives_only = denominator == "negatives";
+  config.detach_weights = detach_weights;
+  return config;
+}
+
+void check_temperature(const OptionalTensor& tensor, double value, const at::Device& device) {
+  if (tensor.has_value()) {
+    TORCH_CHECK_VALUE(tensor->numel() == 1,
+                      "temperature must be a number or a tensor of one element, got shape ", tensor->sizes());
+    TORCH_CHECK_TYPE(at::isFloatingType(tensor->scalar_type()),
+                     "temperature must be a floating-point tensor, got ", tensor->scalar_type());
+    TORCH_CHECK_VALUE(tensor->device() == device, "temperature must be on the embeddings' device ", device,
+                      ", got ", tensor->device());
+    if (!tensor->is_cpu()) return;  // reading it would wait for the device
+    value = tensor->item<double>();
+  }
+  TORCH_CHECK_VALUE(value > 0 && std::isfinite(value), "temperature must be finite and greater than 0, got ",
+                    value);
+}
+
+void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const OptionalTensor& keys,
+                    const OptionalTensor& key_labels, const ContrastOptions& options) {
+  const DType dtype = dtype_of(anchors, "embeddings");
+  check_rows(anchors, "embeddings");
+  const int64_t rows = anchors.size(0);
+  TORCH_CHECK_VALUE(options.views >= 1 && rows % options.views == 0, "views must divide the number of rows ",
+                    rows, ", got ", options.views);
+  const int64_t images = rows / options.views;
+  if (labels.has_value()) check_labels(*labels, "labels", images, anchors);
+  TORCH_CHECK_VALUE(options.beta >= 0 && std::isfinite(options.beta),
+                    "beta must be finite and at least 0, got ", options.beta);
+  check_temperature(options.temperature_tensor, options.temperature, anchors.device());
+
+  if (!keys.has_value()) {
+    TORCH_CHECK_VALUE(!key_labels.has_value(), "key_labels are given without keys");
+    TORCH_CHECK_VALUE(!options.key_offset.has_value(), "key_offset is given without keys");
+    TORCH_CHECK_VALUE(labels.has_value() || options.views >= 2 || rows == 0,
+                      "labels are needed unless embeddings hold at least two views per image "
+                      "(shape [images, views, dim]) or keys are given, got labels=None and one view");
+    return;
+  }
+  check_rows(*keys, "keys");
+  TORCH_CHECK_TYPE(dtype_of(*keys, "keys") == dtype, "keys must have the embeddings' dtype ",
+                   anchors.scalar_type(), ", got ", keys->scalar_type());
+  check_same_device(*keys, "keys", anchors);
+  TORCH_CHECK_VALUE(keys->size(1) == anchors.size(1), "keys must have the embeddings' ", anchors.size(1),
+                    " columns, got shape ", keys->sizes());
+  TORCH_CHECK_VALUE(
+      labels.has_value() == key_labels.has_value(),
+      "labels and key_labels must be given together (or neither: image i pairs with key i), got labels=",
+      labels.has_value() ? "a tensor" : "None",
+      ", key_labels=", key_labels.has_value() ? "a tensor" : "None");
+  if (key_labels.has_value()) {
+    check_labels(*key_labels, "key_labels", keys->size(0), anchors);
+  } else {
+    TORCH_CHECK_VALUE(keys->size(0) == images, "keys must have one row per image (", images,
+                      ") where neither has labels, got ", keys->size(0));
+    TORCH_CHECK_VALUE(!options.key_offset.has_value(), "key_offset needs labels and key_labels");
+  }
+  if (options.key_offset.has_value()) {
+    TORCH_CHECK_VALUE(*options.key_offset >= 0 && *options.key_offset + rows <= keys->size(0),
+                      "key_offset must place all ", rows, " anchors inside the ", keys->size(0),
+                      " keys, got ", *options.key_offset);
+  }
+}
+
+}  // namespace clce::binding
