@@ -1,0 +1,185 @@
+"""Builds clce_ext._C: CPU kernels always, CUDA kernels where a CUDA torch and its toolkit are found.
+
+Environment:
+    CLCE_CUDA=auto|0|1        auto (default): with CUDA where possible; 1: fail where it is not
+    CUDA_HOME                 the toolkit; otherwise the one that the nvcc on PATH belongs to
+    TORCH_CUDA_ARCH_LIST      e.g. "8.0;9.0+PTX"; otherwise the GPUs of this machine, or the default below
+    MAX_JOBS                  compilers at a time; otherwise bounded by cores and memory
+"""
+
+import ctypes
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
+DEFAULT_ARCHS = "8.0;8.6;8.9;9.0+PTX"
+MEMORY_PER_JOB = 3 << 30  # bytes; a CUDA instance takes most
+
+
+def toolkit() -> str | None:
+    """The CUDA toolkit's folder: CUDA_HOME, or what the nvcc on PATH (maybe a wrapper) calls its top."""
+    candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
+    if nvcc := shutil.which("nvcc"):
+        dry = subprocess.run([nvcc, "--dryrun", "-c", "-x", "cu", "none.cu"], capture_output=True, text=True)
+        if top := re.search(r"^#\$ TOP=(.+)$", dry.stderr, re.M):
+            candidates.append(os.path.realpath(top.group(1)))
+    candidates += ["/usr/local/cuda"]
+    for home in candidates:
+        if home and Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists():
+            return home
+    return None
+
+
+CUDA_HOME = toolkit()
+if CUDA_HOME:
+    os.environ["CUDA_HOME"] = CUDA_HOME  # before torch guesses
+
+try:
+    import torch
+except ImportError as error:
+    raise SystemExit(
+        "clce_ext is built against torch: install torch first, and build with --no-build-isolation"
+    ) from error
+from torch.utils import cpp_extension  # noqa: E402
+
+
+def decide_cuda() -> tuple[bool, str]:
+    """Whether CUDA kernels are built, and why (not)."""
+    wanted = os.environ.get("CLCE_CUDA", "auto").lower()
+    if wanted in ("0", "off", "no"):
+        return False, "CLCE_CUDA=0"
+    reason = None
+    if not torch.version.cuda:
+        reason = f"torch {torch.__version__} is a build without CUDA"
+    elif not CUDA_HOME:
+        reason = "no CUDA toolkit found (set CUDA_HOME)"
+    if reason is None:
+        return True, f"torch {torch.__version__} and the toolkit in {CUDA_HOME}"
+    if wanted in ("1", "on", "yes"):
+        raise SystemExit(f"CLCE_CUDA=1 but CUDA kernels cannot be built: {reason}")
+    return False, reason
+
+
+def torch_has_blas() -> bool:
+    """Whether libtorch_cpu exports the BLAS it was linked with (MKL builds do)."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        loaded = ctypes.CDLL(str(library))
+        return hasattr(loaded, "sgemm_") and hasattr(loaded, "dgemm_")
+    except OSError:
+        return False
+
+
+def max_jobs() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return cores
+    return max(1, min(cores, memory // MEMORY_PER_JOB))
+
+
+WITH_CUDA, WHY = decide_cuda()
+os.environ.setdefault("MAX_JOBS", str(max_jobs()))
+if WITH_CUDA and not torch.cuda.is_available():
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+
+X86_TILES = {
+    "csrc/cpu/tile_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
+    "csrc/cpu/tile_avx512.cpp": [
+        "-mavx512f",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512dq",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+    ],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
+# at::parallel_for is a header: without OpenMP it would run on one thread. Only compiled with it, not linked:
+# the symbols must be those of the runtime that torch brings and its BLAS uses.
+OPENMP = ["-fopenmp"] if torch.backends.openmp.is_available() and platform.system() == "Linux" else []
+CXX_FLAGS = [
+    *OPENMP,
+    "-O3",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+    "-Wno-psabi",
+    "-Wno-unknown-pragmas",
+]
+
+
+def macros() -> list[tuple[str, str | None]]:
+    defined: list[tuple[str, str | None]] = [
+        ("CLCE_VERSION", VERSION),
+        ("CLCE_BUILD_TORCH", torch.__version__),
+    ]
+    if torch_has_blas():
+        defined.append(("CLCE_TORCH_BLAS", None))
+    if IS_X86:
+        defined.append(("CLCE_X86_TILES", None))
+    if WITH_CUDA:
+        archs = re.findall(r"arch=compute_\w+,code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags()))
+        defined += [
+            ("CLCE_CUDA", None),
+            ("CLCE_BUILD_CUDA", torch.version.cuda),
+            ("CLCE_BUILD_ARCHS", "+".join(archs)),
+        ]
+    return defined
+
+
+def extension():
+    sources = [
+        *(f"csrc/cpu/{name}.cpp" for name in ("contrast", "rows", "prepare", "capability", "tile_default")),
+        *(f"csrc/binding/{name}.cpp" for name in ("checks", "ops", "module")),
+    ]
+    flags = {"cxx": list(CXX_FLAGS)}
+    kind = cpp_extension.CppExtension
+    if WITH_CUDA:
+        kind = cpp_extension.CUDAExtension
+        sources += (ROOT / "csrc/cuda/sources.txt").read_text().split()
+        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+    return kind(
+        "clce_ext._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        define_macros=macros(),
+        extra_compile_args=flags,
+    )
+
+
+class BuildExtension(cpp_extension.BuildExtension):
+    """Adds the files that need an instruction set of their own, and says at the end what was built."""
+
+    def build_extensions(self):
+        if IS_X86:
+            for ext in self.extensions:
+                for source, flags in X86_TILES.items():
+                    ext.extra_objects += self._compile_for(source, flags, ext)
+        super().build_extensions()
+
+    def _compile_for(self, source, flags, ext):
+        standard = "-std=c++20" if torch.__version__ >= "2.12" else "-std=c++17"
+        return self.compiler.compile(
+            [source],
+            output_dir=self.build_temp,
+            macros=ext.define_macros,
+            include_dirs=ext.include_dirs,
+            extra_postargs=[standard, *CXX_FLAGS, *flags],
+        )
+
+    def run(self):
+        super().run()
+        what = "CPU and CUDA kernels" if WITH_CUDA else "CPU kernels only"
+        print(f"clce_ext {VERSION}: built with {what} ({WHY})")
+
+
+setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
