@@ -1,0 +1,267 @@
+"""The losses as functions."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clce_ext.ops import HardNegativeContrastiveFunction
+from clce_ext.queue import EmbeddingQueue, own_class_labels
+
+__all__ = ["clce_loss", "hard_negative_contrastive_loss"]
+
+
+def _rows(embeddings: Tensor) -> tuple[Tensor, int]:
+    """[B, V, D] -> [B * V, D] and V; [B, D] as it is, with one view."""
+    if not isinstance(embeddings, Tensor):
+        raise TypeError(f"embeddings must be a tensor, got {type(embeddings).__name__}")
+    if embeddings.dim() == 3:
+        if embeddings.shape[1] < 1:
+            raise ValueError(f"embeddings must have at least one view, got shape {tuple(embeddings.shape)}")
+        return embeddings.flatten(0, 1), embeddings.shape[1]
+    if embeddings.dim() != 2:
+        raise ValueError(
+            f"embeddings must have shape [images, dim] or [images, views, dim], got {tuple(embeddings.shape)}"
+        )
+    return embeddings, 1
+
+
+def _queue_keys(
+    queue: EmbeddingQueue | None, rows: Tensor, labels: Tensor | None, ignore_index: int
+) -> tuple[Tensor, Tensor] | None:
+    if queue is None:
+        return None
+    if not isinstance(queue, EmbeddingQueue):
+        raise TypeError(f"queue must be a clce_ext.EmbeddingQueue or None, got {type(queue).__name__}")
+    return queue.as_keys(rows, labels is not None, ignore_index)
+
+
+def hard_negative_contrastive_loss(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    *,
+    keys: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    key_offset: int | None = None,
+    temperature: float | Tensor = 0.5,
+    beta: float = 1.0,
+    summation: str = "out",
+    denominator: str = "all",
+    debias: float = 0.0,
+    detach_weights: bool = False,
+    normalize: bool = True,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    queue: EmbeddingQueue | None = None,
+    distributed: str | None = None,
+    process_group=None,
+) -> Tensor:
+    r"""Label-aware contrastive loss with hard negatives weighted up.
+
+    With :math:`z` the (normalised) embeddings, :math:`s_{ij} = z_i \cdot z_j / \tau`, the positives
+    :math:`P(i)` (same label, without :math:`i`) and the negatives :math:`N(i)` (another label)::
+
+        w_ik = |N(i)| e^(beta s_ik) / sum_{n in N(i)} e^(beta s_in)
+        H_i  = sum_{k in N(i)} w_ik e^(s_ik)
+        D_i  = sum_{p in P(i)} e^(s_ip) + H_i               denominator="all"
+             = H_i                                          denominator="negatives"
+        L_i  = -log( mean_{p in P(i)} e^(s_ip) / D_i )      summation="in"
+             = -mean_{p in P(i)} ( s_ip - log D_i )         summation="out"
+
+    Note that beta multiplies the logit s, which is already divided by the temperature.
+    beta = 0 is SupCon (arXiv 2004.11362; LaCViT, 2303.18013, with ``summation="out"``); beta = 1 with
+    ``"in"`` is SCHaNe (2308.14893) and the contrastive half of CLCE (2402.14551); ``debias`` > 0 is HCL
+    (2010.04592); ``denominator="negatives"`` is DCL (2110.06848).
+
+    No matrix of size B x B is ever held: memory is O(B D). The same input gives the same bits.
+
+    With ``distributed``, the batch is that of all ranks: the loss is what one process computes from the
+    ranks' embeddings, labels, keys and key labels laid end to end in rank order; shares may differ in
+    size, or be empty. Every rank returns the whole batch's loss ("none": its own anchors' terms), "mean"
+    is over all ranks' anchors, and every rank must call, and call backward, alike. *Which factor is in
+    the gradients:* they are those of the sum of what the W ranks return, as in torch.distributed.nn: W
+    times the whole batch's at the local embeddings and keys. DistributedDataParallel and FSDP average
+    parameters' gradients over ranks, which takes the W away: the model's gradients are exactly one
+    process's. The temperature's counts this rank's anchors (times W), and is exact after the same
+    averaging. With ``reduction="none"`` each term is returned by one rank alone, so there is no W.
+
+    Args:
+        embeddings: [B, D], or [B, V, D] for V views of each image; float32, float64, bfloat16 or float16
+            (which are accumulated in float32); CPU or CUDA; any strides.
+        labels: [B] integers. None: every image is its own class, so that an image's other views are its
+            positives (V >= 2); or, with keys and no key_labels, image i's positive is key i.
+        keys: [N, D], embeddings' dtype: contrast against these instead of the batch itself.
+        key_labels: [N] integers, with keys.
+        key_offset: the anchors are ``keys[key_offset : key_offset + B]``, and each one's own key is left
+            out. None: keys are other images.
+        temperature: tau > 0, a float or a tensor of one element that may require grad. On CUDA a tensor
+            is not read by the host, so its sign is not checked and the general (slower) path is taken.
+        beta: hardness, >= 0; 0 weighs all negatives alike.
+        summation: the mean over positives "in" or "out"side the logarithm.
+        denominator: "all" keys or "negatives" only (decoupled).
+        debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
+            max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)).
+        detach_weights: take w for a constant in the gradient.
+        normalize: divide rows by max(length, 1e-12) first, as torch.nn.functional.normalize.
+        ignore_index: images with this label are neither anchors nor keys.
+        reduction: "mean" over the anchors that have a loss term, "sum", or "none" for all B * V of them.
+            An anchor without positives (or, decoupled, without negatives) has no term: 0 and no gradient.
+        queue: an EmbeddingQueue, whose entries are keys beside the batch (or ``keys``); no gradient. It
+            does not travel: with ``distributed`` each rank's anchors see their own rank's queue.
+        distributed: None: this process alone. "gather": all ranks' keys at once, memory O(B D). "ring": one
+            rank's keys after the other, memory O(B_local D).
+        process_group: of torch.distributed, with ``distributed``; None is the default group.
+
+    Returns:
+        The loss, float32 (float64 for float64 embeddings), [] or [B * V]. Gradients flow to embeddings,
+        keys and temperature; a second derivative is not offered and raises RuntimeError.
+
+    Raises:
+        ValueError, TypeError: an argument's shape, length, dtype, device or value; the message names the
+            argument, what came and what is accepted. With ``distributed``, also where ranks differ in
+            anything but their data, and on every rank if one rank's arguments are refused.
+        RuntimeError: with ``distributed``, a rank died or did not call within the process group's timeout.
+        NotImplementedError: a device that this build has no kernels for (see ``clce_ext.build_info()``).
+    """
+    rows, views = _rows(embeddings)
+    learnable = isinstance(temperature, Tensor)
+    past = _queue_keys(queue, rows, labels, ignore_index)
+    if distributed is not None:
+        from clce_ext import distributed as across
+
+        options = across.Options(
+            1.0 if learnable else float(temperature), float(beta), summation, denominator, float(debias),
+            detach_weights, normalize, ignore_index, reduction,
+        )  # fmt: skip
+        return across.contrastive_loss(
+            rows, views, labels, keys, key_labels, key_offset, past, temperature if learnable else None,
+            options, distributed, process_group,
+        )  # fmt: skip
+    if process_group is not None:
+        raise ValueError("process_group is given without distributed='gather' or 'ring'")
+    if past is not None:
+        if labels is None and keys is None and views == 1:
+            raise ValueError("labels are needed where there is one view and no keys, got labels=None")
+        if keys is not None and (labels is None) != (key_labels is None):
+            raise ValueError("labels and key_labels must be given together, or neither")
+        if labels is None:
+            labels = key_labels = own_class_labels(rows.shape[0] // views, ignore_index, rows.device)
+        if keys is None:
+            keys, key_labels, key_offset = rows, labels.repeat_interleave(views), 0
+        keys, key_labels = torch.cat([keys, past[0]]), torch.cat([key_labels.long(), past[1]])
+    # The Function costs the host less; torch.compile and torch.export want the op itself.
+    compiling = torch.compiler.is_compiling()
+    contrast = torch.ops.clce_ext.contrastive_loss if compiling else HardNegativeContrastiveFunction.apply
+    return contrast(
+        rows,
+        labels,
+        keys,
+        key_labels,
+        temperature if learnable else None,
+        1.0 if learnable else float(temperature),
+        views,
+        key_offset,
+        float(beta),
+        summation,
+        denominator,
+        float(debias),
+        detach_weights,
+        normalize,
+        ignore_index,
+        reduction,
+    )[0]
+
+
+def clce_loss(
+    logits: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    targets: Tensor | None = None,
+    weight: float = 0.9,
+    temperature: float | Tensor = 0.5,
+    beta: float = 1.0,
+    summation: str = "in",
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    ignore_index: int = -100,
+    distributed: str | None = None,
+    process_group=None,
+    **options,
+) -> Tensor:
+    r"""CLCE (arXiv 2402.14551): ``(1 - weight) * cross_entropy + weight * contrastive loss``.
+
+    Args:
+        logits: [B, C] class logits, or [B, V, C] for V views.
+        embeddings: [B, D] or [B, V, D].
+        labels: [B] integer class indices.
+        targets: [B, C] (or [B, V, C]) class probabilities for the cross-entropy half (mixup, cutmix); the
+            contrastive half stays on ``labels``.
+        weight: the paper's lambda, in [0, 1].
+        temperature, beta, summation: of the contrastive half. ``"in"`` and tau = 0.5 follow an independent
+            implementation of the paper; lambda = 0.9 is the paper's.
+        label_smoothing: of the cross-entropy half, in [0, 1].
+        class_weights: [C], of the cross-entropy half.
+        ignore_index: images with this label count in neither half (with soft ``targets`` only the
+            contrastive half looks at labels).
+        distributed, process_group: as :func:`hard_negative_contrastive_loss`. Both halves are then the
+            whole batch's, and so is the factor W in the gradients.
+        options: further options of :func:`hard_negative_contrastive_loss`, such as ``keys``.
+
+    Returns:
+        [] loss, float32 (float64 for float64 embeddings).
+
+    Raises:
+        ValueError, TypeError: as :func:`hard_negative_contrastive_loss`; weight outside [0, 1].
+    """
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"weight (the paper's lambda) must be in [0, 1], got {weight}")
+    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")
+    views = logits.shape[1] if logits.dim() == 3 else 1
+    flat = logits.reshape(-1, logits.shape[-1])
+    # A sum over the counted images: with none, the mean would be 0 / 0.
+    if targets is not None:
+        target = targets.reshape(-1, targets.shape[-1])
+        if target.shape != flat.shape:
+            shapes = f"{tuple(logits.shape)}, got {tuple(targets.shape)}"
+            raise ValueError(f"targets must have the logits' shape {shapes}")
+        total = F.cross_entropy(flat, target, class_weights, label_smoothing=label_smoothing, reduction="sum")
+        count = torch.full_like(total, flat.shape[0])
+    else:
+        if labels.dim() != 1 or labels.shape[0] != logits.shape[0]:
+            raise ValueError(f"labels must have shape [{logits.shape[0]}], got {tuple(labels.shape)}")
+        target = labels.long().repeat_interleave(views) if views > 1 else labels.long()
+        total = F.cross_entropy(
+            flat,
+            target,
+            class_weights,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        counted = target != ignore_index
+        if class_weights is None:
+            count = counted.sum()
+        else:
+            count = torch.where(counted, class_weights[target.masked_fill(~counted, 0)], 0).sum()
+    contrastive = hard_negative_contrastive_loss(
+        embeddings,
+        labels,
+        temperature=temperature,
+        beta=beta,
+        summation=summation,
+        ignore_index=ignore_index,
+        distributed=distributed,
+        process_group=process_group,
+        **options,
+    )
+    if distributed is not None:
+        from clce_ext.distributed import sum_over_ranks
+
+        sums = torch.stack([total, count.to(total.dtype)])
+        total, count = sum_over_ranks(sums, f"clce_loss(distributed={distributed!r})", process_group).unbind()
+    cross_entropy = total / torch.where(count > 0, count, torch.ones_like(count))
+    return (1.0 - weight) * cross_entropy + weight * contrastive
