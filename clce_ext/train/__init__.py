@@ -1,0 +1,21 @@
+"""Fine-tuning image models with the losses of this package: ``clce-train``, ``clce-eval``, ``clce-compare``.
+
+The modules, from the outside in:
+
+    cli          clce-train: options and recipes -> TrainConfig -> loop.train
+    evaluate     clce-eval: a finished run -> kNN, few-shot episodes, embedding quality
+    compare      clce-compare: objectives x seeds -> one report
+    loop         the run: stages, epochs, checkpoints, resuming
+    objectives   ce, supcon, lacvit, schane, clce: stages, outputs and losses
+    models       timm's models with a projection head; the small BEiT for digits
+    data         data sets, few-shot subsets, class-balanced batches, augmentations
+    metrics      accuracy, neighbours, few-shot episodes, geometry of the embeddings
+    checkpoint   atomic writing, reading with clear errors
+    records      metrics.csv, TensorBoard, progress bar
+    report       plots and the HTML report
+    config       every option once: command line, recipe file, config.yaml
+"""
+
+from .errors import TrainingError
+
+__all__ = ["TrainingError"]

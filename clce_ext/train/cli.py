@@ -1,0 +1,49 @@
+"""clce-train: fine-tune an image model with one of the objectives."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .config import TrainConfig, add_options, read_yaml
+from .errors import run_command
+
+_EPILOG = """\
+examples:
+  clce-train --data digits --objective clce --epochs 10 --output runs/digits
+  clce-train --data DIR --model beit3_base_patch16_224.in22k_ft_in1k --pretrained --objective clce \\
+             --images-per-class 4 --batch-size 256 --micro-batch-size 32 --amp bfloat16 --output runs/mine
+  clce-train --config recipes/cub200-beit3-clce.yaml --data DIR
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
+    """Options of the command line over those of --config over the defaults."""
+    parser = argparse.ArgumentParser(
+        prog="clce-train",
+        description=__doc__.partition(": ")[2],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the options below")
+    add_options(parser)
+    given = vars(parser.parse_args(arguments))
+    recipe = given.pop("config")
+    options = read_yaml(recipe) if recipe else {}
+    options = {str(k).replace("-", "_"): v for k, v in options.items()}
+    return TrainConfig.from_dict({**options, **given}, recipe or "command line")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def command() -> None:
+        config = parse(arguments)
+        from .loop import train  # after parsing: --help and wrong options answer at once
+
+        train(config)
+
+    return run_command("clce-train", command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

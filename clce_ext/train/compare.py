@@ -1,0 +1,154 @@
+"""clce-compare: several objectives on the same data, seeds and budget, in one report."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .config import OBJECTIVES, TrainConfig, add_options, read_yaml
+from .errors import TrainingError, run_command
+
+_OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
+_EPILOG = """\
+Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
+the same command again goes on where it was interrupted, and makes the report anew.
+
+example:
+  clce-compare --data digits --shots 10 --objectives ce supcon schane clce --seeds 0 1 2 --output runs/compare
+"""
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str], list[int], str, Path]:
+    """(options shared by the runs, objectives, seeds, baseline, output)"""
+    parser = argparse.ArgumentParser(
+        prog="clce-compare",
+        description=__doc__.partition(": ")[2],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
+    parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
+    parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
+    parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
+    add_options(parser, exclude=_OF_THE_RUNS)
+    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    output, recipe = Path(given.pop("output")), given.pop("config", None)
+    options = {str(k).replace("-", "_"): v for k, v in (read_yaml(recipe) if recipe else {}).items()}
+    options = {"eval_embeddings": "epoch"} | options | given
+    objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
+    baseline = options.pop("baseline", objectives[0])
+    for name, values in (("--objectives", objectives), ("--seeds", seeds)):
+        if len(set(values)) < len(values):
+            raise TrainingError(f"{name}: each only once, got {' '.join(map(str, values))}")
+    if baseline not in objectives:
+        raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
+    return {k: v for k, v in options.items() if k not in _OF_THE_RUNS}, objectives, seeds, baseline, output
+
+
+def compare(
+    options: dict[str, Any], objectives: Sequence[str], seeds: Sequence[int], baseline: str, output: Path
+) -> Path:
+    """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
+    from .report import write_comparison_report
+
+    configs = {
+        (objective, seed): TrainConfig.from_dict(
+            options
+            | {
+                "objective": objective,
+                "seed": seed,
+                "resume": True,
+                "output": str(_folder(output, objective, seed)),
+            }
+        )
+        for objective in objectives
+        for seed in seeds
+    }
+    if options.get("eval_embeddings") == "never":
+        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
+    _train_all(configs)
+    runs = {o: [_record(configs[o, s]) for s in seeds] for o in objectives}
+    _write_csv(output / "results.csv", runs)
+    classes = _classes(configs[objectives[0], seeds[0]])
+    path = output / "report.html"
+    write_comparison_report(path, configs[objectives[0], seeds[0]], runs, classes, baseline)
+    return path
+
+
+def _train_all(configs: dict[tuple[str, int], TrainConfig]) -> None:
+    from .loop import train
+
+    start = time.perf_counter()
+    for done, ((objective, seed), config) in enumerate(configs.items()):
+        elapsed = time.perf_counter() - start
+        left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
+        print(f"[{done + 1}/{len(configs)}] {objective}, seed {seed}{left}", flush=True)
+        train(config, with_map=False)  # the comparison draws the maps that it shows
+
+
+def _folder(output: Path, objective: str, seed: int) -> Path:
+    return output / "runs" / f"{objective}-seed{seed}"
+
+
+def _record(config: TrainConfig) -> Any:
+    from safetensors.torch import load_file
+
+    from .report import RunRecord
+
+    folder = Path(config.output)
+    tensors = load_file(folder / "embeddings.safetensors")
+    return RunRecord(
+        config.objective,
+        config.seed,
+        json.loads((folder / "results.json").read_text()),
+        _rows(folder / "metrics.csv"),
+        tensors["embeddings"].numpy(),
+        tensors["labels"].numpy(),
+    )
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
+        return [
+            {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
+            for row in csv.DictReader(file)
+        ]
+
+
+def _classes(config: TrainConfig) -> list[str]:
+    from safetensors import safe_open
+
+    with safe_open(Path(config.output) / "model.safetensors", "pt") as file:
+        return json.loads(file.metadata()["classes"])
+
+
+def _write_csv(path: Path, runs: dict[str, list[Any]]) -> None:
+    from .checkpoint import write_text
+
+    rows = [record.results for records in runs.values() for record in records]
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    def command() -> None:
+        options, objectives, seeds, baseline, output = parse(arguments)
+        print(f"report: {compare(options, objectives, seeds, baseline, output)}")
+
+    return run_command("clce-compare", command)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

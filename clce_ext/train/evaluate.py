@@ -1,0 +1,159 @@
+"""clce-eval: judge a run's model: accuracy, neighbours, few-shot episodes, geometry of its embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import metrics, models
+from .config import TrainConfig, read_yaml
+from .data import Images, evaluation_loader, load_all_classes, load_data, subset
+from .errors import TrainingError, run_command
+from .evaluation import Outputs, neighbours, quality, run_model
+
+_EPILOG = """\
+Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
+with --classes, or every class of another data set given with --data.
+
+examples:
+  clce-eval --checkpoint runs/digits
+  clce-eval --checkpoint runs/birds --data NOVEL_CLASSES_DIR --ways 5 --shots 1 5 --output novel.json
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("clce-eval", lambda: _command(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clce-eval",
+        description=__doc__.partition(": ")[2],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
+    parser.add_argument("--data", help="judge on this data set (default: the run's)")
+    parser.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
+    parser.add_argument("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
+    parser.add_argument("--ways", type=int, default=5, help="classes per episode (default: 5)")
+    parser.add_argument(
+        "--shots", type=int, nargs="+", default=[1, 5], help="labelled images per class (default: 1 5)"
+    )
+    parser.add_argument("--queries", type=int, default=15, help="images per class to classify (default: 15)")
+    parser.add_argument("--episodes", type=int, default=600, help="number of episodes (default: 600)")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes and subsets")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
+    parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
+    return parser
+
+
+def _command(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    for name in ("ways", "queries", "episodes", "batch_size"):
+        if getattr(options, name) < 1:
+            raise TrainingError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
+    figures = evaluate(options)
+    for name, value in figures.items():
+        print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
+    if options.output:
+        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures by name; accuracies are fractions."""
+    judge = _Judge(Path(options.checkpoint), options)
+    figures: dict[str, Any] = {}
+    same_data = options.data is None
+    if same_data:
+        figures |= judge.trained_classes()
+    classes = options.classes or (judge.config.hold_out_classes if same_data else [])
+    # Episodes of the classes that the model was trained on would flatter it: only on demand.
+    if classes or not same_data:
+        figures |= judge.episodes(classes)
+    return figures
+
+
+class _Judge:
+    """A run's model with the options of its evaluation."""
+
+    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
+        if not (folder / "config.yaml").is_file():
+            raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
+        if not (folder / "model.safetensors").is_file():
+            raise TrainingError(
+                f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
+            )
+        self.options = options
+        trained = TrainConfig.from_dict(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+        self.config = dataclasses.replace(
+            trained,
+            data=options.data or trained.data,
+            data_dir=options.data_dir or trained.data_dir,
+            batch_size=options.batch_size,
+            micro_batch_size=None,
+            images_per_class=None,
+            workers=options.workers,
+            mixup=0.0,
+            cutmix=0.0,
+            pretrained=False,
+            checkpoint=str(folder),
+        )
+        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.num_classes = _num_classes(folder)
+        self.model = models.create_model(self.config, self.num_classes, with_projection=False).to(self.device)
+        self.input = models.input_config(self.model, self.config)
+
+    def outputs(self, images: Images) -> Outputs:
+        loader = evaluation_loader(images, self.config, self.input)
+        return run_model(self.model, loader, self.device, self.config.amp)
+
+    def trained_classes(self) -> dict[str, Any]:
+        """Accuracy, neighbours and geometry on the run's own validation images."""
+        data = load_data(self.config)
+        if len(data.classes) != self.num_classes:
+            raise TrainingError(
+                f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
+                f"{self.num_classes}"
+            )
+        val = self.outputs(data.val)
+        part = val.take(self.config.eval_images, self.config.seed)
+        train = self.outputs(subset(data.train, self.config.eval_images, self.config.seed))
+        return {**val.classification(self.num_classes), **neighbours(train, part), **quality(part)}
+
+    def episodes(self, classes: Sequence[str]) -> dict[str, Any]:
+        images, names = load_all_classes(self.config, classes)
+        outputs = self.outputs(images)
+        x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
+        figures: dict[str, Any] = {"novel_classes": len(names), "novel_images": len(y)}
+        figures |= {f"novel_{name}": value for name, value in quality(outputs).items()}
+        o = self.options
+        for shots in o.shots:
+            heads = metrics.few_shot_episodes(x, y, o.ways, shots, o.queries, o.episodes, o.seed)
+            for head, interval in heads.items():
+                name = f"{o.ways}way_{shots}shot_{head}"
+                figures |= {name: interval.mean, f"{name}_ci95": interval.half_width}
+        return figures
+
+
+def _num_classes(folder: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            return len(json.loads(file.metadata()["classes"]))
+    except (SafetensorError, OSError, KeyError, TypeError) as error:
+        raise TrainingError(f"--checkpoint {folder}: model.safetensors is damaged ({error})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

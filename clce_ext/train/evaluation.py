@@ -1,0 +1,89 @@
+"""A model over a data set, and what its outputs are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
+
+from . import metrics
+from .models import FineTuner
+
+
+@dataclass
+class Outputs:
+    """Of N images, in the order of the data set: logits [N, C], embeddings [N, D], labels [N]; float32,
+    CPU."""
+
+    logits: Tensor
+    embeddings: Tensor
+    labels: Tensor
+
+    @staticmethod
+    def join(shards: list[Outputs]) -> Outputs:
+        """Of shards that took images in turn (rank, rank + W, ...)."""
+        if len(shards) == 1:
+            return shards[0]
+        order = torch.cat([torch.arange(len(s.labels)) * len(shards) + rank for rank, s in enumerate(shards)])
+        order = order.argsort()
+        return Outputs(
+            *(torch.cat([getattr(s, f) for s in shards])[order] for f in ("logits", "embeddings", "labels"))
+        )
+
+    def take(self, most: int, seed: int) -> Outputs:
+        """At most ``most`` of the images, drawn with ``seed``."""
+        if len(self.labels) <= most:
+            return self
+        chosen = np.sort(np.random.default_rng([seed, 0x7A6E]).choice(len(self.labels), most, replace=False))
+        rows = torch.from_numpy(chosen)
+        return Outputs(self.logits[rows], self.embeddings[rows], self.labels[rows])
+
+    def classification(self, num_classes: int) -> dict[str, float]:
+        """val_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
+        values = {"val_loss": float(F.cross_entropy(self.logits, self.labels))}
+        for k in (1, 5):
+            if k == 1 or num_classes > 5:
+                accuracy = multiclass_accuracy(
+                    self.logits, self.labels, num_classes, average="micro", top_k=k
+                )
+                values[f"top{k}"] = float(accuracy)
+        return values
+
+
+def autocast(device: torch.device, amp: str) -> AbstractContextManager:
+    dtype = torch.float16 if amp == "float16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=amp != "none")
+
+
+@torch.inference_mode()
+def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str = "none") -> Outputs:
+    """The outputs of ``model`` in evaluation mode, whatever stage it is in; its training mode is restored."""
+    was_training = model.training
+    model.eval()
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for images, labels in loader:
+        with autocast(device, amp):
+            embeddings = model.embed(images.to(device, non_blocking=True))
+            logits = model.classify(embeddings)
+        parts.append((logits.float().cpu(), embeddings.float().cpu(), labels))
+    model.train(was_training)
+    return Outputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def neighbours(train: Outputs, test: Outputs) -> dict[str, Any]:
+    """Accuracy of classifiers that only compare embeddings: knn, centroid."""
+    x, y = train.embeddings.numpy(), train.labels.numpy()
+    u, v = test.embeddings.numpy(), test.labels.numpy()
+    return {"knn": metrics.knn_accuracy(x, y, u, v), "centroid": metrics.centroid_accuracy(x, y, u, v)}
+
+
+def quality(outputs: Outputs) -> dict[str, float]:
+    """Silhouette, alignment, uniformity and isotropy of the embeddings."""
+    return metrics.embedding_quality(outputs.embeddings.numpy(), outputs.labels.numpy())

@@ -1,0 +1,188 @@
+"""How good a classifier and its embeddings are. Embeddings are numpy arrays [N, D], labels [N]."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+from .errors import TrainingError
+
+_BLOCK = 1024  # rows of a similarity matrix at a time
+
+
+def normalized(x: np.ndarray) -> np.ndarray:
+    """Rows divided by their length: [N, D] float64."""
+    x = np.asarray(x, dtype=np.float64)
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def knn_accuracy(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    neighbours: int = 20,
+) -> float:
+    """Accuracy of a vote among the ``neighbours`` most similar training images by cosine, weighed by
+    similarity.
+
+    Of small training sets a tenth is asked, at least one.
+    """
+    count = max(1, min(neighbours, len(train) // 10))
+    classifier = KNeighborsClassifier(count, weights="distance", metric="cosine", algorithm="brute")
+    return float(classifier.fit(train, train_labels).score(test, test_labels))
+
+
+def centroid_accuracy(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> float:
+    """Accuracy of the nearest class mean, embeddings normalised."""
+    if len(np.unique(train_labels)) < 2:
+        return float(np.mean(test_labels == train_labels[0]))
+    classifier = NearestCentroid().fit(normalized(train), train_labels)
+    return float(np.mean(classifier.predict(normalized(test)) == test_labels))
+
+
+def alignment(x: np.ndarray, labels: np.ndarray) -> float:
+    """Mean squared distance of two normalised embeddings of one class (Wang & Isola, arXiv 2005.10242); 0
+    is best.
+
+    NaN where no class has two images.
+    """
+    x = normalized(x)
+    total, pairs = 0.0, 0
+    for label in np.unique(labels):
+        members = x[labels == label]
+        n = len(members)
+        # sum over ordered pairs of |a - b|^2 = 2 n sum |a|^2 - 2 |sum a|^2
+        total += 2 * n * (members**2).sum() - 2 * (members.sum(axis=0) ** 2).sum()
+        pairs += n * (n - 1)
+    return float(total / pairs) if pairs else float("nan")
+
+
+def uniformity(x: np.ndarray, t: float = 2.0) -> float:
+    """log of the mean of exp(-t |a - b|^2) over pairs of normalised embeddings (Wang & Isola); lower is
+    more even."""
+    x = normalized(x)
+    n = len(x)
+    if n < 2:
+        return float("nan")
+    total = 0.0
+    for begin in range(0, n, _BLOCK):
+        squared = np.clip(2 - 2 * x[begin : begin + _BLOCK] @ x.T, 0, None)
+        total += np.exp(-t * squared).sum()
+    return float(np.log((total - n) / (n * (n - 1))))
+
+
+def isotropy(x: np.ndarray) -> float:
+    """min Z(c) / max Z(c) of the partition function Z(c) = sum_i exp(c . x_i) over the eigenvectors c of
+    x'x and their opposites (Mu & Viswanath, arXiv 1702.01417), x normalised; 1 is isotropic."""
+    x = normalized(x)
+    directions = np.linalg.eigh(x.T @ x)[1]  # [D, D], eigenvectors in columns
+    projections = x @ directions
+    z = np.concatenate([np.exp(projections).sum(axis=0), np.exp(-projections).sum(axis=0)])
+    return float(z.min() / z.max())
+
+
+def silhouette(x: np.ndarray, labels: np.ndarray) -> float:
+    """Mean silhouette by cosine distance, in [-1, 1]; NaN unless 2 <= classes < images."""
+    if not 2 <= len(np.unique(labels)) < len(labels):
+        return float("nan")
+    return float(silhouette_score(np.asarray(x, dtype=np.float64), labels, metric="cosine"))
+
+
+def cosine_histograms(x: np.ndarray, labels: np.ndarray, bins: int = 60) -> dict[str, np.ndarray]:
+    """Densities of the cosines of pairs of one class and of two classes: edges [bins + 1], within,
+    between."""
+    x = normalized(x)
+    edges = np.linspace(-1, 1, bins + 1)
+    counts = {True: np.zeros(bins), False: np.zeros(bins)}
+    for begin in range(0, len(x), _BLOCK):
+        rows = np.arange(begin, min(begin + _BLOCK, len(x)))
+        cosines = np.clip(x[rows] @ x.T, -1, 1)
+        same = labels[rows, None] == labels[None, :]
+        later = rows[:, None] < np.arange(len(x))[None, :]  # every pair once, no image with itself
+        for kind in (True, False):
+            counts[kind] += np.histogram(cosines[later & (same == kind)], bins=edges)[0]
+    width = edges[1] - edges[0]
+    within, between = (counts[kind] / max(counts[kind].sum() * width, 1e-12) for kind in (True, False))
+    return {"edges": edges, "within": within, "between": between}
+
+
+def embedding_quality(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "silhouette": silhouette(x, labels),
+        "alignment": alignment(x, labels),
+        "uniformity": uniformity(x),
+        "isotropy": isotropy(x),
+    }
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and half the width of its 95 % confidence interval."""
+
+    mean: float
+    half_width: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f} %"
+
+
+def confidence_interval(values: np.ndarray) -> Interval:
+    """Student's t interval of the mean; the half width of a single value is NaN."""
+    from scipy.stats import t
+
+    values = np.asarray(values, dtype=np.float64)
+    n = len(values)
+    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    return Interval(float(values.mean()), half, n)
+
+
+def few_shot_episodes(
+    x: np.ndarray,
+    labels: np.ndarray,
+    ways: int = 5,
+    shots: int = 1,
+    queries: int = 15,
+    episodes: int = 600,
+    seed: int = 0,
+) -> dict[str, Interval]:
+    """N-way K-shot classification of frozen embeddings, normalised.
+
+    Every episode draws ``ways`` classes, and of each ``shots`` images to fit a head and ``queries`` others to
+    classify. Heads: ``centroid`` (nearest class mean) and ``logistic`` (logistic regression).
+
+    Raises:
+        TrainingError: fewer classes, or images per class, than an episode needs.
+    """
+    x = normalized(x)
+    members = {c: np.flatnonzero(labels == c) for c in np.unique(labels)}
+    large = np.array([c for c, rows in members.items() if len(rows) >= shots + queries])
+    if len(large) < ways or ways < 2:
+        raise TrainingError(
+            f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
+            f"{max(ways, 2)} classes "
+            f"of {shots + queries} images; {len(large)} of {len(members)} classes are large enough"
+        )
+    generator = np.random.default_rng(seed)
+    accuracy: dict[str, list[float]] = {"centroid": [], "logistic": []}
+    support_labels, query_labels = np.repeat(np.arange(ways), shots), np.repeat(np.arange(ways), queries)
+    for _ in range(episodes):
+        classes = generator.choice(large, ways, replace=False)
+        rows = np.stack([generator.choice(members[c], shots + queries, replace=False) for c in classes])
+        support = x[rows[:, :shots].ravel()]  # [ways * shots, D]
+        query = x[rows[:, shots:].ravel()]  # [ways * queries, D]
+        means = normalized(support.reshape(ways, shots, -1).mean(axis=1))
+        accuracy["centroid"].append(np.mean((query @ means.T).argmax(axis=1) == query_labels))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a head that has not quite converged is still a head
+            head = LogisticRegression(max_iter=200).fit(support, support_labels)
+        accuracy["logistic"].append(np.mean(head.predict(query) == query_labels))
+    return {name: confidence_interval(np.array(values)) for name, values in accuracy.items()}

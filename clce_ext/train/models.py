@@ -1,0 +1,270 @@
+"""timm's models with a projection head, and a BEiT small enough for two CPU cores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.optim
+import torch
+from timm.data import resolve_model_data_config
+from timm.layers import trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.beit import Beit, checkpoint_filter_fn
+from torch import Tensor, nn
+
+from .checkpoint import read_weights
+from .config import TrainConfig
+from .errors import TrainingError
+
+default_cfgs = generate_default_cfgs(
+    {
+        "beit_tiny_digits": {
+            "num_classes": 10,
+            "input_size": (3, 32, 32),
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+    }
+)
+
+
+@register_model
+def beit_tiny_digits(pretrained: bool = False, **kwargs: Any) -> Beit:
+    """BEiT with 16 patches of 8 x 8 pixels, 4 blocks of width 96: for scikit-learn's digits, from scratch.
+
+    BEiT's fine-tuning defaults presume pretrained weights and a width of 768. From scratch and this narrow
+    they leave all embeddings nearly parallel, where contrast has little to hold on to: so linear layers start
+    wider here, layer scale starts at 1, and the head is not scaled down.
+    """
+    arguments = dict(
+        img_size=32,
+        patch_size=8,
+        embed_dim=96,
+        depth=4,
+        num_heads=4,
+        use_abs_pos_emb=True,
+        use_rel_pos_bias=True,
+        init_values=1.0,
+        head_init_scale=1.0,
+    )
+    model = build_model_with_cfg(
+        Beit,
+        "beit_tiny_digits",
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        **(arguments | kwargs),
+    )
+    if not pretrained:
+        for layer in model.blocks.modules():
+            if isinstance(layer, nn.Linear):
+                trunc_normal_(layer.weight, std=0.08)
+    return model
+
+
+class FineTuner(nn.Module):
+    """A timm model that gives what a stage of training needs.
+
+    ``mode`` decides what ``forward`` returns for images [B, C, H, W] or views [B, V, C, H, W] (the outputs
+    then are [B, V, ...]):
+
+    ==============  ====================================================================================
+    ``"joint"``     (logits [B, classes], embeddings [B, D]); D is the width of what the classifier sees
+    ``"logits"``    (logits,)
+    ``"contrast"``  (projections [B, P],), or the embeddings where there is no projection head
+    ``"head"``      (logits,) with the backbone frozen: evaluation mode, no gradient
+    ==============  ====================================================================================
+    """
+
+    MODES = ("joint", "logits", "contrast", "head")
+
+    def __init__(self, backbone: nn.Module, projection_dim: int | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        width = backbone.head_hidden_size if hasattr(backbone, "head_hidden_size") else backbone.num_features
+        self.projection = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
+            if projection_dim
+            else None
+        )
+        self.mode = "joint"
+
+    def set_mode(self, mode: str) -> None:
+        """Chooses the outputs, and with them the parameters that require gradients."""
+        assert mode in self.MODES, mode
+        self.mode = mode
+        classifier = {id(p) for p in self.backbone.get_classifier().parameters()}
+        for p in self.backbone.parameters():
+            p.requires_grad_(
+                (mode != "head" or id(p) in classifier) and (mode != "contrast" or id(p) not in classifier)
+            )
+        if self.projection is not None:
+            self.projection.requires_grad_(mode == "contrast")
+
+    def train(self, mode: bool = True) -> FineTuner:
+        super().train(mode)
+        if self.mode == "head":
+            self.backbone.eval()
+        return self
+
+    def embed(self, images: Tensor) -> Tensor:
+        """What the classifier sees: images [B, C, H, W] -> [B, D]."""
+        return self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        return self.backbone.get_classifier()(embeddings)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        if images.dim() == 5:
+            outputs = self._outputs(images.flatten(0, 1))
+            return tuple(x.unflatten(0, images.shape[:2]) for x in outputs)
+        return self._outputs(images)
+
+    def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "head"):
+            embeddings = self.embed(images)
+        if self.mode == "contrast":
+            return (self.projection(embeddings) if self.projection is not None else embeddings,)
+        logits = self.classify(embeddings)
+        return (logits, embeddings) if self.mode == "joint" else (logits,)
+
+
+def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -> FineTuner:
+    """timm's model, its weights, and a projection head where an objective has one.
+
+    Raises:
+        TrainingError: unknown model, weights that cannot be fetched or do not fit, a model without one
+            embedding per image.
+    """
+    if config.pretrained and config.checkpoint:
+        raise TrainingError("--pretrained and --checkpoint both name weights: give one")
+    arguments: dict[str, Any] = {"num_classes": num_classes}
+    if config.drop:
+        arguments["drop_rate"] = config.drop
+    if config.drop_path:
+        arguments["drop_path_rate"] = config.drop_path
+    if config.image_size:
+        arguments["img_size"] = config.image_size
+    backbone = _create_backbone(config, arguments)
+    if config.checkpoint:
+        load_backbone(backbone, config.checkpoint, config.model)
+    if config.grad_checkpointing:
+        backbone.set_grad_checkpointing()
+    _check_embedding(backbone, config.model)
+    return FineTuner(backbone, config.projection_dim if with_projection else None)
+
+
+def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
+    name = config.model.partition(".")[0]
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+        raise TrainingError(
+            f"--model {config.model}: timm has no such model"
+            + (f"; near it: {', '.join(near)}" if near else "")
+        )
+    try:
+        return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
+    except TypeError as error:
+        if "img_size" in str(error):  # convolutional models take any size
+            arguments.pop("img_size")
+            return _create_backbone(config, arguments)
+        raise TrainingError(f"--model {config.model}: {error}") from error
+    except Exception as error:
+        if not config.pretrained:
+            raise TrainingError(f"--model {config.model}: {type(error).__name__}: {error}") from error
+        raise TrainingError(
+            f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
+            f"({type(error).__name__}: {_first_line(error)}). On a machine without the network, save them "
+            "elsewhere "
+            f"(timm.create_model({config.model!r}, pretrained=True), then safetensors.torch.save_file of its "
+            "state_dict()) and pass --checkpoint FILE"
+        ) from error
+
+
+def _check_embedding(backbone: nn.Module, name: str) -> None:
+    classifier = backbone.get_classifier()
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
+        raise TrainingError(f"--model {name}: has no single classifier layer to train")
+
+
+def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
+    """Loads weights as timm does: position embeddings and relative-position tables are resized to the model's
+    grid, and a classifier of other classes is left out.
+
+    Raises:
+        TrainingError: unreadable file, or weights of another architecture.
+    """
+    state = read_weights(path)
+    # timm keeps each architecture's conversions beside it under this name.
+    convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    try:
+        if convert is not None:
+            state = convert(state, backbone)
+        own = backbone.state_dict()
+        classifier = _classifier_keys(backbone)
+        for key in classifier:
+            if key in state and state[key].shape != own[key].shape:
+                del state[key]
+        missing = [k for k in own if k not in state and k not in classifier]
+        unknown = [k for k in state if k not in own]
+        misshapen = [k for k in own if k in state and state[k].shape != own[k].shape]
+    except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
+        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({_first_line(error)})") from error
+    if missing or unknown or misshapen:
+        parts = [f"missing {_some(missing)}"] if missing else []
+        parts += [f"unknown {_some(unknown)}"] if unknown else []
+        parts += [
+            f"{k} is {list(state[k].shape)}, the model's is {list(own[k].shape)}" for k in misshapen[:3]
+        ]
+        raise TrainingError(f"--checkpoint {path}: not weights of {name}: {'; '.join(parts)}")
+    backbone.load_state_dict(state, strict=False)
+
+
+def _classifier_keys(backbone: nn.Module) -> list[str]:
+    classifier = backbone.get_classifier()
+    prefix = next(n for n, m in backbone.named_modules() if m is classifier)
+    return [f"{prefix}.{n}" for n, _ in classifier.named_parameters()]
+
+
+def parameter_groups(
+    model: FineTuner, lr: float, weight_decay: float, layer_decay: float | None
+) -> list[dict[str, Any]]:
+    """timm's groups of the backbone (no weight decay on biases, norms and what the model exempts; layer-wise
+    learning rates) and those of the projection head, of the parameters that require gradients."""
+    backbone = model.backbone
+    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
+    if layer_decay is not None:
+        groups = timm.optim.param_groups_layer_decay(
+            backbone, weight_decay=weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
+        )
+    else:
+        groups = timm.optim.param_groups_weight_decay(
+            backbone, weight_decay=weight_decay, no_weight_decay_list=exempt
+        )
+    if model.projection is not None:
+        groups += timm.optim.param_groups_weight_decay(model.projection, weight_decay=weight_decay)
+    return [{"lr": lr, **group} for group in groups if group["params"]]
+
+
+def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:
+    """input_size, mean, std, interpolation and crop_pct, as timm resolves them."""
+    resolved = resolve_model_data_config(model.backbone)
+    if config.image_size:
+        resolved["input_size"] = (3, config.image_size, config.image_size)
+    return resolved
+
+
+def _some(names: Sequence[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,111 @@
+"""What a run leaves behind while it goes: metrics.csv, TensorBoard events, the progress bar."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .checkpoint import write_text
+
+COLUMNS = (
+    "stage",
+    "epoch",
+    "step",
+    "lr",
+    "loss",
+    "ce",
+    "contrast",
+    "val_loss",
+    "top1",
+    "top5",
+    "knn",
+    "centroid",
+    "seconds",
+    "images_per_second",
+)
+
+
+class Mean:
+    """Means of named values, each weighed by its count; the sums go into checkpoints."""
+
+    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
+        self.sums = {k: list(v) for k, v in (sums or {}).items()}
+
+    def add(self, values: dict[str, float], count: int) -> None:
+        for name, value in values.items():
+            entry = self.sums.setdefault(name, [0.0, 0.0])
+            entry[0] += value * count
+            entry[1] += count
+
+    def values(self) -> dict[str, float]:
+        return {name: total / count for name, (total, count) in self.sums.items()}
+
+
+class Records:
+    """One row per epoch, in metrics.csv and as TensorBoard events. The rows are part of every checkpoint, so
+    that a resumed run writes the file that the unbroken one would have written."""
+
+    def __init__(self, folder: Path, tensorboard: bool, rows: Iterable[dict[str, Any]] = ()) -> None:
+        self.folder = folder
+        self.rows = list(rows)
+        self._writer = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            first = self.rows[-1]["step"] + 1 if self.rows else 0
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
+        if self.rows:
+            self._write()
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._write()
+        if self._writer is not None:
+            for name, value in row.items():
+                if name not in ("stage", "epoch", "step"):
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_text(self.folder / "metrics.csv", text.getvalue())
+
+
+def progress_bar(total: int, done: int, description: str, enabled: bool) -> tqdm:
+    """Images per second and time left of one epoch; on a terminal only."""
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit="img",
+        unit_scale=True,
+        leave=False,
+        disable=not (enabled and sys.stderr.isatty()),
+        dynamic_ncols=True,
+    )
+
+
+def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:
+    """'joint 3/20  loss 1.234 (ce 0.9, contrast 1.3)  top1 91.2 %  1.2k img/s  ETA 0:41'"""
+    halves = ", ".join(f"{name} {row[name]:.4f}" for name in ("ce", "contrast") if name in row)
+    text = f"{row['stage']} {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4f} ({halves})"
+    for name in ("top1", "knn", "centroid"):
+        if name in row:
+            text += f"  {name} {100 * row[name]:.2f} %"
+    minutes, seconds = divmod(round(seconds_left), 60)
+    return (
+        text + f"  {row['images_per_second']:.0f} img/s  ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    )

@@ -1,0 +1,335 @@
+"""One HTML file per run or comparison: no script, no network, readable on a phone."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import clce_ext
+
+from . import metrics, plots
+from .checkpoint import write_text
+from .config import TrainConfig
+
+ACCURACIES = {
+    "top1": "Top-1",
+    "top5": "Top-5",
+    "knn": "Neighbours",
+    "centroid": "Centroid",
+}
+GEOMETRY = {
+    "silhouette": "Silhouette ↑",
+    "alignment": "Alignment ↓",
+    "uniformity": "Uniformity ↓",
+    "isotropy": "Isotropy ↑",
+}
+_MAP_POINTS = 1500
+
+_CSS = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1080px; padding: 1.2rem 1rem 3rem; background: #fff; color: #1d2429;
+       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; padding-top: .6rem; border-top: 2px solid #e6e9ec; }
+p { margin: .4rem 0; max-width: 46rem; }
+ul { padding-left: 1.2rem; }
+.muted { color: #5b6770; font-size: .92rem; }
+.lead { font-size: 1.08rem; }
+.grid { display: grid; gap: 1rem 1.4rem;
+        grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
+figure { margin: .4rem 0; max-width: 520px; }
+svg { width: 100%; height: auto; display: block; }
+svg text { font-family: inherit !important; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0; }
+th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap;
+         border-bottom: 1px solid #e6e9ec; }
+th { color: #5b6770; font-weight: 600; font-size: .88rem; vertical-align: bottom; }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff; text-align: left; }
+td small { color: #5b6770; }
+td.best { font-weight: 700; }
+.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
+details { margin-top: 1rem; }
+summary { cursor: pointer; font-weight: 600; }
+pre { overflow-x: auto; background: #f5f7f8; padding: .8rem; border-radius: 6px;
+      font-size: .82rem; line-height: 1.4; }
+@media (max-width: 480px) {
+  body { font-size: 15px; }
+  h1 { font-size: 1.35rem; }
+  table { font-size: .82rem; }
+  th, td { padding-right: .45rem; }
+  th { font-size: .75rem; }
+  td small { display: block; }
+}
+"""
+
+
+@dataclass
+class RunRecord:
+    """What a report needs of one run."""
+
+    objective: str
+    seed: int
+    results: dict[str, Any]
+    rows: list[dict[str, Any]]
+    embeddings: np.ndarray | None  # [N, D] of validation images
+    labels: np.ndarray | None  # [N]
+
+
+def write_run_report(
+    folder: Path,
+    config: TrainConfig,
+    results: dict[str, Any],
+    rows: list[dict[str, Any]],
+    classes: Sequence[str],
+    val: Any = None,
+) -> None:
+    """``folder/report.html`` of one run; ``val`` has its validation embeddings and labels."""
+    embeddings, labels = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else (None, None)
+    record = RunRecord(config.objective, config.seed, results, rows, embeddings, labels)
+    runs = {config.objective: [record]}
+    parts = [
+        _accuracy_section(runs),
+        _curves_section(runs, with_losses=True),
+        _geometry_section(runs, classes),
+        _options("Options of the run", config.dump()),
+    ]
+    top1, images = 100 * results["top1"], results["val_images"]
+    lead = f"Top-1 {top1:.2f} % on {images} images after {results['epochs']} epochs."
+    title = f"{config.objective} on {_data_name(config.data)}"
+    write_text(folder / "report.html", _page(title, lead, config, parts))
+
+
+def write_comparison_report(
+    path: Path,
+    config: TrainConfig,
+    runs: Mapping[str, list[RunRecord]],
+    classes: Sequence[str],
+    baseline: str,
+) -> None:
+    """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere."""
+    seeds = [record.seed for record in next(iter(runs.values()))]
+    parts = [
+        _accuracy_section(runs),
+        _difference_section(runs, baseline),
+        _curves_section(runs),
+        _geometry_section(runs, classes),
+        _cost_section(runs),
+        _options("Options shared by the runs", config.dump()),
+    ]
+    first = next(iter(runs.values()))[0].results
+    title = f"{' · '.join(runs)} on {_data_name(config.data)}"
+    lead = (
+        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {first['epochs']} epochs "
+        f"each on {first['train_images']} training images; judged on {first['val_images']} others."
+    )
+    write_text(path, _page(title, lead, config, parts))
+
+
+# Sections
+
+
+def _accuracy_section(runs: Mapping[str, list[RunRecord]]) -> str:
+    names = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
+    note = (
+        "Percent, mean over seeds ± half of the 95 % interval (Student's t). "
+        if max(map(len, runs.values())) > 1
+        else "Percent. "
+    )
+    note += (
+        "Top-k is the trained classifier's; neighbours and centroids look only at the embeddings, with the "
+        "training "
+        "images as references."
+    )
+    table = _table(runs, names, lambda v: f"{100 * v:.1f}", lambda v: f"{100 * v:.1f}", best=max)
+    return f"<h2>Accuracy</h2>{table}<p class=muted>{note}</p>"
+
+
+def _difference_section(runs: Mapping[str, list[RunRecord]], baseline: str) -> str:
+    others = [name for name in runs if name != baseline]
+    if baseline not in runs or not others:
+        return ""
+    reference = {record.seed: record.results["top1"] for record in runs[baseline]}
+    rows, sentences = [], []
+    for name in others:
+        values = np.array([100 * (r.results["top1"] - reference[r.seed]) for r in runs[name]])
+        interval = metrics.confidence_interval(values)
+        rows.append((name, values, interval.mean, interval.half_width))
+        sentences.append(f"<li>{_verdict(name, baseline, interval)}</li>")
+    return (
+        "<h2>Paired differences</h2><div class=grid>"
+        f"<figure>{plots.differences(rows, baseline)}</figure><ul>{''.join(sentences)}</ul></div>"
+        "<p class=muted>Small dots are seeds: the same subset and the same order of images for both "
+        "objectives. Bars "
+        "are 95 % intervals of the mean difference; with a few seeds they are wide, and several objectives "
+        "are compared "
+        "without correction.</p>"
+    )
+
+
+def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
+    text = f"<b>{html.escape(name)}</b>: {interval.mean:+.2f} points"
+    if not math.isfinite(interval.half_width):
+        return text + " (one seed: no interval)"
+    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
+    word = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+    return f"{text} [{low:+.2f}, {high:+.2f}], {word} {html.escape(baseline)}"
+
+
+def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> str:
+    accuracies = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
+    losses = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
+    figures = [_curves(runs, column, title, 100.0, "%") for column, title in accuracies.items()]
+    if with_losses:
+        figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
+    note = (
+        "Validation accuracy per epoch; thin lines are seeds. Objectives of two stages have a classifier "
+        "only in the second one."
+    )
+    return f"<h2>Learning curves</h2>{_grid(figures)}<p class=muted>{note}</p>"
+
+
+def _curves(
+    runs: Mapping[str, list[RunRecord]], column: str, title: str, scale: float, unit: str
+) -> str | None:
+    curves = {name: [_curve(r, column, scale) for r in records] for name, records in runs.items()}
+    curves = {name: c for name, c in curves.items() if all(len(epochs) for epochs, _ in c)}
+    return plots.learning_curves(curves, title, unit) if curves else None
+
+
+def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs counted through the stages, values) where the column has a value."""
+    points = [
+        (i + 1, scale * row[column]) for i, row in enumerate(record.rows) if row.get(column) is not None
+    ]
+    epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
+    return epochs, values
+
+
+def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> str:
+    shown = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
+    if not shown:
+        return ""
+    maps = []
+    for name, record in shown.items():
+        points, labels, method = map_points(record.embeddings, record.labels)
+        maps.append(plots.embedding_map(points, labels, classes, name))
+    counts = {name: metrics.cosine_histograms(r.embeddings, r.labels, 100) for name, r in shown.items()}
+    # One axis for all: from the lowest cosine that occurs.
+    low = min(h["edges"][:-1][h["within"] + h["between"] > 0].min() for h in counts.values())
+    histograms = [plots.cosine_histogram(histogram, name, name, low) for name, histogram in counts.items()]
+    seed = next(iter(shown.values())).seed
+    table = _table(runs, GEOMETRY, lambda v: f"{v:.3f}", lambda v: f"{v:.3f}", best=None)
+    return (
+        f"<h2>Embeddings</h2><p>Validation images, seed {seed}, {method} of the normalised embeddings. Only "
+        f"neighbourhoods mean something on such a map; distances across it do not.</p>{_grid(maps)}"
+        "<h2>Cosines within and between classes</h2><p>The further apart the two, the easier it is to tell "
+        "classes by "
+        f"the embedding alone.</p>{_grid(histograms)}<h2>Geometry</h2>{table}"
+        "<p class=muted>Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within "
+        "a class. "
+        "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, arXiv "
+        "2005.10242). "
+        "Isotropy: smallest over largest partition function along the principal directions (Mu &amp; "
+        "Viswanath, arXiv "
+        "1702.01417), 1 is isotropic. Embeddings normalised.</p>"
+    )
+
+
+def map_points(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
+    """(points [n, 2], labels [n], name of the method): t-SNE, or PCA of fewer than 30 images."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    x = metrics.normalized(x)
+    if len(x) > _MAP_POINTS:
+        chosen = np.sort(np.random.default_rng(0).choice(len(x), _MAP_POINTS, replace=False))
+        x, labels = x[chosen], labels[chosen]
+    if len(x) < 30:
+        return PCA(2, random_state=0).fit_transform(x), labels, "principal components"
+    x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
+    tsne = TSNE(2, init="pca", perplexity=min(30, len(x) // 4), max_iter=500, random_state=0)
+    return tsne.fit_transform(x), labels, "t-SNE"
+
+
+def _cost_section(runs: Mapping[str, list[RunRecord]]) -> str:
+    values = {}
+    for name, records in runs.items():
+        interval = metrics.confidence_interval(np.array([r.results["seconds_per_epoch"] for r in records]))
+        values[name] = (interval.mean, interval.half_width)
+    return (
+        "<h2>Cost</h2><div "
+        f"class=grid><figure>{plots.bars(values, 'Training time per epoch', 's')}</figure></div>"
+        "<p class=muted>Forward, backward and data loading on the machine of these runs, without "
+        "evaluation. Two views "
+        "double the images; a frozen backbone in the head stage makes its epochs cheap.</p>"
+    )
+
+
+def _options(title: str, text: str) -> str:
+    version = html.escape(str(clce_ext.__version__))
+    return f"<details><summary>{title}</summary><pre>{html.escape(text)}clce_ext: {version}</pre></details>"
+
+
+def _table(
+    runs: Mapping[str, list[RunRecord]],
+    columns: Mapping[str, str],
+    show: Callable[[float], str],
+    show_half: Callable[[float], str],
+    best: Callable | None,
+) -> str:
+    intervals = {
+        name: {
+            c: metrics.confidence_interval(np.array([r.results.get(c, math.nan) for r in records]))
+            for c in columns
+        }
+        for name, records in runs.items()
+    }
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    body = []
+    for name in runs:
+        cells = [
+            f'<td><span class=dot style="background:{plots.color(name)}"></span>{html.escape(name)}</td>'
+        ]
+        for column in columns:
+            interval = intervals[name][column]
+            is_best = (
+                best and len(runs) > 1 and interval.mean == best(intervals[n][column].mean for n in runs)
+            )
+            half = (
+                f" <small>± {show_half(interval.half_width)}</small>"
+                if math.isfinite(interval.half_width)
+                else ""
+            )
+            value = show(interval.mean) if math.isfinite(interval.mean) else "n/a"
+            cells.append(f"<td{' class=best' if is_best else ''}>{value}{half}</td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<div class=scroll><table><tr><th></th>{head}</tr>{''.join(body)}</table></div>"
+
+
+def _grid(figures: Sequence[str | None]) -> str:
+    return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
+
+
+def _data_name(data: str) -> str:
+    return data if data == "digits" or ":" in data or data.lower().startswith("hfds/") else Path(data).name
+
+
+def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> str:
+    few = f", {config.shots} images per class" if config.shots else ""
+    setting = f"{config.model}, batches of {config.batch_size}{few}."
+    return (
+        "<!doctype html><html lang=en><head><meta charset=utf-8>"
+        '<meta name=viewport content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>"
+        f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><p "
+        f"class=muted>{html.escape(setting)}</p>"
+        f"{''.join(parts)}</body></html>\n"
+    )
