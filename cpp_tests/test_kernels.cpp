@@ -1,0 +1,1002 @@
+// The CUDA kernels, executed on the CPU, against float64.
+//
+// Each stage is given what the stage before really made, and compared with the reference on those inputs.
+// What error is allowed follows from the error that a plain computation in the same precision makes (see
+// Naive): twice that for values, three times for gradients, plus a rounding or two of the largest number
+// involved (the floors below), because on a few numbers the plain computation may be exact by luck.
+// Every case runs twice, under different schedules of threads and blocks, and must give the same bits.
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "cuda/ptx/ptx.cuh"
+#include "family/contrast.h"
+#include "reference.h"
+
+using namespace clce;
+using executor::GlobalArray;
+using executor::Order;
+
+namespace {
+
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// ---- formats
+
+// unit: half the distance from 1 to the next number. E: of embeddings, A: of sums, operand: of what the
+// gradient's matrix product takes.
+struct Float32 {
+  using E = float;
+  using A = float;
+  static constexpr DType kDType = DType::kFloat32;
+  static constexpr bool kTf32 = false;
+  static constexpr double kUnitE = 0x1p-24, kUnitA = 0x1p-24, kUnitOperand = 0x1p-24, kFloors = 1;
+  static constexpr const char* kName = "float32";
+  static E narrow(double x) { return static_cast<float>(x); }
+  static double widen(E x) { return x; }
+  static double operand(double x) { return static_cast<float>(x); }
+  static double element(double x) { return x; }
+};
+struct Tf32 : Float32 {
+  static constexpr bool kTf32 = true;
+  static constexpr double kUnitOperand = 0x1p-11;
+  static constexpr const char* kName = "tf32";
+  static double operand(double x) { return ptx::host::bits_float(ptx::to_tf32(static_cast<float>(x))); }
+  static double element(double x) { return operand(x); }
+};
+struct Float64 {
+  using E = double;
+  using A = double;
+  static constexpr DType kDType = DType::kFloat64;
+  static constexpr bool kTf32 = false;
+  // The reference rounds as often as the kernels do.
+  static constexpr double kUnitE = 0x1p-53, kUnitA = 0x1p-53, kUnitOperand = 0x1p-53, kFloors = 16;
+  static constexpr const char* kName = "float64";
+  static E narrow(double x) { return x; }
+  static double widen(E x) { return x; }
+  static double operand(double x) { return x; }
+  static double element(double x) { return x; }
+};
+struct BFloat16 {
+  using E = ptx::bf16;
+  using A = float;
+  static constexpr DType kDType = DType::kBFloat16;
+  static constexpr bool kTf32 = false;
+  static constexpr double kUnitE = 0x1p-8, kUnitA = 0x1p-24, kUnitOperand = 0x1p-8, kFloors = 1;
+  static constexpr const char* kName = "bfloat16";
+  static E narrow(double x) { return ptx::to_bf16(static_cast<float>(x)); }
+  static double widen(E x) { return ptx::to_float(x); }
+  static double operand(double x) { return widen(narrow(x)); }
+  static double element(double x) { return x; }
+};
+struct Float16 {
+  using E = ptx::f16;
+  using A = float;
+  static constexpr DType kDType = DType::kFloat16;
+  static constexpr bool kTf32 = false;
+  static constexpr double kUnitE = 0x1p-11, kUnitA = 0x1p-24, kUnitOperand = 0x1p-11, kFloors = 1;
+  static constexpr const char* kName = "float16";
+  static E narrow(double x) { return ptx::to_f16(static_cast<float>(x)); }
+  static double widen(E x) { return ptx::to_float(x); }
+  // The precision of float16 without its narrow range: coefficients are expected to be rescaled.
+  static double operand(double x) {
+    int exponent;
+    const double fraction = std::frexp(x, &exponent);
+    return std::ldexp(std::nearbyint(std::ldexp(fraction, 11)), exponent - 11);
+  }
+  static double element(double x) { return x; }
+};
+
+// The same loops with sums of type A and rounded operands.
+template <class Format>
+struct Naive {
+  using Sum = typename Format::A;
+  static double dot(const double* a, const double* b, int64_t dim) {
+    Sum sum = 0;
+    for (int64_t d = 0; d < dim; ++d) sum += static_cast<Sum>(Format::element(a[d]) * Format::element(b[d]));
+    return sum;
+  }
+  static double operand(double g) { return Format::operand(g); }
+  static double element(double z) { return Format::element(z); }
+};
+
+// ---- cases
+
+enum class Geometry { kSelf, kDisjoint, kOffset };
+enum class Labels { kClasses, kNone, kSame, kDistinct, kIgnoreSome, kIgnoreAll };
+enum class Layout { kContiguous, kRowGap, kTransposed, kExpanded, kMisaligned };
+enum class Data { kNormal, kDuplicates, kZeroRows, kExtreme };
+
+struct Case {
+  Geometry geometry = Geometry::kSelf;
+  int64_t m = 0, n = 0, d = 0;
+  Labels labels = Labels::kClasses;
+  int64_t views = 1, key_views = 1;
+  double temperature = 0.5;
+  bool temperature_on_device = false;
+  bool general = false;  // the general path, though the logits are bounded
+  bool normalize = true;
+  Layout layout = Layout::kContiguous;
+  Data data = Data::kNormal;
+  LossConfig config;
+  Reduction reduction = Reduction::kMean;
+  bool with_grad = true;  // grad_loss given
+
+  std::string name() const {
+    std::ostringstream text;
+    static const char* const geometries[] = {"self", "keys", "offset"};
+    static const char* const label_kinds[] = {"classes",  "unlabelled",   "one class",
+                                              "distinct", "some ignored", "all ignored"};
+    static const char* const layouts[] = {"", ", row gap", ", transposed", ", expanded", ", misaligned"};
+    static const char* const kinds[] = {"", ", duplicates", ", zero rows", ", extreme"};
+    static const char* const reductions[] = {"none", "mean", "sum"};
+    text << geometries[int(geometry)] << " " << m << "x" << n << "x" << d << ", " << label_kinds[int(labels)];
+    if (views != 1 || key_views != 1) text << ", views " << views << "/" << key_views;
+    text << ", t " << temperature << (temperature_on_device ? " on device" : "")
+         << (general ? ", general" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
+         << kinds[int(data)] << ", beta " << config.beta << (config.debias > 0 ? ", debias" : "")
+         << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
+         << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
+         << (with_grad ? "" : ", no grad_loss");
+    return text.str();
+  }
+};
+
+void require(bool condition, const std::string& what) {
+  ++check::num_checks();
+  if (!condition) throw std::runtime_error(what);
+}
+
+void compare(const std::string& what, double found, double expected, double tolerance) {
+  ++check::num_checks();
+  if (found == expected || (std::isnan(found) && std::isnan(expected))) return;
+  if (std::abs(found - expected) <= tolerance) return;
+  std::ostringstream text;
+  text.precision(10);
+  text << what << ": " << found << ", expected " << expected << ", off by " << std::abs(found - expected)
+       << " where " << tolerance << " is allowed";
+  throw std::runtime_error(text.str());
+}
+
+template <class V>
+double largest_difference(const V& a, const V& b) {
+  double largest = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (a[i] != b[i]) largest = std::max(largest, std::abs(double(a[i]) - double(b[i])));
+  }
+  return largest;
+}
+
+// One side's embeddings: x as the kernels get it, and as the numbers it holds.
+template <class Format>
+struct Rows {
+  using E = typename Format::E;
+  int64_t rows = 0, dim = 0, row_stride = 0, col_stride = 1;
+  std::vector<double> values;  // [rows, dim]
+  size_t offset = 0;
+  std::unique_ptr<GlobalArray<E>> memory;
+  const E* x = nullptr;
+
+  Rows(int64_t rows, int64_t dim, const Case& c, std::mt19937& random)
+      : rows(rows), dim(dim), values(rows * dim) {
+    std::normal_distribution<double> normal(0, 1);
+    for (int64_t r = 0; r < rows; ++r) {
+      // Without normalisation |s| shall stay moderate.
+      const double size = c.normalize ? std::exp(normal(random)) : 1 / std::sqrt(double(dim));
+      for (int64_t d = 0; d < dim; ++d) values[r * dim + d] = size * normal(random);
+      const bool second = r % 3 == 2 && r > 0;
+      for (int64_t d = 0; d < dim; ++d) {
+        double& v = values[r * dim + d];
+        if (c.layout == Layout::kExpanded || (c.data == Data::kDuplicates && second))
+          v = values[(r - (r > 0)) * dim + d];
+        if (c.data == Data::kZeroRows && second) v = 0;
+        // Cosines near 1 and near -1.
+        if (c.data == Data::kExtreme)
+          v = (d % 2 == 0 ? 1 : 0.5) * (r % 2 == 0 ? 1 : -1) + 0.01 * normal(random);
+        v = Format::widen(Format::narrow(v));
+      }
+    }
+    row_stride = dim;
+    if (c.layout == Layout::kRowGap) row_stride = dim + 3;
+    if (c.layout == Layout::kExpanded) row_stride = 0;
+    if (c.layout == Layout::kMisaligned) offset = sizeof(E);
+    if (c.layout == Layout::kTransposed) {
+      row_stride = 1;
+      col_stride = rows;
+    }
+    store();
+  }
+
+  void store() {
+    const int64_t elements = rows == 0 || dim == 0 ? 0 : (rows - 1) * row_stride + (dim - 1) * col_stride + 1;
+    std::vector<E> stored(elements, Format::narrow(NAN));
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < dim; ++d) {
+        stored[r * row_stride + d * col_stride] = Format::narrow(values[r * dim + d]);
+      }
+    }
+    memory = std::make_unique<GlobalArray<E>>(stored, offset);
+    x = memory->data();
+  }
+
+  void put(int64_t row, int64_t col, double value) {
+    values[row * dim + col] = value;
+    store();
+  }
+};
+
+// What one run of all kernels leaves.
+template <class Format>
+struct Outputs {
+  using E = typename Format::E;
+  using A = typename Format::A;
+  std::vector<E> z, key_z, dx, dk;
+  std::vector<A> norms, key_norms, statistics, loss, num_terms, derivatives, danchors, dkeys, dots, key_dots;
+
+  // The bits of everything.
+  std::vector<unsigned char> bits() const {
+    std::vector<unsigned char> all;
+    auto append = [&](const auto& values) {
+      const auto* bytes = reinterpret_cast<const unsigned char*>(values.data());
+      all.insert(all.end(), bytes, bytes + values.size() * sizeof(values[0]));
+    };
+    for (const auto* v : {&z, &key_z, &dx, &dk}) append(*v);
+    for (const auto* v : {&norms, &key_norms, &statistics, &loss, &num_terms, &derivatives, &danchors, &dkeys,
+                          &dots, &key_dots}) {
+      append(*v);
+    }
+    return all;
+  }
+};
+
+template <class Format>
+class Experiment {
+ public:
+  using E = typename Format::E;
+  using A = typename Format::A;
+
+  Experiment(const Case& c, uint64_t seed) : c_(c), random_(seed) {
+    if (c.geometry == Geometry::kSelf) c_.n = c.m;
+    anchors_ = std::make_unique<Rows<Format>>(c_.m, c_.d, c_, random_);
+    if (!symmetric()) keys_ = std::make_unique<Rows<Format>>(c_.n, c_.d, c_, random_);
+    if (c_.geometry == Geometry::kOffset) self_offset_ = (c_.n - c_.m) / 2;
+    const bool labelled = c_.labels != Labels::kNone;
+    if (labelled) {
+      anchor_labels_ = draw_labels((c_.m + c_.views - 1) / c_.views);
+      key_labels_ = draw_labels((c_.n + c_.key_views - 1) / c_.key_views);
+      anchor_label_memory_ = std::make_unique<GlobalArray<int64_t>>(anchor_labels_);
+      key_label_memory_ = std::make_unique<GlobalArray<int64_t>>(key_labels_);
+    }
+    temperature_ = c_.temperature_on_device ? double(A(c_.temperature)) : c_.temperature;
+    temperature_memory_ = std::make_unique<GlobalArray<A>>(std::vector<A>{A(c_.temperature)});
+    std::normal_distribution<double> normal(0, 1);
+    grad_.resize(c_.reduction == Reduction::kNone ? c_.m : 1);
+    for (A& g : grad_) g = A(normal(random_));
+    if (grad_.size() > 2) grad_[2] = 0;
+    grad_memory_ = std::make_unique<GlobalArray<A>>(grad_);
+  }
+
+  bool symmetric() const { return c_.geometry == Geometry::kSelf; }
+  int64_t stride() const { return padded_dim(c_.d); }
+  bool bounded() const {
+    return !c_.general && logits_are_bounded(c_.normalize, temperature_, c_.config.beta);
+  }
+
+  // Instead of one element of the anchors.
+  void put(int64_t row, int64_t col, double value) { anchors_->put(row, col, value); }
+
+  Outputs<Format> run() {
+    Outputs<Format> out;
+    const int64_t m = c_.m, n = c_.n;
+    GlobalArray<E> z(m * stride(), 16), key_z(symmetric() ? 0 : n * stride(), 16);
+    GlobalArray<A> norms(m), key_norms(symmetric() ? 0 : n);
+    prepare(*anchors_, z, norms);
+    if (!symmetric()) prepare(*keys_, key_z, key_norms);
+    out.z = z.read();
+    out.key_z = key_z.read();
+    if (c_.normalize) {
+      out.norms = norms.read();
+      out.key_norms = key_norms.read();
+    }
+
+    ForwardArgs forward;
+    ContrastArgs& k = forward.contrast;
+    k.dtype = Format::kDType;
+    k.num_anchors = m;
+    k.num_keys = n;
+    k.dim = c_.d;
+    k.stride = stride();
+    k.anchors = z.data();
+    k.keys = symmetric() ? z.data() : key_z.data();
+    if (anchor_label_memory_) {
+      k.anchor_labels = anchor_label_memory_->data();
+      k.key_labels = symmetric() ? k.anchor_labels : key_label_memory_->data();
+    }
+    k.views = c_.views;
+    k.key_views = symmetric() ? c_.views : c_.key_views;
+    k.ignore_index = -100;
+    k.symmetric = symmetric();
+    k.has_self = c_.geometry != Geometry::kDisjoint;
+    k.self_offset = self_offset_;
+    k.temperature = c_.temperature_on_device ? 1e30 : temperature_;  // not to be looked at
+    k.temperature_ptr = c_.temperature_on_device ? temperature_memory_->data() : nullptr;
+    k.beta = c_.config.beta;
+    k.bounded = bounded();
+    k.allow_tf32 = Format::kTf32;
+
+    GlobalArray<A> statistics(kNumStatistics * m), derivatives(kNumDerivatives * m), num_terms(1);
+    GlobalArray<A> loss(c_.reduction == Reduction::kNone ? m : 1);
+    GlobalArray<unsigned char> workspace(cuda::forward_workspace_bytes(k), 16);
+    forward.statistics = statistics.data();
+    forward.workspace = workspace.data();
+    forward.with_loss = true;
+    LossArgs& l = forward.loss;
+    l.dtype = Format::kDType;
+    l.num_anchors = m;
+    l.config = c_.config;
+    l.reduction = c_.reduction;
+    l.temperature = k.temperature;
+    l.temperature_ptr = k.temperature_ptr;
+    l.statistics = statistics.data();
+    l.loss = loss.data();
+    l.num_terms = num_terms.data();
+    l.derivatives = derivatives.data();
+    cuda::forward(forward, nullptr);
+    out.statistics = statistics.read();
+    out.loss = loss.read();
+    out.num_terms = num_terms.read();
+    out.derivatives = derivatives.read();
+
+    // The loss by itself, of the same statistics.
+    loss.poison();
+    num_terms.poison();
+    derivatives.poison();
+    cuda::loss(l, nullptr);
+    require(loss.read().size() == out.loss.size(), "loss: size");
+    for (size_t i = 0; i < out.loss.size(); ++i) {
+      // Another order of summation, perhaps.
+      compare("loss alone", loss.read()[i], out.loss[i],
+              1e3 * Format::kUnitA * (1 + std::abs(double(out.loss[i]))));
+    }
+    require(num_terms.read() == out.num_terms, "loss alone: num_terms differ");
+    compare_bits("loss alone: derivatives", derivatives.read(), out.derivatives);
+
+    GlobalArray<A> danchors(m * stride()), dkeys(symmetric() ? 0 : n * stride());
+    BackwardArgs backward;
+    backward.contrast = k;
+    backward.statistics = statistics.data();
+    backward.derivatives = derivatives.data();
+    backward.grad_loss = c_.with_grad ? grad_memory_->data() : nullptr;
+    backward.grad_stride = c_.reduction == Reduction::kNone && c_.with_grad ? 1 : 0;
+    backward.num_terms = c_.reduction == Reduction::kMean ? num_terms.data() : nullptr;
+    backward.danchors = danchors.data();
+    backward.dkeys = symmetric() ? nullptr : dkeys.data();
+    GlobalArray<unsigned char> backward_workspace(cuda::backward_workspace_bytes(k), 16);
+    backward.workspace = backward_workspace.data();
+    cuda::backward(backward, nullptr);
+    out.danchors = danchors.read();
+    out.dkeys = dkeys.read();
+    if (!symmetric() && c_.m % 2 == 1) {  // each by itself gives the same
+      danchors.poison();
+      dkeys.poison();
+      backward_workspace.poison();
+      BackwardArgs one = backward;
+      one.dkeys = nullptr;
+      cuda::backward(one, nullptr);
+      compare_bits("danchors alone", danchors.read(), out.danchors);
+      one.dkeys = dkeys.data();
+      one.danchors = nullptr;
+      cuda::backward(one, nullptr);
+      compare_bits("dkeys alone", dkeys.read(), out.dkeys);
+    }
+
+    prepare_backward(z, norms, danchors, m, out.dx, out.dots);
+    if (!symmetric()) prepare_backward(key_z, key_norms, dkeys, n, out.dk, out.key_dots);
+    return out;
+  }
+
+  void verify(const Outputs<Format>& out) const {
+    verify_prepare(*anchors_, out.z, out.norms, "anchors");
+    if (!symmetric()) verify_prepare(*keys_, out.key_z, out.key_norms, "keys");
+
+    reference::Problem p;
+    p.num_anchors = c_.m;
+    p.num_keys = c_.n;
+    p.dim = c_.d;
+    p.anchors = unpadded(out.z, c_.m);
+    if (!symmetric()) p.keys = unpadded(out.key_z, c_.n);
+    p.symmetric = symmetric();
+    p.has_self = c_.geometry != Geometry::kDisjoint;
+    p.self_offset = self_offset_;
+    p.has_labels = c_.labels != Labels::kNone;
+    p.anchor_labels = anchor_labels_;
+    p.key_labels = key_labels_;
+    p.views = c_.views;
+    p.key_views = c_.key_views;
+    p.temperature = temperature_;
+    p.config = c_.config;
+
+    // Weights of the anchors' losses.
+    std::vector<double> weights(c_.m, 1.0);
+    const double num_terms = p.num_terms();
+    for (int64_t i = 0; i < c_.m; ++i) {
+      if (c_.with_grad) weights[i] = grad_[c_.reduction == Reduction::kNone ? i : 0];
+      if (c_.reduction == Reduction::kMean) weights[i] /= std::max(1.0, num_terms);
+    }
+    const auto exact = reference::evaluate(p, weights);
+    const auto naive = reference::evaluate(p, weights, Naive<Format>{});
+    verify_statistics(out, exact, naive);
+    verify_loss(out, exact, naive, num_terms);
+    verify_gradient("danchors", out.danchors, c_.m, exact, exact.danchors, naive.danchors,
+                    exact.anchor_products);
+    if (!symmetric()) {
+      verify_gradient("dkeys", out.dkeys, c_.n, exact, exact.dkeys, naive.dkeys, exact.key_products);
+    }
+    verify_prepare_backward(*anchors_, out.z, out.norms, out.danchors, out.dx, out.dots, "dx");
+    if (!symmetric())
+      verify_prepare_backward(*keys_, out.key_z, out.key_norms, out.dkeys, out.dk, out.key_dots, "dk");
+
+    // d(loss) / d(1 / temperature), as a caller puts it together.
+    auto by_scale = [&](const std::vector<A>& dots) {
+      double sum = 0;
+      for (A dot : dots) sum += double(dot) * temperature_ / (symmetric() ? 2 : 1);
+      for (int64_t i = 0; i < c_.m; ++i) sum += weights[i] * double(out.derivatives[kDScale * c_.m + i]);
+      return sum;
+    };
+    const double allowed =
+        3 * std::abs(naive.d_scale - exact.d_scale) + gradient_floor(exact, exact.scale_products, 8);
+    compare("d(1/temperature)", by_scale(out.dots), exact.d_scale, allowed);
+    if (!symmetric()) compare("d(1/temperature) from keys", by_scale(out.key_dots), exact.d_scale, allowed);
+  }
+
+ private:
+  template <class T>
+  static void compare_bits(const std::string& what, const std::vector<T>& a, const std::vector<T>& b) {
+    require(a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0),
+            what + ": other bits");
+  }
+
+  std::vector<int64_t> draw_labels(int64_t count) {
+    std::vector<int64_t> labels(count);
+    for (int64_t i = 0; i < count; ++i) {
+      switch (c_.labels) {
+        // Large and negative labels too; equal low halves do not make labels equal.
+        case Labels::kClasses:
+        case Labels::kIgnoreSome:
+          labels[i] = int64_t(random_() % 5) * 4294967296 - 3;
+          break;
+        case Labels::kDistinct:
+          labels[i] = i + (labels_drawn_ ? 1000000 : 0);
+          break;
+        default:
+          labels[i] = 7;
+          break;
+      }
+      if (c_.labels == Labels::kIgnoreAll || (c_.labels == Labels::kIgnoreSome && random_() % 4 == 0))
+        labels[i] = -100;
+    }
+    labels_drawn_ = true;
+    return labels;
+  }
+
+  void prepare(const Rows<Format>& rows, const GlobalArray<E>& z, const GlobalArray<A>& norms) const {
+    PrepareArgs args;
+    args.dtype = Format::kDType;
+    args.rows = rows.rows;
+    args.dim = rows.dim;
+    args.x = rows.x;
+    args.x_row_stride = rows.row_stride;
+    args.x_col_stride = rows.col_stride;
+    args.z = z.data();
+    args.norms = norms.data();
+    args.normalize = c_.normalize;
+    cuda::prepare(args, nullptr);
+  }
+
+  void prepare_backward(const GlobalArray<E>& z, const GlobalArray<A>& norms, const GlobalArray<A>& dz,
+                        int64_t rows, std::vector<E>& dx_out, std::vector<A>& dots_out) const {
+    GlobalArray<E> dx(rows * c_.d, c_.layout == Layout::kMisaligned ? sizeof(E) : 0);
+    GlobalArray<A> dots(rows);
+    PrepareBackwardArgs args;
+    args.dtype = Format::kDType;
+    args.rows = rows;
+    args.dim = c_.d;
+    args.z = z.data();
+    args.norms = norms.data();
+    args.dz = dz.data();
+    args.dx = dx.data();
+    args.dots = dots.data();
+    args.normalize = c_.normalize;
+    cuda::prepare_backward(args, nullptr);
+    dx_out = dx.read();
+    dots_out = dots.read();
+    // Either output may be left out.
+    PrepareBackwardArgs one = args;
+    one.dx = nullptr;
+    dots.poison();
+    cuda::prepare_backward(one, nullptr);
+    compare_bits("dots alone", dots.read(), dots_out);
+    one.dx = args.dx;
+    one.dots = nullptr;
+    dx.poison();
+    cuda::prepare_backward(one, nullptr);
+    compare_bits("dx alone", dx.read(), dx_out);
+  }
+
+  std::vector<double> unpadded(const std::vector<E>& z, int64_t rows) const {
+    std::vector<double> values(rows * c_.d);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < c_.d; ++d) values[r * c_.d + d] = Format::widen(z[r * stride() + d]);
+    }
+    return values;
+  }
+
+  void verify_prepare(const Rows<Format>& x, const std::vector<E>& z, const std::vector<A>& norms,
+                      const std::string& what) const {
+    for (int64_t r = 0; r < x.rows; ++r) {
+      double square = 0;
+      A naive_square = 0;
+      for (int64_t d = 0; d < x.dim; ++d) {
+        const double v = x.values[r * x.dim + d];
+        square += v * v;
+        naive_square += A(v) * A(v);
+      }
+      const double norm = std::sqrt(square);
+      const A naive_norm = std::sqrt(naive_square);
+      if (c_.normalize) {
+        compare(what + ": norm", norms[r], norm,
+                2 * std::abs(naive_norm - norm) + 4 * Format::kFloors * Format::kUnitA * norm);
+      }
+      double naive_error = 0, largest = 0;
+      std::vector<double> expected(x.dim);
+      for (int64_t d = 0; d < x.dim; ++d) {
+        const double v = x.values[r * x.dim + d];
+        expected[d] = c_.normalize ? v / std::max(norm, kNormEps) : v;
+        const double plain =
+            c_.normalize ? Format::widen(Format::narrow(A(v) / std::max(naive_norm, A(kNormEps)))) : v;
+        naive_error = std::max(naive_error, std::abs(plain - expected[d]));
+        largest = std::max(largest, std::abs(expected[d]));
+      }
+      const double allowed =
+          c_.normalize ? 2 * naive_error + (Format::kUnitE + 2 * Format::kFloors * Format::kUnitA) * largest
+                       : 0;
+      for (int64_t d = 0; d < stride(); ++d) {
+        const double found = Format::widen(z[r * stride() + d]);
+        compare(what + ": z", found, d < x.dim ? expected[d] : 0, d < x.dim ? allowed : 0);
+      }
+    }
+  }
+
+  // Debiasing subtracts: what is left of H is as exact as H was. And a float32 logarithm of a sum of many.
+  double condition(const reference::Result& r) const {
+    double largest = 1;
+    if (c_.config.debias > 0) {
+      for (const auto& a : r.anchors) {
+        if (!a.is_term || a.n_neg == 0) continue;
+        const double h = a.n_neg * a.wn / a.w;
+        largest = std::max(largest, h / std::abs(h - c_.config.debias * a.n_neg * a.pos / a.n_pos));
+      }
+    }
+    return largest;
+  }
+
+  double value_floor(const reference::Result& exact) const {
+    return 4 * Format::kFloors * Format::kUnitA *
+           (4 + (1 + c_.config.beta) * exact.max_logit + std::log(1.0 + c_.n));
+  }
+
+  void verify_statistics(const Outputs<Format>& out, const reference::Result& exact,
+                         const reference::Result& naive) const {
+    auto at = [&](int row, int64_t i) { return double(out.statistics[row * c_.m + i]); };
+    double error[4] = {};
+    auto values = [](const reference::Anchor& a) {
+      return std::array<double, 4>{a.sum_pos, std::log(a.pos), std::log(a.w), std::log(a.wn)};
+    };
+    for (int64_t i = 0; i < c_.m; ++i) {
+      const auto e = values(exact.anchors[i]), f = values(naive.anchors[i]);
+      for (int k = 0; k < 4; ++k) error[k] = std::max(error[k], e[k] == f[k] ? 0 : std::abs(e[k] - f[k]));
+    }
+    const double floor = value_floor(exact);
+    const double sum_floor = 4 * Format::kFloors * Format::kUnitA * exact.sum_pos_magnitude + floor;
+    for (int64_t i = 0; i < c_.m; ++i) {
+      const auto e = values(exact.anchors[i]);
+      const std::string row = " of anchor " + std::to_string(i);
+      compare("n_pos" + row, at(kNumPos, i), exact.anchors[i].n_pos, 0);
+      compare("n_neg" + row, at(kNumNeg, i), exact.anchors[i].n_neg, 0);
+      compare("sum_pos" + row, at(kSumPos, i), e[0], 2 * error[0] + sum_floor);
+      compare("lse_pos" + row, at(kLsePos, i) + at(kLsePosLow, i), e[1], 2 * error[1] + floor);
+      compare("lse_w" + row, at(kLseW, i) + at(kLseWLow, i), e[2], 2 * error[2] + floor);
+      compare("lse_wn" + row, at(kLseWn, i) + at(kLseWnLow, i), e[3], 2 * error[3] + floor);
+    }
+  }
+
+  void verify_loss(const Outputs<Format>& out, const reference::Result& exact, const reference::Result& naive,
+                   double num_terms) const {
+    compare("num_terms", out.num_terms[0], num_terms, 0);
+    double error = 0, total = 0, naive_total = 0, magnitude = 0;
+    for (int64_t i = 0; i < c_.m; ++i) {
+      error = std::max(error, std::abs(exact.anchors[i].loss - naive.anchors[i].loss));
+      total += exact.anchors[i].loss;
+      naive_total += naive.anchors[i].loss;
+      magnitude += std::abs(exact.anchors[i].loss);
+    }
+    const double floor = 2 * value_floor(exact) * condition(exact);
+    if (c_.reduction == Reduction::kNone) {
+      for (int64_t i = 0; i < c_.m; ++i) {
+        compare("loss of anchor " + std::to_string(i), out.loss[i], exact.anchors[i].loss, 2 * error + floor);
+      }
+      return;
+    }
+    const double count = c_.reduction == Reduction::kMean ? std::max(1.0, num_terms) : 1;
+    compare("loss", out.loss[0], total / count,
+            (2 * std::abs(naive_total - total) + floor * std::max(1.0, num_terms) +
+             8 * Format::kFloors * Format::kUnitA * magnitude) /
+                count);
+  }
+
+  // Roundings of operands add up like a random walk, unless they are all the same one.
+  double gradient_floor(const reference::Result& exact, const reference::Result::Products& products,
+                        double walk = 2) const {
+    const bool coherent = c_.d == 1 || c_.layout == Layout::kExpanded || c_.data != Data::kNormal;
+    const double exponent = 4 + (1 + c_.config.beta) * exact.max_logit;
+    return Format::kUnitOperand * (coherent ? products.sum : walk * products.rms) +
+           2 * Format::kFloors * Format::kUnitA * exponent * condition(exact) * products.terms;
+  }
+
+  void verify_gradient(const std::string& what, const std::vector<A>& found, int64_t rows,
+                       const reference::Result& result, const std::vector<double>& exact,
+                       const std::vector<double>& naive, const reference::Result::Products& products) const {
+    const double allowed = 3 * largest_difference(exact, naive) + gradient_floor(result, products);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < stride(); ++d) {
+        const double expected = d < c_.d ? exact[r * c_.d + d] : 0;
+        compare(what + "[" + std::to_string(r) + ", " + std::to_string(d) + "]", found[r * stride() + d],
+                expected, d < c_.d ? allowed : 0);
+      }
+    }
+  }
+
+  void verify_prepare_backward(const Rows<Format>& x, const std::vector<E>& z, const std::vector<A>& norms,
+                               const std::vector<A>& dz, const std::vector<E>& dx, const std::vector<A>& dots,
+                               const std::string& what) const {
+    for (int64_t r = 0; r < x.rows; ++r) {
+      double dot = 0, magnitude = 0, largest = 0, largest_dz = 0;
+      A naive_dot = 0;
+      for (int64_t d = 0; d < x.dim; ++d) {
+        const double a = Format::widen(z[r * stride() + d]), b = dz[r * stride() + d];
+        dot += a * b;
+        naive_dot += A(a) * A(b);
+        magnitude += std::abs(a * b);
+        largest = std::max(largest, std::abs(a));
+        largest_dz = std::max(largest_dz, std::abs(b));
+      }
+      const double rounding = 4 * Format::kFloors * Format::kUnitA;
+      compare("dots", dots[r], dot, 2 * std::abs(naive_dot - dot) + rounding * magnitude);
+      std::vector<double> expected(x.dim);
+      double naive_error = 0, largest_dx = 0;
+      const double norm = c_.normalize ? std::max(double(norms[r]), kNormEps) : 1;
+      const bool project = c_.normalize && norms[r] >= A(kNormEps);
+      for (int64_t d = 0; d < x.dim; ++d) {
+        const double a = Format::widen(z[r * stride() + d]), b = dz[r * stride() + d];
+        expected[d] = (b - (project ? a * dot : 0)) / norm;
+        const double plain =
+            Format::widen(Format::narrow(double((A(b) - (project ? A(a) * naive_dot : A(0))) / A(norm))));
+        if (std::isfinite(plain)) naive_error = std::max(naive_error, std::abs(plain - expected[d]));
+        largest_dx = std::max(largest_dx, std::abs(expected[d]));
+      }
+      // Below the format's smallest normal number roundings no longer shrink.
+      const double smallest = Format::widen(Format::narrow(Format::kDType == DType::kFloat16 ? 0x1p-24 : 0));
+      const double allowed = 2 * naive_error + Format::kUnitE * largest_dx + smallest +
+                             rounding * (largest_dz + (project ? largest * magnitude : 0)) / norm;
+      for (int64_t d = 0; d < x.dim; ++d) {
+        // Over 1e-12 and beyond float16's range: its largest number, for a zero row must not end a training.
+        const double limit = Format::kDType == DType::kFloat16 ? 65504.0 : kInf;
+        compare(what + " of row " + std::to_string(r), Format::widen(dx[r * x.dim + d]),
+                std::clamp(expected[d], -limit, limit), allowed);
+      }
+    }
+  }
+
+  Case c_;
+  mutable std::mt19937 random_;
+  bool labels_drawn_ = false;
+  int64_t self_offset_ = 0;
+  double temperature_ = 1;
+  std::unique_ptr<Rows<Format>> anchors_, keys_;
+  std::vector<int64_t> anchor_labels_, key_labels_;
+  std::unique_ptr<GlobalArray<int64_t>> anchor_label_memory_, key_label_memory_;
+  std::unique_ptr<GlobalArray<A>> temperature_memory_, grad_memory_;
+  std::vector<A> grad_;
+};
+
+template <class Format>
+void run_case(const Case& c) {
+  const uint64_t seed = c.m * 7919 + c.n * 104729 + c.d * 31 + int(c.config.beta * 8);
+  Experiment<Format> experiment(c, seed);
+  executor::clear_launches();
+  executor::set_schedule(Order::kAscending);
+  const auto out = experiment.run();
+  experiment.verify(out);
+  executor::set_schedule(seed % 2 == 0 ? Order::kRandom : Order::kDescending, seed);
+  const auto again = experiment.run();
+  executor::set_schedule(Order::kAscending);
+  require(out.bits() == again.bits(), "other bits under another schedule");
+}
+
+// ---- what is run
+
+// Cycles through options at different paces, so that pairs of them meet.
+Case with_options(Case c, int i) {
+  c.config.beta = std::array{1.0, 0.0, 0.5, 2.0}[i % 4];
+  c.temperature = std::array{0.5, 0.07, 0.01}[i % 3];
+  c.config.mean_inside_log = i / 2 % 2;
+  c.config.negatives_only = i % 5 == 4;
+  c.config.detach_weights = i % 7 == 6;
+  c.config.debias = i % 9 == 5 ? 0.1 : 0;
+  c.labels = std::array{Labels::kClasses, Labels::kClasses, Labels::kIgnoreSome, Labels::kNone}[i / 3 % 4];
+  c.views = c.labels == Labels::kNone ? 2 : 1 + (i % 11 == 3);
+  c.key_views = c.geometry == Geometry::kSelf ? c.views : c.labels == Labels::kNone ? 2 : 1 + (i % 13 == 4);
+  c.temperature_on_device = i % 6 == 1;
+  c.general = i % 8 == 7;
+  c.normalize = i % 10 != 9;
+  if (!c.normalize) c.temperature = 0.5;
+  c.layout = static_cast<Layout>(i % 5);
+  // One row over and over is a case of its own.
+  if (c.layout == Layout::kExpanded && i % 2 == 1) c.layout = Layout::kContiguous;
+  // All cosines -1 or 1: exactly on the floor, where there are two slopes.
+  if (c.layout == Layout::kExpanded || c.d == 1) c.config.debias = 0;
+  c.reduction = static_cast<Reduction>(i % 3);
+  c.with_grad = i % 4 != 2;
+  return c;
+}
+
+template <class Format>
+void add(const std::string& group, const Case& c) {
+  static std::vector<std::unique_ptr<check::Registration>> registrations;
+  Case named = c;
+  if (c.geometry == Geometry::kSelf) named.n = c.m;
+  registrations.push_back(std::make_unique<check::Registration>(
+      std::string(Format::kName) + "/" + group + "/" + named.name(), [c] { run_case<Format>(c); }));
+}
+
+template <class Format>
+void add_all() {
+  // Sizes that no tile divides, and those that some do.
+  int i = Format::kTf32 + 2 * int(Format::kDType);
+  for (int64_t m : {1, 2, 7, 64, 97, 130, 257}) {
+    for (int64_t d : {1, 3, 8, 59, 111, 129, 300}) {
+      if (m == 257 && d == 111) continue;
+      Case c;
+      c.m = m;
+      c.d = d;
+      add<Format>("self", with_options(c, i++));
+    }
+  }
+  const std::pair<int64_t, int64_t> shapes[] = {{0, 0},  {0, 7},   {7, 0},    {1, 1},    {1, 257},  {7, 97},
+                                                {97, 7}, {64, 64}, {97, 130}, {130, 97}, {257, 130}};
+  for (auto [m, n] : shapes) {
+    for (int64_t d : {1, 59, 129, 300}) {
+      Case c;
+      c.geometry = n >= m && i % 2 == 0 ? Geometry::kOffset : Geometry::kDisjoint;
+      c.m = m;
+      c.n = n;
+      c.d = d;
+      add<Format>("keys", with_options(c, i++));
+    }
+  }
+  Case none;
+  none.d = 5;
+  add<Format>("self", none);
+
+  // Every option with every other that changes the formulas.
+  for (int flags = 0; flags < 128; ++flags) {
+    Case c;
+    c.geometry = flags & 1 ? Geometry::kOffset : Geometry::kSelf;
+    c.m = 34;
+    c.n = 70;
+    c.d = 19;
+    c.config.mean_inside_log = flags & 2;
+    c.config.negatives_only = flags & 4;
+    c.general = flags & 8;
+    c.temperature = flags & 16 ? 0.01 : 0.5;
+    c.config.beta = std::array{0.0, 1.0, 0.5, 2.0}[flags / 32];
+    c.config.detach_weights = (flags * 5 / 16) % 3 == 1;
+    c.config.debias = (flags * 3 / 8) % 5 == 2 ? 0.1 : 0;
+    c.reduction = static_cast<Reduction>(flags % 3);
+    add<Format>("options", c);
+  }
+
+  // Edges.
+  for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint, Geometry::kOffset}) {
+    for (int edge = 0; edge < 14; ++edge) {
+      Case c;
+      c.geometry = geometry;
+      c.m = 35;
+      c.n = 67;
+      c.d = 20;
+      c.config.mean_inside_log = edge % 2;
+      switch (edge) {
+        case 0:
+          c.labels = Labels::kSame;
+          break;
+        case 1:
+          c.labels = Labels::kDistinct;
+          break;
+        case 2:
+          c.labels = Labels::kIgnoreAll;
+          break;
+        case 3:
+          c.labels = Labels::kIgnoreSome;
+          break;
+        case 4:
+          c.labels = Labels::kSame;
+          c.config.negatives_only = true;
+          break;
+        case 5:
+          c.data = Data::kDuplicates;
+          break;
+        case 6:
+          c.data = Data::kZeroRows;
+          break;
+        case 7:
+          c.data = Data::kExtreme;
+          c.temperature = 0.01;
+          break;
+        case 8:
+          c.data = Data::kExtreme;
+          c.temperature = 0.05;
+          c.config.beta = 0;
+          break;
+        case 9:
+          c.labels = Labels::kNone;
+          c.views = c.key_views = 5;
+          break;
+        case 10:
+          c.views = 5;
+          c.key_views = 3;
+          break;
+        case 11:
+          c.data = Data::kDuplicates;
+          c.temperature = 0.01;
+          c.temperature_on_device = true;
+          break;
+        case 12:
+          c.normalize = false;
+          c.temperature = 0.05;
+          c.reduction = Reduction::kNone;
+          break;
+        case 13:  // HCL: one positive, and debiasing down to the floor for some anchors
+          c.labels = Labels::kNone;
+          c.views = c.key_views = 2;
+          c.config.debias = 0.6;
+          c.reduction = Reduction::kSum;
+          break;
+      }
+      add<Format>("edges", c);
+    }
+  }
+
+  // Enough tiles for the larger tile shapes; for blocks that walk over several tiles, rectangles of them and
+  // triangles; and for several blocks to share the other side.
+  const int64_t tile = Format::kDType == DType::kFloat64 ? 32 : 128;
+  Case large;
+  large.d = 8;
+  large.m = 16 * tile + 1;
+  if (Format::kDType == DType::kFloat64) large.m = 33 * tile + 40;  // more than one tile for a block
+  add<Format>("large", large);
+  large.geometry = Geometry::kDisjoint;
+  large.m = 6;
+  large.n = 129 * tile + 5;
+  large.config.beta = 0.5;
+  add<Format>("large", large);
+  large.geometry = Geometry::kOffset;
+  large.n = 75 * tile;
+  large.config.beta = 0;
+  large.temperature = 0.01;
+  add<Format>("large", large);
+  large.m = 30;
+  large.n = 17 * tile;
+  large.d = 70;
+  large.config.beta = 1;
+  large.temperature = 0.5;
+  add<Format>("large", large);
+
+  // Gradients wider than a block holds.
+  std::vector<int64_t> widths{520};
+  if (Format::kDType != DType::kFloat64) widths.push_back(1030);
+  if (Format::kDType == DType::kBFloat16) widths.push_back(4096);
+  for (int64_t d : widths) {
+    Case wide;
+    wide.m = Format::kDType == DType::kFloat64 ? 34 : 66;
+    wide.d = d;
+    wide.config.beta = d == 1030 ? 0 : 1;
+    add<Format>("wide", wide);
+  }
+}
+
+// ---- what a call costs, and what it does with numbers that are none
+
+// Small batches are bound by launches.
+template <class Format>
+void test_launches() {
+  Case c;
+  c.m = 256;
+  c.d = 128;
+  c.n = 512;
+  for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint}) {
+    c.geometry = geometry;
+    executor::clear_launches();
+    Experiment<Format>(c, 1).run();
+    std::vector<std::string> kernels;
+    for (const auto& launch : executor::launches()) kernels.push_back(launch.kernel);
+    auto count = [&](const char* name) { return std::count(kernels.begin(), kernels.end(), name); };
+    const int sides = geometry == Geometry::kSelf ? 1 : 2;
+    CHECK_EQ(count("prepare_kernel"), sides);
+    CHECK_EQ(count("forward_kernel"), 1);
+    CHECK_EQ(count("merge_loss_kernel"), 2);  // one of them the loss by itself
+    CHECK_EQ(count("backward_kernel"), sides);
+    CHECK_EQ(count("prepare_backward_kernel"), 3 * sides);  // once for both outputs, once for each
+    int64_t conflicts = 0, matrices = 0;
+    for (const auto& launch : executor::launches()) {
+      conflicts += launch.ldmatrix_conflicts;
+      matrices += launch.ldmatrix;
+    }
+    CHECK_EQ(conflicts, 0);
+    CHECK_EQ(matrices > 0, sizeof(typename Format::E) == 2);
+  }
+}
+
+// A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it.
+template <class Format>
+void test_not_numbers() {
+  for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
+    for (bool general : {false, true}) {
+      Case c;
+      c.m = 70;
+      c.d = 24;
+      c.general = general;
+      c.config.mean_inside_log = general;
+      Experiment<Format> experiment(c, 1);
+      experiment.put(3, 5, bad);
+      const auto out = experiment.run();
+      CHECK(std::isnan(double(out.loss[0])));
+      bool any = false;
+      for (auto g : out.danchors) any = any || std::isnan(double(g));
+      CHECK(any);
+    }
+  }
+}
+
+template <class Format>
+void add_others() {
+  static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
+                                            test_launches<Format>);
+  static const check::Registration numbers(std::string(Format::kName) + "/NaN and infinity",
+                                           test_not_numbers<Format>);
+}
+
+const bool all_added = [] {
+  add_all<Float32>();
+  add_others<Float32>();
+  add_all<Tf32>();
+  add_others<Tf32>();
+  add_all<Float64>();
+  add_others<Float64>();
+  add_all<BFloat16>();
+  add_others<BFloat16>();
+  add_all<Float16>();
+  add_others<Float16>();
+  return true;
+}();
+
+}  // namespace
+
+TEST_MAIN
