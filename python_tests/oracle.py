@@ -1,0 +1,138 @@
+"""How large an error may be: as plain PyTorch's in the same dtype against float64, times a small factor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+import clce_ext
+from python_tests import reference
+
+LOSS_FACTOR = 2.0
+GRADIENT_FACTOR = 3.0
+# A single run of plain PyTorch may be lucky: its error counts for at least this many roundings.
+ROUNDINGS = 8.0
+FLOAT64_TOLERANCE = 1e-9
+
+
+@dataclass
+class Case:
+    """Inputs in float64 and the options of one call; ``grad`` weighs the losses of reduction "none"."""
+
+    embeddings: Tensor
+    labels: Tensor | None = None
+    keys: Tensor | None = None
+    key_labels: Tensor | None = None
+    temperature: float = 0.5
+    options: dict = field(default_factory=dict)
+    grad: Tensor | None = None
+
+    def __str__(self) -> str:
+        keys = None if self.keys is None else tuple(self.keys.shape)
+        return f"embeddings {tuple(self.embeddings.shape)}, keys {keys}, t={self.temperature}, {self.options}"
+
+
+def run(function, case: Case, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
+    """The loss and its gradients by everything that can have one, in float64 on the CPU."""
+    leaf = lambda x: x.detach().to(device, dtype).clone().requires_grad_()  # noqa: E731
+    place = lambda x: None if x is None else x.to(device)  # noqa: E731
+    inputs = {"embeddings": leaf(case.embeddings)}
+    if case.keys is not None:
+        inputs["keys"] = leaf(case.keys)
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    inputs["temperature"] = torch.tensor(case.temperature, dtype=acc, device=device, requires_grad=True)
+    loss = function(
+        inputs["embeddings"],
+        place(case.labels),
+        keys=inputs.get("keys"),
+        key_labels=place(case.key_labels),
+        temperature=inputs["temperature"],
+        **case.options,
+    )
+    weighted = loss if case.grad is None else (loss * case.grad.to(loss)).sum()
+    grads = torch.autograd.grad(weighted, list(inputs.values()))
+    results = {"loss": loss, **dict(zip(inputs, grads, strict=True))}
+    return {name: value.detach().double().cpu() for name, value in results.items()}
+
+
+def rounded_to(case: Case, dtype: torch.dtype) -> Case:
+    """The case whose float64 inputs are exactly those that the dtype can hold."""
+    held = lambda x: None if x is None else x.to(dtype).double()  # noqa: E731
+    temperature = case.temperature
+    if dtype != torch.float64:
+        temperature = torch.tensor(temperature, dtype=torch.float32).item()
+    return Case(
+        held(case.embeddings),
+        case.labels,
+        held(case.keys),
+        case.key_labels,
+        temperature,
+        case.options,
+        case.grad,
+    )
+
+
+def check(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
+    """Asserts that the loss and every gradient are about as accurate as plain PyTorch's."""
+    case = rounded_to(case, dtype)
+    ours = run(clce_ext.hard_negative_contrastive_loss, case, dtype, device)
+    truth = run(reference.hard_negative_contrastive_loss, case, torch.float64, "cpu")
+    plain = run(reference.hard_negative_contrastive_loss, case, dtype, device)
+    for name, value in ours.items():
+        assert value.shape == truth[name].shape, f"{name}: shape {tuple(value.shape)}, {case}"
+        assert value.isfinite().all(), f"{name} is not finite: {case}"
+        error = (value - truth[name]).norm()
+        if dtype == torch.float64:
+            allowed = FLOAT64_TOLERANCE * truth[name].norm().clamp_min(1e-3)
+            if name == "temperature":  # its terms may cancel
+                allowed = FLOAT64_TOLERANCE * terms_of_temperature(truth, case).clamp_min(1e-3)
+        elif name == "loss":
+            allowed = LOSS_FACTOR * usual_loss_error(case, dtype, device)
+        else:
+            size = terms_of_temperature(truth, case) if name == "temperature" else truth[name].norm()
+            usual = torch.maximum((plain[name] - truth[name]).norm(), roundings(case, dtype) * size)
+            nothing = torch.finfo(torch.float32).eps * unit_gradient(case)
+            allowed = GRADIENT_FACTOR * usual + nothing
+        assert error <= allowed, f"{name}: error {error:.3e} > {allowed:.3e}, {dtype}, {case}"
+
+
+def roundings(case: Case, dtype: torch.dtype) -> float:
+    """A few roundings of the dtype, or what one float32 rounding of a logit does to e^((1 + beta) s)."""
+    few = ROUNDINGS * torch.finfo(dtype).eps / (1 if dtype == torch.float32 else 8)
+    logits = (1 + case.options.get("beta", 1.0)) / case.temperature
+    return max(few, torch.finfo(torch.float32).eps * logits)
+
+
+def usual_loss_error(case: Case, dtype: torch.dtype, device: str) -> Tensor:
+    """Plain PyTorch's error anchor by anchor, reduced without the luck of errors that cancel."""
+    reduction = case.options.get("reduction", "mean")
+    each = replace(
+        case, options=case.options | {"reduction": "none"}, grad=torch.ones(1, dtype=torch.float64)
+    )
+    truth = run(reference.hard_negative_contrastive_loss, each, torch.float64, "cpu")["loss"]
+    plain = run(reference.hard_negative_contrastive_loss, each, dtype, device)["loss"]
+    terms = (truth != 0).sum().clamp_min(1)
+    error = (plain - truth).abs()
+    # An anchor's loss is a logarithm: it cannot be exact to more than a few roundings of 1 (or of itself).
+    floor = roundings(case, torch.float32) * truth.abs().clamp_min(1)
+    if reduction == "none":
+        return torch.maximum(error.norm(), floor.norm())
+    total = torch.maximum(error.sum(), floor.sum())
+    return total if reduction == "sum" else total / terms
+
+
+def unit_gradient(case: Case) -> float:
+    """A gradient of 1 at one logit, seen at an embedding: where all is alike, roundings of 1 - 1 are left."""
+    lengths = [x.norm(dim=-1).min() for x in (case.embeddings, case.keys) if x is not None and x.numel()]
+    shortest = min((float(length) for length in lengths if length > 0), default=1.0)
+    normalized = case.options.get("normalize", True)
+    return max(1.0, 1 / case.temperature / (shortest if normalized else 1.0))
+
+
+def terms_of_temperature(truth: dict[str, Tensor], case: Case) -> Tensor:
+    """Size of the terms of sum_i z_i . dz_i / t, a temperature's gradient."""
+    rows = case.embeddings.reshape(-1, case.embeddings.shape[-1])
+    grads = truth["embeddings"].reshape(-1, case.embeddings.shape[-1])
+    return (rows.norm(dim=1) * grads.norm(dim=1)).sum() / case.temperature + truth["temperature"].abs()

@@ -1,0 +1,102 @@
+"""Bad arguments: the error names the argument, what came and what is accepted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clce_ext
+from python_tests.conftest import DEVICES
+
+X = torch.randn(6, 4)
+LABELS = torch.arange(6) % 2
+KEYS = torch.randn(9, 4)
+KEY_LABELS = torch.arange(9) % 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (TypeError, "embeddings must be a tensor, got list", {"embeddings": [1.0]}),
+        (TypeError, "embeddings must be float32.*got Long",
+         {"embeddings": torch.ones(6, 4, dtype=torch.long)}),
+        (ValueError, r"embeddings must have shape .* got \(4,\)", {"embeddings": torch.randn(4)}),
+        (ValueError, r"embeddings must have shape .* got \(1, 2, 3, 4\)",
+         {"embeddings": torch.randn(1, 2, 3, 4)}),
+        (ValueError, "embeddings must have at least one column", {"embeddings": torch.randn(6, 0)}),
+        (ValueError, "embeddings must have at least one view", {"embeddings": torch.randn(6, 0, 4)}),
+        (ValueError, r"labels must have shape \[6\].*got \[5\]", {"labels": LABELS[:5]}),
+        (ValueError, r"labels must have shape \[6\].*got \[6, 1\]", {"labels": LABELS[:, None]}),
+        (TypeError, "labels must be integers.*got Float", {"labels": LABELS.float()}),
+        (TypeError, "labels must be integers.*got Bool", {"labels": LABELS.bool()}),
+        (ValueError, "labels are needed", {"labels": None}),
+        (ValueError, "temperature must be finite and greater than 0, got 0", {"temperature": 0.0}),
+        (ValueError, "temperature must be a number or a tensor of one element",
+         {"temperature": torch.ones(2)}),
+        (TypeError, "temperature must be a floating-point tensor", {"temperature": torch.tensor(1)}),
+        (ValueError, "beta must be finite and at least 0, got -1", {"beta": -1.0}),
+        (ValueError, "summation must be 'in' or 'out', got 'inside'", {"summation": "inside"}),
+        (ValueError, "denominator must be 'all' or 'negatives', got 'none'", {"denominator": "none"}),
+        (ValueError, r"debias must be in \[0, 1\), got 1", {"debias": 1.0}),
+        (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", {"reduction": "max"}),
+        (ValueError, "key_labels are given without keys", {"key_labels": KEY_LABELS}),
+        (ValueError, "key_offset is given without keys", {"key_offset": 0}),
+        (ValueError, "labels and key_labels must be given together", {"keys": KEYS}),
+        (TypeError, "keys must have the embeddings' dtype Float, got Double",
+         {"keys": KEYS.double(), "key_labels": KEY_LABELS}),
+        (ValueError, "keys must have the embeddings' 4 columns",
+         {"keys": torch.randn(9, 5), "key_labels": KEY_LABELS}),
+        (ValueError, r"keys must have shape \[rows, dim\]",
+         {"keys": torch.randn(9), "key_labels": KEY_LABELS}),
+        (ValueError, r"key_labels must have shape \[9\]", {"keys": KEYS, "key_labels": KEY_LABELS[:3]}),
+        (TypeError, "key_labels must be integers", {"keys": KEYS, "key_labels": KEY_LABELS.float()}),
+        (ValueError, "keys must have one row per image", {"labels": None, "keys": KEYS}),
+        (ValueError, "key_offset must place all 6 anchors inside the 9 keys, got 4",
+         {"keys": KEYS, "key_labels": KEY_LABELS, "key_offset": 4}),
+        (ValueError, "key_offset must place all", {"keys": KEYS, "key_labels": KEY_LABELS, "key_offset": -1}),
+        (ValueError, "key_offset needs labels", {"labels": None, "keys": X, "key_offset": 0}),
+    ],
+)  # fmt: skip
+def test_bad_arguments(error, message, change):
+    arguments = {"embeddings": X, "labels": LABELS} | change
+    embeddings = arguments.pop("embeddings")
+    labels = arguments.pop("labels")
+    with pytest.raises(error, match=message):
+        clce_ext.hard_negative_contrastive_loss(embeddings, labels, **arguments)
+
+
+def test_bad_clce_arguments():
+    logits = torch.randn(6, 3)
+    for weight in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match=r"weight .* must be in \[0, 1\]"):
+            clce_ext.CLCELoss(weight=weight)
+        with pytest.raises(ValueError, match=r"weight .* must be in \[0, 1\]"):
+            clce_ext.clce_loss(logits, X, LABELS, weight=weight)
+    with pytest.raises(ValueError, match="logits must have shape"):
+        clce_ext.clce_loss(torch.randn(6), X, LABELS)
+    with pytest.raises(ValueError, match="targets must have the logits' shape"):
+        clce_ext.clce_loss(logits, X, LABELS, targets=torch.rand(6, 4))
+    with pytest.raises(ValueError, match="labels must have shape"):
+        clce_ext.clce_loss(torch.randn(5, 3), X, LABELS)
+
+
+@pytest.mark.skipif(clce_ext.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to put a tensor on")
+def test_cuda_tensor_without_cuda_kernels():
+    with pytest.raises(NotImplementedError, match="build_info"):
+        clce_ext.hard_negative_contrastive_loss(X.cuda(), LABELS.cuda())
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="needs a second device")
+def test_mixed_devices():
+    with pytest.raises(ValueError, match="labels must be on the embeddings' device cuda:0, got cpu"):
+        clce_ext.hard_negative_contrastive_loss(X.cuda(), LABELS)
+    with pytest.raises(ValueError, match="temperature must be on the embeddings' device cuda:0, got cpu"):
+        clce_ext.hard_negative_contrastive_loss(X.cuda(), LABELS.cuda(), temperature=torch.tensor(0.5))
+
+
+def test_build_info():
+    info = clce_ext.build_info()
+    assert {"version", "torch", "cpu_capability", "cuda", "cuda_archs", "features"} <= set(info)
+    assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
+    assert (info["cuda"] is None) == (not info["cuda_archs"])

@@ -1,0 +1,214 @@
+"""Accuracy: random shapes that no tile divides, strides, dtypes and options against float64."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+import clce_ext
+from python_tests import reference
+from python_tests.oracle import Case, check
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+ROWS = [1, 2, 7, 33, 97, 130, 257]
+DIMS = [1, 3, 16, 59, 111, 252, 300]
+
+
+def random_case(rng: random.Random) -> Case:
+    rows, dim, classes = rng.choice(ROWS), rng.choice(DIMS), rng.choice([1, 2, 5, 50])
+    views = rng.choice([None, None, 2, 3])
+    shape = (rows, dim) if views is None else (rows, views, dim)
+    anchors = rows * (views or 1)
+    labels = torch.randint(classes, (rows,), dtype=rng.choice([torch.int64, torch.int32, torch.uint8]))
+    if labels.dtype != torch.uint8 and rng.random() < 0.3:
+        labels[torch.rand(rows) < 0.3] = -100
+    options = {
+        "beta": rng.choice([0.0, 1.0, 1.0, 0.5, 2.0]),
+        "summation": rng.choice(["in", "out"]),
+        "denominator": rng.choice(["all", "all", "negatives"]),
+        "detach_weights": rng.random() < 0.3,
+        "reduction": rng.choice(["mean", "sum", "none"]),
+        "normalize": rng.random() < 0.8,
+    }
+    temperature = rng.choice([0.5, 0.5, 0.1, 0.07, 0.02])
+    keys = key_labels = None
+    kind = rng.choice(["self", "self", "keys", "offset"])
+    if kind == "keys":
+        keys = torch.randn(rng.choice([0, 1, 50, 301, 600]), dim, dtype=torch.float64)
+    elif kind == "offset":
+        options["key_offset"] = rng.choice([0, 5])
+        keys = torch.randn(anchors + options["key_offset"] + 3, dim, dtype=torch.float64)
+    if keys is not None:
+        key_labels = torch.randint(classes, (len(keys),))
+    elif views is not None and rng.random() < 0.4:
+        labels = None
+    embeddings = torch.randn(shape, dtype=torch.float64)
+    if not options["normalize"]:  # logits of a size that losses can have
+        embeddings, temperature = embeddings / dim**0.5, 0.5
+    grad = torch.randn(anchors, dtype=torch.float64) if options["reduction"] == "none" else None
+    return Case(embeddings, labels, keys, key_labels, temperature, options, grad)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("seed", range(50))
+def test_random_options(seed, dtype, device):
+    torch.manual_seed(seed)
+    check(random_case(random.Random(seed)), dtype, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.5, 0.01])
+@pytest.mark.parametrize("beta", [0.0, 1.0, 0.5, 2.0])
+def test_several_blocks(beta, temperature, dtype, device):
+    """More rows than one block of the kernels, on both paths."""
+    case = Case(torch.randn(777, 40, dtype=torch.float64), torch.randint(37, (777,)), temperature=temperature)
+    case.options = {"beta": beta}
+    check(case, dtype, device)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_debias(normalize, device):
+    """HCL, on both sides of its floor, in float64 (the difference of two sums is ill-conditioned)."""
+    for seed in range(10):
+        torch.manual_seed(seed)
+        embeddings = torch.randn(40, 2, 24, dtype=torch.float64) / (1 if normalize else 5)
+        options = {"debias": 0.1 + 0.08 * seed, "beta": 1.0, "normalize": normalize}
+        check(Case(embeddings, None, temperature=0.5, options=options), torch.float64, device)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "reversed rows"])
+def test_strides(layout, device):
+    base = torch.randn(64, 48, device=device)
+    x = {
+        "transposed": torch.randn(48, 64, device=device).T,
+        "expanded": base[:1].expand(64, 48),
+        "sliced": torch.randn(64, 100, device=device)[:, 1:97:2],
+        "reversed rows": base.flip(0)[::2].repeat(2, 1),
+    }[layout]
+    labels = torch.arange(64, device=device) % 7
+    assert torch.equal(
+        clce_ext.hard_negative_contrastive_loss(x, labels),
+        clce_ext.hard_negative_contrastive_loss(x.contiguous(), labels),
+    )
+
+
+def test_gradients_only_where_asked(device):
+    labels, key_labels = torch.arange(30, device=device) % 4, torch.arange(50, device=device) % 4
+    inputs = {
+        "embeddings": torch.randn(30, 17, dtype=torch.float64, device=device),
+        "keys": torch.randn(50, 17, dtype=torch.float64, device=device),
+        "temperature": torch.tensor(0.3, dtype=torch.float64, device=device),
+    }
+    whole = None
+    for wanted in (
+        ["embeddings", "keys", "temperature"],
+        ["embeddings"],
+        ["keys"],
+        ["temperature"],
+        ["keys", "temperature"],
+    ):
+        leaves = {k: v.clone().requires_grad_(k in wanted) for k, v in inputs.items()}
+        loss = clce_ext.hard_negative_contrastive_loss(
+            leaves["embeddings"],
+            labels,
+            keys=leaves["keys"],
+            key_labels=key_labels,
+            temperature=leaves["temperature"],
+        )
+        loss.backward()
+        whole = whole or {k: v.grad for k, v in leaves.items()}
+        for name, leaf in leaves.items():
+            if name in wanted:
+                torch.testing.assert_close(leaf.grad, whole[name], rtol=1e-12, atol=1e-14)
+            else:
+                assert leaf.grad is None
+
+
+def test_paired_rows_are_one_half_of_clip(device):
+    images, texts = torch.randn(2, 20, 12, device=device)
+    loss = clce_ext.NTXentLoss(temperature=0.2)(images, keys=texts)
+    logits = torch.nn.functional.normalize(images) @ torch.nn.functional.normalize(texts).T / 0.2
+    torch.testing.assert_close(
+        loss, torch.nn.functional.cross_entropy(logits, torch.arange(20, device=device))
+    )
+
+
+def test_soft_targets_and_smoothing(device):
+    logits, embeddings = torch.randn(12, 5, device=device), torch.randn(12, 8, device=device)
+    labels = torch.randint(5, (12,), device=device)
+    soft = torch.randn(12, 5, device=device).softmax(1)
+    criterion = clce_ext.CLCELoss(weight=0.3, label_smoothing=0.1)
+    contrastive = reference.hard_negative_contrastive_loss(embeddings, labels, summation="in")
+    for target, given in ((labels, {}), (soft, {"targets": soft})):
+        cross_entropy = torch.nn.functional.cross_entropy(logits, target, label_smoothing=0.1)
+        torch.testing.assert_close(
+            criterion(logits, embeddings, labels, **given), 0.7 * cross_entropy + 0.3 * contrastive
+        )
+
+
+def test_class_weights_and_ignored_images_in_cross_entropy(device):
+    logits, embeddings = torch.randn(12, 5, device=device), torch.randn(12, 8, device=device)
+    labels = torch.randint(5, (12,), device=device)
+    labels[3] = -100
+    weights = torch.rand(5, device=device)
+    ours = clce_ext.clce_loss(logits, embeddings, labels, weight=0.0, class_weights=weights)
+    torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits, labels, weights))
+    nobody = torch.full_like(labels, -100)
+    assert clce_ext.clce_loss(logits, embeddings, nobody, weight=0.5) == 0
+
+
+def test_presets_are_what_they_say(device):
+    views, labels = torch.randn(20, 2, 16, device=device), torch.randint(4, (20,), device=device)
+    ref = reference.hard_negative_contrastive_loss
+    for criterion, options in (
+        (clce_ext.SupConLoss(), {"temperature": 0.07, "beta": 0.0, "summation": "out"}),
+        (clce_ext.LaCViTLoss(), {"temperature": 0.1, "beta": 0.0, "summation": "out"}),
+        (clce_ext.SCHaNeLoss(), {"temperature": 0.5, "beta": 1.0, "summation": "in"}),
+        (clce_ext.HardNegativeContrastiveLoss(), {}),
+    ):
+        torch.testing.assert_close(criterion(views, labels), ref(views, labels, **options))
+    torch.testing.assert_close(clce_ext.HCLLoss()(views), ref(views, beta=1.0, debias=0.1))
+    torch.testing.assert_close(clce_ext.NTXentLoss()(views), ref(views, beta=0.0))
+
+
+def test_learnable_temperature_is_a_parameter(device):
+    criterion = clce_ext.CLCELoss(temperature=0.4, learnable_temperature=True).to(device)
+    labels = torch.randint(3, (12,), device=device)
+    criterion(torch.randn(12, 3, device=device), torch.randn(12, 8, device=device), labels).backward()
+    assert [name for name, _ in criterion.named_parameters()] == ["temperature"]
+    assert criterion.temperature.grad.abs() > 0
+
+
+def test_same_bits_every_run(device):
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(1500, 100, device=device).to(dtype)
+        keys = torch.randn(700, 100, device=device).to(dtype)
+        labels = torch.randint(9, (1500,), device=device)
+        for options in ({}, {"temperature": 0.01}, {"keys": keys, "key_labels": labels[:700]}):
+            runs = []
+            for _ in range(4):
+                leaf = x.clone().requires_grad_()
+                loss = clce_ext.hard_negative_contrastive_loss(leaf, labels, **options)
+                loss.backward()
+                runs.append((loss.detach(), leaf.grad))
+            for loss, grad in runs[1:]:
+                assert torch.equal(loss, runs[0][0]) and torch.equal(grad, runs[0][1])
+
+
+def test_tiles_are_shared_out_alike_for_any_number_of_threads():
+    """Which sums are added to which, and in which order, does not depend on the threads."""
+    x, labels = torch.randn(700, 64), torch.randint(9, (700,))
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            leaf = x.clone().requires_grad_()
+            clce_ext.hard_negative_contrastive_loss(leaf, labels).backward()
+            results.append(leaf.grad)
+    finally:
+        torch.set_num_threads(before)
+    for grad in results[1:]:
+        # The BLAS may round differently by its own number of threads, not more.
+        torch.testing.assert_close(grad, results[0], rtol=1e-4, atol=1e-7)

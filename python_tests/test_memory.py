@@ -1,0 +1,54 @@
+"""Memory grows with B D, never with B^2."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import clce_ext
+
+DIM = 128
+
+
+def saved_bytes(rows: int) -> int:
+    """Bytes that autograd keeps for the backward, every storage counted once."""
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    x = torch.randn(rows, DIM, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = clce_ext.hard_negative_contrastive_loss(x, torch.arange(rows) % 10)
+    assert loss.requires_grad
+    return sum(storages.values())
+
+
+def test_bytes_saved_for_backward_are_linear():
+    small, large = saved_bytes(512), saved_bytes(2048)
+    assert large <= 4 * small
+    # The normalised embeddings, the labels and some twenty numbers a row.
+    assert large <= 2048 * (4 * DIM + 8 + 4 * 24)
+
+
+SCRIPT = """
+import resource, sys, torch, clce_ext
+rows = int(sys.argv[1])
+x = torch.randn(rows, 128).requires_grad_()
+labels = torch.randint(100, (rows,))
+clce_ext.hard_negative_contrastive_loss(x[:300].detach().requires_grad_(), labels[:300]).backward()  # warm-up
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+clce_ext.hard_negative_contrastive_loss(x, labels).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+@pytest.mark.slow
+def test_peak_memory_of_a_large_batch():
+    """Forward and backward at B 32768, D 128 (a B x B float32 matrix alone would be 4096 MiB)."""
+    run = subprocess.run([sys.executable, "-c", SCRIPT, "32768"], capture_output=True, text=True, check=True)
+    assert float(run.stdout) <= 160

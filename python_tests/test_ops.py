@@ -1,0 +1,207 @@
+"""The ops as torch sees them: opcheck, gradcheck, compile, export, autocast, no double backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import clce_ext
+from clce_ext import HardNegativeContrastiveFunction
+
+OPS = torch.ops.clce_ext
+
+
+def arguments(x, labels, keys=None, key_labels=None, temperature=0.5, views=1, key_offset=None, **changed):
+    """The sixteen arguments of the op."""
+    options = {
+        "beta": 1.0, "summation": "out", "denominator": "all", "debias": 0.0, "detach_weights": False,
+        "normalize": True, "ignore_index": -100, "reduction": "mean",
+    } | changed  # fmt: skip
+    learnable = isinstance(temperature, torch.Tensor)
+    return (
+        x, labels, keys, key_labels, temperature if learnable else None, 1.0 if learnable else temperature,
+        views, key_offset, *options.values(),
+    )  # fmt: skip
+
+
+def samples(device, requires_grad):
+    x = torch.randn(12, 9, device=device, requires_grad=requires_grad)
+    labels = torch.arange(12, device=device) % 3
+    keys = torch.randn(20, 9, device=device, requires_grad=requires_grad)
+    key_labels = torch.arange(20, device=device) % 3
+    t = torch.tensor(0.3, device=device, requires_grad=requires_grad)
+    yield arguments(x, labels)
+    yield arguments(x, labels, keys, key_labels, t, reduction="none")
+    yield arguments(x, labels, keys, key_labels, key_offset=4, normalize=False, summation="in")
+    yield arguments(x, None, views=3, debias=0.1, reduction="sum")
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_opcheck(requires_grad, device):
+    for args in samples(device, requires_grad):
+        torch.library.opcheck(OPS.contrastive_loss.default, args)
+
+
+def test_opcheck_parts(device):
+    x, labels = torch.randn(12, 9, device=device), torch.arange(12, device=device) % 3
+    torch.library.opcheck(OPS.prepare.default, (x, True))
+    z, norms = OPS.prepare(x, True)
+    tail = (None, 0.5, 9, None, 1.0, True, -100)
+    torch.library.opcheck(OPS.statistics.default, (z, None, labels, None, *tail))
+    torch.library.opcheck(OPS.statistics.default, (z, z.clone(), labels, labels, *tail))
+    statistics = OPS.statistics(z, None, labels, None, *tail)
+    form = (None, 0.5, 1.0, "out", "all", 0.0, False, "mean")
+    torch.library.opcheck(OPS.loss_from_statistics.default, (statistics, *form))
+    _, _, derivatives = OPS.loss_from_statistics(statistics, *form)
+    torch.library.opcheck(
+        OPS.statistics_backward.default, (derivatives, statistics, z, None, labels, None, *tail, True, False)
+    )
+    torch.library.opcheck(OPS.prepare_backward.default, (torch.randn_like(z), z, norms, 9, True))
+
+
+def test_parts_make_the_whole(device):
+    """The ops for keys that arrive in pieces give what the whole op gives."""
+    x, labels = torch.randn(50, 9, device=device), torch.arange(50, device=device) % 3
+    leaf = x.clone().requires_grad_()
+    loss = clce_ext.hard_negative_contrastive_loss(leaf, labels)
+    loss.backward()
+    z, norms = OPS.prepare(x, True)
+    tail = (None, 0.5, 9, None, 1.0, True, -100)
+    statistics = OPS.statistics(z, None, labels, None, *tail)
+    mean, terms, derivatives = OPS.loss_from_statistics(
+        statistics, None, 0.5, 1.0, "out", "all", 0.0, False, "mean"
+    )
+    dz, _ = OPS.statistics_backward(
+        derivatives / terms, statistics, z, None, labels, None, *tail, True, False
+    )
+    torch.testing.assert_close(mean, loss)
+    torch.testing.assert_close(OPS.prepare_backward(dz, z, norms, 9, True), leaf.grad)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"beta": 0.5, "summation": "in"},
+        {"denominator": "negatives", "normalize": False},
+        {"debias": 0.05, "reduction": "none"},
+        {"beta": 0.0},
+        {"beta": 2.0, "reduction": "sum"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [0.5, 0.03])
+@pytest.mark.parametrize("with_keys", [False, True])
+def test_gradcheck(with_keys, temperature, options, device):
+    x = torch.randn(9, 5, dtype=torch.float64, device=device, requires_grad=True)
+    labels = torch.arange(9, device=device) % 3
+    t = torch.tensor(temperature, dtype=torch.float64, device=device, requires_grad=True)
+    if with_keys:
+        keys = torch.randn(11, 5, dtype=torch.float64, device=device, requires_grad=True)
+        key_labels = torch.arange(11, device=device) % 3
+        call = lambda x, k, t: clce_ext.hard_negative_contrastive_loss(  # noqa: E731
+            x, labels, keys=k, key_labels=key_labels, temperature=t, **options
+        )
+        assert torch.autograd.gradcheck(call, (x, keys, t), eps=1e-7, atol=1e-5, rtol=1e-4)
+    else:
+        call = lambda x, t: clce_ext.hard_negative_contrastive_loss(x, labels, temperature=t, **options)  # noqa: E731
+        assert torch.autograd.gradcheck(call, (x, t), eps=1e-7, atol=1e-5, rtol=1e-4)
+
+
+def test_function_shares_the_formula(device):
+    x, labels = torch.randn(20, 6, device=device), torch.arange(20, device=device) % 4
+    grads = []
+    for call in (OPS.contrastive_loss, HardNegativeContrastiveFunction.apply):
+        leaf = x.clone().requires_grad_()
+        outputs = call(*arguments(leaf, labels))
+        assert not any(output.requires_grad for output in outputs[1:])
+        outputs[0].backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("how", ["op", "function"])
+def test_double_backward_says_no(how, device):
+    x = torch.randn(6, 4, device=device, requires_grad=True)
+    call = OPS.contrastive_loss if how == "op" else HardNegativeContrastiveFunction.apply
+    loss = call(*arguments(x, torch.arange(6, device=device) % 2))[0]
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compile_without_graph_breaks(dynamic, device):
+    torch._dynamo.reset()
+    criterion = clce_ext.CLCELoss()
+    layer = torch.nn.Linear(16, 8).to(device)
+
+    def step(x, head, labels):
+        z = layer(x)
+        return criterion(head(z), z, labels)
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic)
+    head = torch.nn.Linear(8, 3).to(device)
+    for rows in (10, 17, 24):
+        x, labels = torch.randn(rows, 16, device=device), torch.arange(rows, device=device) % 3
+        want = torch.autograd.grad(step(x, head, labels), layer.weight)[0]
+        got = torch.autograd.grad(compiled(x, head, labels), layer.weight)[0]
+        torch.testing.assert_close(got, want)
+
+
+def test_compile_with_keys_and_learnable_temperature(device):
+    torch._dynamo.reset()
+    loss = torch.compile(clce_ext.hard_negative_contrastive_loss, fullgraph=True)
+    leaves = [torch.randn(n, 8, device=device, requires_grad=True) for n in (12, 30)]
+    t = torch.tensor(0.2, device=device, requires_grad=True)
+    labels, key_labels = torch.arange(12, device=device) % 3, torch.arange(30, device=device) % 3
+    options = {"keys": leaves[1], "key_labels": key_labels, "temperature": t}
+    want = torch.autograd.grad(
+        clce_ext.hard_negative_contrastive_loss(leaves[0], labels, **options), [*leaves, t]
+    )
+    got = torch.autograd.grad(loss(leaves[0], labels, **options), [*leaves, t])
+    torch.testing.assert_close(got, want)
+
+
+def test_export(device):
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(16, 8)
+            self.criterion = clce_ext.SupConLoss()
+
+        def forward(self, x, labels):
+            return self.criterion(self.layer(x), labels)
+
+    model = Model().to(device)
+    rows = torch.export.Dim("rows", min=2)
+    example = (torch.randn(10, 16, device=device), torch.arange(10, device=device) % 3)
+    program = torch.export.export(model, example, dynamic_shapes=({0: rows}, {0: rows}))
+    other = (torch.randn(23, 16, device=device), torch.arange(23, device=device) % 4)
+    torch.testing.assert_close(program.module()(*other), model(*other))
+
+
+def test_autocast_keeps_statistics_in_float32(device):
+    layer = torch.nn.Linear(16, 8).to(device)
+    x, labels = torch.randn(30, 16, device=device), torch.arange(30, device=device) % 3
+    with torch.autocast(device, dtype=torch.bfloat16):
+        z = layer(x)
+        assert z.dtype == torch.bfloat16
+        half = clce_ext.hard_negative_contrastive_loss(z, labels)
+        full = clce_ext.hard_negative_contrastive_loss(z.float(), labels)
+    assert half.dtype == full.dtype == torch.float32
+    # Inside autocast nothing of the loss is cast down: float32 embeddings give what they give outside.
+    assert torch.equal(full, clce_ext.hard_negative_contrastive_loss(z.float(), labels))
+    half.backward()
+    assert layer.weight.grad.isfinite().all()
+
+
+def test_inference_mode_and_meta(device):
+    x, labels = torch.randn(10, 4, device=device), torch.arange(10, device=device) % 3
+    with torch.inference_mode():
+        assert torch.equal(
+            clce_ext.hard_negative_contrastive_loss(x, labels),
+            clce_ext.hard_negative_contrastive_loss(x.clone(), labels.clone()),
+        )
+    meta = clce_ext.hard_negative_contrastive_loss(x.to("meta"), labels.to("meta"), reduction="none")
+    assert meta.device.type == "meta" and meta.shape == (10,)

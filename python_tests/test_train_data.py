@@ -1,0 +1,218 @@
+"""Sources, few-shot subsets, class-balanced batches, augmentation; and clear words about broken folders."""
+
+from __future__ import annotations
+
+import random
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.data import EpochSampler, evaluation_loader, load_all_classes, load_data, training_loader
+from clce_ext.train.errors import TrainingError, UnreadableImageError
+
+from .training import write_digit_images
+
+INPUT = {
+    "input_size": (3, 32, 32),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
+    "interpolation": "bicubic",
+    "crop_pct": 1.0,
+}
+
+
+def config(**options) -> TrainConfig:
+    return TrainConfig.from_dict(options)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_digit_images(tmp_path_factory.mktemp("digits"), train=4, val=2, classes=3, size=32)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def test_digits():
+    data = load_data(config())
+    assert (len(data.train), len(data.val), data.classes) == (1197, 600, [str(i) for i in range(10)])
+    assert not set(data.train.indices) - set(range(1197))
+    assert np.bincount(data.val.labels).min() >= 58  # stratified
+
+
+def test_shots_are_drawn_per_class_with_the_seed():
+    first, again, other = (load_data(config(shots=5, seed=seed)).train for seed in (1, 1, 2))
+    assert list(np.bincount(first.labels)) == [5] * 10
+    assert list(first.indices) == list(again.indices) != list(other.indices)
+    with pytest.raises(TrainingError, match="--shots 1000: class '0' has only"):
+        load_data(config(shots=1000))
+
+
+def test_held_out_classes_leave_training_and_come_back_for_episodes():
+    data = load_data(config(hold_out_classes=["3", "7"]))
+    assert data.classes == ["0", "1", "2", "4", "5", "6", "8", "9"]
+    assert set(data.train.labels) == set(data.val.labels) == set(range(8))
+    kept = data.train.source.labels[data.train.indices]
+    assert not {3, 7} & set(kept) and [data.classes[y] for y in data.train.labels] == [str(y) for y in kept]
+    novel, names = load_all_classes(config(), ["3", "7"])
+    assert names == ["3", "7"] and set(novel.source.labels[novel.indices]) == {3, 7}
+    with pytest.raises(TrainingError, match="unknown class eleven; the classes are 0, 1"):
+        load_data(config(hold_out_classes=["eleven"]))
+
+
+def batches(labels, **options):
+    sampler = EpochSampler(np.asarray(labels), **{"images_per_class": None, "seed": 0} | options)
+    return sampler, [[i for i, _ in batch] for batch in sampler]
+
+
+def test_shuffled_batches():
+    sampler, first = batches(np.zeros(23, int), batch_size=5)
+    assert len(first) == len(sampler) == 4
+    assert len({i for batch in first for i in batch}) == 20
+    sampler.set_position(epoch=1)
+    assert [[i for i, _ in b] for b in sampler] != first
+    sampler.set_position(epoch=0, first_batch=2)
+    assert [[i for i, _ in b] for b in sampler] == first[2:]
+
+
+def test_class_balanced_batches():
+    labels = np.repeat(np.arange(7), [4, 5, 6, 7, 8, 9, 30])
+    _, found = batches(labels, batch_size=12, images_per_class=4)
+    assert len(found) == len(labels) // 12
+    for batch in found:
+        assert len(set(batch)) == 12
+        counts = np.bincount(labels[batch], minlength=7)
+        assert sorted(counts[counts > 0]) == [4, 4, 4]
+    # Classes come in turn: after 5 batches of 3 classes every class came twice, one of them three times.
+    turns = np.concatenate([np.unique(labels[batch]) for batch in found[:5]])
+    assert sorted(np.bincount(turns)) == [2] * 6 + [3]
+
+
+def test_processes_share_a_global_batch():
+    labels = np.repeat(np.arange(6), 10)
+    _, whole = batches(labels, batch_size=12, images_per_class=3)
+    parts = [batches(labels, batch_size=6, images_per_class=3, rank=r, world_size=2)[1] for r in range(2)]
+    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+
+
+def test_batches_that_cannot_be_made():
+    with pytest.raises(TrainingError, match="exceeds the 23 training images"):
+        batches(np.zeros(23, int), batch_size=24)
+    with pytest.raises(TrainingError, match="need 5 classes; there are 3"):
+        batches(np.repeat(np.arange(3), 10), batch_size=20, images_per_class=4)
+    with pytest.raises(TrainingError, match="the smallest class has 2 images"):
+        batches([0, 0, 0, 1, 1, 0, 0, 0], batch_size=6, images_per_class=3)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_augmentation_depends_on_epoch_and_image_alone(views):
+    def epoch(number: int, workers: int = 0):
+        options = config(shots=2, batch_size=10, workers=workers, color_jitter=0.3, random_erasing=0.5)
+        loader, sampler = training_loader(load_data(options).train, options, INPUT, views, 0, 1)
+        sampler.set_position(number)
+        return [images for images, _ in loader]
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first = epoch(0)
+    state = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    assert first[0].shape == (10, views, 3, 32, 32)
+    again = epoch(0)
+    assert all(map(torch.equal, first, again))
+    assert not torch.equal(first[0], epoch(1)[0])
+    if views == 2:
+        assert not torch.equal(first[0][:, 0], first[0][:, 1])
+    # The generators of dropout and mixup are left alone.
+    assert random.getstate() == state[0] and np.random.get_state()[1].tolist() == state[1]
+    assert torch.equal(torch.get_rng_state(), state[2])
+    if views == 2:
+        assert all(map(torch.equal, first, epoch(0, workers=2)))
+
+
+def test_image_folder(folder):
+    data = load_data(config(data=str(folder)))
+    assert data.classes == ["digit_0", "digit_1", "digit_2"] and (len(data.train), len(data.val)) == (12, 6)
+    images, labels = next(iter(evaluation_loader(data.val, config(micro_batch_size=4), INPUT)))
+    assert images.shape == (4, 3, 32, 32) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_shards_of_evaluation_cover_every_image_once(folder):
+    data = load_data(config(data=str(folder)))
+    shards = [list(evaluation_loader(data.val, config(), INPUT, rank, 4)) for rank in range(4)]
+    assert sorted(y for shard in shards for _, labels in shard for y in labels.tolist()) == [0, 0, 1, 1, 2, 2]
+
+
+def test_folder_without_splits_serves_for_episodes(folder):
+    images, names = load_all_classes(config(data=str(folder / "train")))
+    assert len(images) == 12 and names == ["digit_0", "digit_1", "digit_2"]
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda f: shutil.rmtree(f / "val" / "digit_1"), "same class folders; missing in .*val: digit_1"),
+        (lambda f: shutil.rmtree(f / "train" / "digit_1"), "same class folders; missing in .*train: digit_1"),
+        (lambda f: shutil.rmtree(f / "val"), "no val/valid/.* folder in it; it holds train"),
+        (lambda f: [p.unlink() for p in (f / "train" / "digit_2").iterdir()], "digit_2: no images"),
+        (lambda f: [shutil.rmtree(p) for p in (f / "train").iterdir()], "train: empty"),
+        (lambda f: shutil.rmtree(f), "no such directory; give digits, torchvision:NAME"),
+    ],
+    ids=["class missing in val", "class missing in train", "no val", "empty class", "empty split", "nothing"],
+)
+def test_broken_folders(copy, damage, message):
+    damage(copy)
+    with pytest.raises(TrainingError, match=message):
+        load_data(config(data=str(copy)))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("kind", ["truncated", "not an image", "empty"])
+def test_an_unreadable_image_is_named(copy, kind, workers):
+    broken = sorted((copy / "val" / "digit_1").iterdir())[1]
+    content = broken.read_bytes()
+    broken.write_bytes(
+        {"truncated": content[: len(content) // 2], "not an image": b"hello", "empty": b""}[kind]
+    )
+    data = load_data(config(data=str(copy)))
+    with pytest.raises(UnreadableImageError, match=rf"cannot read image .*{broken.name}"):
+        list(evaluation_loader(data.val, config(workers=workers), INPUT))
+
+
+class FakeTorchvision:
+    """A torchvision data set as its users see it."""
+
+    classes = ("cat", "dog")
+
+    def __init__(self, root, split="train", download=False):
+        if split not in ("trainval", "test"):
+            raise ValueError(f"Unknown value {split!r} for argument split")
+        self._labels = [0, 1, 1] if split == "trainval" else [1, 0]
+
+    def __len__(self):
+        return len(self._labels)
+
+    def __getitem__(self, i):
+        return Image.new("L", (8, 8), 10 * i), self._labels[i]
+
+
+def test_torchvision(monkeypatch):
+    import torchvision
+
+    monkeypatch.setattr(torchvision.datasets, "Flowers102", FakeTorchvision)
+    data = load_data(config(data="torchvision:Flowers102"))
+    assert data.classes == ["cat", "dog"] and data.train.labels.tolist() == [0, 1, 1]
+    assert data.val.source.image(0).mode == "RGB"
+    with pytest.raises(TrainingError, match=r"Unknown value 'nowhere'.*--val-split"):
+        load_data(config(data="torchvision:Flowers102", val_split="nowhere"))
+    with pytest.raises(TrainingError, match=r"no such data set; torchvision has .*CIFAR100"):
+        load_data(config(data="torchvision:Imaginary"))
+
+
+def test_torchvision_not_downloaded(tmp_path):
+    with pytest.raises(TrainingError, match=r"CIFAR10 in .*(see --data-dir, --download)"):
+        load_data(config(data="torchvision:CIFAR10", data_dir=str(tmp_path)))

@@ -1,0 +1,103 @@
+"""Measures of embeddings against brute force, on data whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from clce_ext.train import metrics
+from clce_ext.train.errors import TrainingError
+
+
+@pytest.fixture
+def generator():
+    return np.random.default_rng(7)
+
+
+def clusters(generator, classes=6, per_class=30, width=8, noise=0.05):
+    centres = generator.normal(size=(classes, width))
+    labels = np.repeat(np.arange(classes), per_class)
+    return centres[labels] + noise * generator.normal(size=(len(labels), width)), labels
+
+
+def test_alignment_and_uniformity_by_brute_force(generator):
+    x, labels = generator.normal(size=(40, 5)), generator.integers(4, size=40)
+    z = x / np.linalg.norm(x, axis=1, keepdims=True)
+    squared = ((z[:, None] - z[None]) ** 2).sum(-1)
+    others = ~np.eye(40, dtype=bool)
+    same = (labels[:, None] == labels) & others
+    assert metrics.alignment(x, labels) == pytest.approx(squared[same].mean(), rel=1e-10)
+    assert metrics.uniformity(x) == pytest.approx(np.log(np.exp(-2 * squared[others]).mean()), rel=1e-10)
+
+
+def test_uniformity_in_blocks(generator, monkeypatch):
+    x = generator.normal(size=(50, 4))
+    whole = metrics.uniformity(x)
+    monkeypatch.setattr(metrics, "_BLOCK", 7)
+    assert metrics.uniformity(x) == pytest.approx(whole, rel=1e-12)
+
+
+def test_isotropy_of_a_ball_and_of_a_cone(generator):
+    ball = generator.normal(size=(4000, 4))
+    cone = ball + np.array([6.0, 0, 0, 0])
+    assert metrics.isotropy(ball) > 0.9
+    assert metrics.isotropy(cone) < 0.2
+
+
+def test_silhouette_and_its_limits(generator):
+    x, labels = clusters(generator)
+    assert metrics.silhouette(x, labels) > 0.9
+    assert metrics.silhouette(x, generator.permutation(labels)) < 0.1
+    assert math.isnan(metrics.silhouette(x, np.zeros(len(x), int)))
+
+
+def test_cosine_histograms_count_every_pair_once(generator, monkeypatch):
+    x, labels = generator.normal(size=(25, 3)), generator.integers(3, size=25)
+    monkeypatch.setattr(metrics, "_BLOCK", 6)
+    found = metrics.cosine_histograms(x, labels, bins=10)
+    z = x / np.linalg.norm(x, axis=1, keepdims=True)
+    i, j = np.triu_indices(25, 1)
+    cosines, same = (z[i] * z[j]).sum(1), labels[i] == labels[j]
+    for kind, mask in (("within", same), ("between", ~same)):
+        wanted = np.histogram(cosines[mask], bins=10, range=(-1, 1), density=True)[0]
+        assert np.allclose(found[kind], wanted)
+
+
+def test_neighbours_and_centroids(generator):
+    x, labels = clusters(generator)
+    order = generator.permutation(len(x))
+    train, test = order[:90], order[90:]
+    shuffled = generator.permutation(labels)
+    for accuracy in (metrics.knn_accuracy, metrics.centroid_accuracy):
+        assert accuracy(x[train], labels[train], x[test], labels[test]) > 0.99
+        assert accuracy(x[train], shuffled[train], x[test], shuffled[test]) < 0.5
+
+
+def test_confidence_interval_against_scipy():
+    values = np.array([0.91, 0.88, 0.93, 0.90])
+    found = metrics.confidence_interval(values)
+    low, high = stats.t.interval(0.95, 3, loc=values.mean(), scale=stats.sem(values))
+    assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high))
+    assert math.isnan(metrics.confidence_interval(np.array([0.5])).half_width)
+
+
+def test_few_shot_episodes(generator):
+    x, labels = clusters(generator, noise=0.6)
+    one, five = (metrics.few_shot_episodes(x, labels, 5, shots, 15, 40) for shots in (1, 5))
+    for head in ("centroid", "logistic"):
+        assert 0.5 < one[head].mean < five[head].mean <= 1.0
+        assert 0 < five[head].half_width < 0.08 and five[head].count == 40
+    chance = metrics.few_shot_episodes(x, generator.permutation(labels), 5, 1, 15, 40)
+    assert abs(chance["centroid"].mean - 0.2) < 0.05
+    assert metrics.few_shot_episodes(x, labels, 5, 1, 15, 40) == one
+
+
+def test_few_shot_episodes_need_enough_classes(generator):
+    x, labels = clusters(generator, classes=3)
+    with pytest.raises(TrainingError, match="at least 5 classes of 20 images; 3 of 3 classes"):
+        metrics.few_shot_episodes(x, labels, ways=5, shots=5)
+    with pytest.raises(TrainingError, match="0 of 3 classes are large enough"):
+        metrics.few_shot_episodes(x, labels, ways=2, shots=20, queries=15)

@@ -1,0 +1,233 @@
+"""timm's models behind one face, their weights, and the objectives' stages."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models.beit import Beit
+from torch import nn
+
+from clce_ext import CLCELoss, LaCViTLoss, SCHaNeLoss
+from clce_ext.train import checkpoint, models, objectives
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.errors import TrainingError
+
+
+def create(name="beit_tiny_digits", classes=7, projection=False, **options) -> models.FineTuner:
+    return models.create_model(TrainConfig.from_dict({"model": name} | options), classes, projection)
+
+
+def test_the_digits_model_is_timms_beit():
+    model = create()
+    assert isinstance(model.backbone, Beit)
+    assert model(torch.randn(2, 3, 32, 32))[0].shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["beit_tiny_digits", "vit_tiny_patch16_224", "resnet10t", "convnext_atto", "mobilenetv3_small_050"],
+)
+def test_any_backbone_classifies_what_it_embeds(name):
+    size = 32 if name == "beit_tiny_digits" else 64
+    model = create(name, image_size=size).eval()
+    x = torch.randn(2, 3, size, size)
+    logits, embeddings = model(x)
+    assert embeddings.shape == (2, model.backbone.get_classifier().in_features)
+    assert torch.allclose(logits, model.backbone(x), atol=1e-5)
+
+
+def test_modes_give_the_outputs_and_the_gradients_of_their_stage():
+    model = create(projection=True, projection_dim=5, drop_path=0.2)
+    x = torch.randn(3, 2, 3, 32, 32)
+    classifier = set(model.backbone.get_classifier().parameters())
+    shapes = {
+        "joint": [(3, 2, 7), (3, 2, 96)],
+        "logits": [(3, 2, 7)],
+        "contrast": [(3, 2, 5)],
+        "head": [(3, 2, 7)],
+    }
+    for mode, wanted in shapes.items():
+        model.set_mode(mode)
+        model.train()
+        model.zero_grad(set_to_none=True)
+        outputs = model(x)
+        assert [tuple(o.shape) for o in outputs] == wanted
+        sum(o.square().sum() for o in outputs).backward()
+        touched = {p for p in model.parameters() if p.grad is not None}
+        assert touched == {p for p in model.parameters() if p.requires_grad}
+        backbone = set(model.backbone.parameters())
+        projection = set(model.projection.parameters())
+        assert (
+            touched
+            == {
+                "joint": backbone,
+                "logits": backbone,
+                "contrast": (backbone - classifier) | projection,
+                "head": classifier,
+            }[mode]
+        )
+    assert not model.backbone.training  # drop-path rests with the frozen backbone
+
+
+def test_weights_of_timm_load_and_grids_are_resized(tmp_path):
+    """Relative-position tables of another image size, and a classifier of other classes."""
+    saved = timm.create_model("beit_tiny_digits", num_classes=11)
+    save_file(saved.state_dict(), tmp_path / "model.safetensors")
+    torch.save({"state_dict": saved.state_dict()}, tmp_path / "model.pth")
+    for file in ("model.safetensors", "model.pth"):
+        same = create(checkpoint=str(tmp_path / file)).backbone
+        assert torch.equal(same.blocks[1].mlp.fc1.weight, saved.blocks[1].mlp.fc1.weight)
+        table = "blocks.0.attn.relative_position_bias_table"
+        assert torch.equal(same.state_dict()[table], saved.state_dict()[table])
+        larger = create(checkpoint=str(tmp_path / file), image_size=48).backbone
+        assert larger.state_dict()[table].shape[0] > saved.state_dict()[table].shape[0]
+        assert larger(torch.randn(1, 3, 48, 48)).shape == (1, 7)
+
+
+def test_position_embeddings_are_resized(tmp_path):
+    saved = timm.create_model("vit_tiny_patch16_224", img_size=64)
+    torch.save(saved.state_dict(), tmp_path / "vit.pth")
+    model = create("vit_tiny_patch16_224", image_size=96, checkpoint=str(tmp_path / "vit.pth"))
+    assert model.backbone.pos_embed.shape[1] == 37
+    assert model(torch.randn(1, 3, 96, 96))[0].shape == (1, 7)
+
+
+def test_weights_that_do_not_load(tmp_path):
+    saved = timm.create_model("beit_tiny_digits")
+    good = tmp_path / "good.safetensors"
+    save_file(saved.state_dict(), good)
+    torch.save(saved.state_dict(), tmp_path / "good.pth")
+    for name in ("good.safetensors", "good.pth"):
+        content = (tmp_path / name).read_bytes()
+        broken = tmp_path / f"broken_{name}"
+        for part in (content[: len(content) // 2], content[:20], b""):
+            broken.write_bytes(part)
+            with pytest.raises(TrainingError, match=rf"{broken.name}: truncated"):
+                create(checkpoint=str(broken))
+    with pytest.raises(TrainingError, match=r"none\.pth: no such file"):
+        create(checkpoint=str(tmp_path / "none.pth"))
+    torch.save({"state_dict": {"weight": 3}}, tmp_path / "odd.pth")
+    with pytest.raises(TrainingError, match="no state dict"):
+        create(checkpoint=str(tmp_path / "odd.pth"))
+
+
+@pytest.mark.parametrize("other", ["vit_tiny_patch16_224", "resnet10t"])
+def test_weights_of_another_architecture(tmp_path, other):
+    torch.save(timm.create_model(other).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(TrainingError, match="not weights of beit_tiny_digits"):
+        create(checkpoint=str(tmp_path / "other.pth"))
+    save_file(timm.create_model("beit_tiny_digits").state_dict(), tmp_path / "beit.safetensors")
+    with pytest.raises(TrainingError, match=f"not weights of {other}"):
+        create(other, checkpoint=str(tmp_path / "beit.safetensors"))
+
+
+def test_weights_with_code_are_refused(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (print, ("executed",))
+
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(TrainingError, match="not a file of weights"):
+        create(checkpoint=str(tmp_path / "evil.pth"))
+
+
+def test_names_that_timm_does_not_have():
+    with pytest.raises(TrainingError, match=r"timm has no such model; near it: .*beit"):
+        create("beit_enormous")
+    with pytest.raises(TrainingError, match="give one"):
+        create(pretrained=True, checkpoint="x.pth")
+
+
+def test_the_hub_out_of_reach(monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("We couldn't connect to the hub")
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", no_network)
+    with pytest.raises(TrainingError, match=r"could not be fetched.*couldn't connect.*--checkpoint FILE"):
+        create("vit_tiny_patch16_224", pretrained=True)
+
+
+def test_parameter_groups_cover_what_is_trained():
+    model = create(projection=True)
+    for mode in model.MODES:
+        model.set_mode(mode)
+        for decay in (None, 0.7):
+            groups = models.parameter_groups(model, 1.0, 0.05, decay)
+            found = [p for g in groups for p in g["params"]]
+            assert len(found) == len(set(found)) == sum(p.requires_grad for p in model.parameters())
+    model.set_mode("joint")
+    scales = {g["lr_scale"] for g in models.parameter_groups(model, 1.0, 0.05, 0.5)}
+    assert max(scales) == 1.0 and min(scales) <= 0.5**4
+    decays = {
+        id(p): g["weight_decay"] for g in models.parameter_groups(model, 1.0, 0.05, 0.5) for p in g["params"]
+    }
+    assert decays[id(model.backbone.cls_token)] == 0 == decays[id(model.backbone.head.bias)]
+    assert decays[id(model.backbone.head.weight)] == 0.05
+
+
+# Objectives
+
+
+def stages(**options) -> list[objectives.Stage]:
+    return objectives.stages(TrainConfig.from_dict(options))
+
+
+def test_stages_add_up_to_the_epochs():
+    for objective, names in {
+        "ce": ["joint"],
+        "clce": ["joint"],
+        "supcon": ["contrast", "head"],
+        "lacvit": ["contrast", "head"],
+        "schane": ["contrast", "head"],
+    }.items():
+        found = stages(objective=objective, epochs=10, head_epochs=3)
+        assert [s.name for s in found] == names and sum(s.epochs for s in found) == 10
+    assert stages(objective="lacvit")[0].views == 2 and stages(objective="lacvit")[1].views == 1
+    assert stages(objective="schane")[0].views == 1
+    assert stages(objective="schane", head_backbone="trained")[1].mode == "logits"
+
+
+def test_the_losses_are_the_familys():
+    logits, z, y = torch.randn(12, 5), torch.randn(12, 8), torch.randint(3, (12,))
+    (clce,) = stages(objective="clce", weight=0.7, temperature=0.3, beta=2.0, label_smoothing=0.1)
+    wanted = CLCELoss(weight=0.7, temperature=0.3, beta=2.0, label_smoothing=0.1)(logits, z, y)
+    assert torch.equal(clce.criterion(logits, z, y), wanted)
+    parts = clce.criterion.parts
+    assert 0.3 * parts["ce"] + 0.7 * parts["contrast"] == pytest.approx(wanted.item(), rel=1e-5)
+    assert parts["contrast"].item() == pytest.approx(SCHaNeLoss(0.3, 2.0)(z, y).item(), rel=1e-4)
+    views = torch.randn(6, 2, 8)
+    assert torch.equal(stages(objective="lacvit")[0].criterion(views, y[:6]), LaCViTLoss()(views, y[:6]))
+    assert torch.equal(stages(objective="schane")[0].criterion(z, y), SCHaNeLoss()(z, y))
+
+
+def test_soft_targets_feed_the_cross_entropy_half():
+    logits, z = torch.randn(6, 4), torch.randn(6, 8)
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    hard = nn.functional.one_hot(labels, 4).float()
+    (clce,) = stages(objective="clce")
+    assert clce.criterion(logits, z, labels, targets=hard).item() == pytest.approx(
+        clce.criterion(logits, z, labels).item(), rel=1e-5
+    )
+    soft = 0.6 * hard + 0.4 * hard.flip(0)
+    found = clce.criterion(logits, z, labels, targets=soft)
+    wanted = CLCELoss()(logits, z, soft.argmax(1), targets=soft)
+    assert torch.equal(found, wanted)
+    # Mixing labels with their partner's dominant class moves the contrastive half too.
+    assert not torch.equal(clce.criterion(logits, z, labels, targets=0.2 * hard + 0.8 * hard.flip(0)), found)
+
+
+def test_both_views_count_in_joint_stages():
+    logits, z, y = torch.randn(5, 2, 4), torch.randn(5, 2, 8), torch.randint(4, (5,))
+    (clce,) = stages(objective="clce", views=2)
+    found = clce.criterion(logits, z, y)
+    flat = CLCELoss()(logits.flatten(0, 1), z.flatten(0, 1), y.repeat_interleave(2))
+    assert found.item() == pytest.approx(flat.item(), rel=1e-5)
+
+
+def test_run_directories_serve_as_weights(tmp_path):
+    saved = timm.create_model("beit_tiny_digits", num_classes=7)
+    checkpoint.write_weights(tmp_path / "model.safetensors", saved.state_dict())
+    loaded = create(checkpoint=str(tmp_path)).backbone
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))

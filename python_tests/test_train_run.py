@@ -1,0 +1,471 @@
+"""Whole runs on digits: what they write, how they resume, how they stop; and the commands around them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+
+from clce_ext.train import compare, evaluate
+from clce_ext.train.checkpoint import checkpoints, load_checkpoint
+from clce_ext.train.cli import main, parse
+from clce_ext.train.config import OBJECTIVES, TrainConfig, read_yaml
+from clce_ext.train.errors import TrainingError
+from clce_ext.train.loop import train
+
+from .training import QUICK, command_line, quick_config, results, rows, without_times, write_digit_images
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_runs(tmp_path, objective):
+    figures = train(quick_config(tmp_path, objective=objective, eval_embeddings="final", tensorboard=True))
+    assert 0 <= figures["top1"] <= figures["top5"] <= 1 and figures["steps"] == 4
+    found = rows(tmp_path)
+    two_stage = objective in ("supcon", "lacvit", "schane")
+    assert [r["stage"] for r in found] == (["contrast", "head"] if two_stage else ["joint", "joint"])
+    has_contrast = [bool(r["contrast"]) for r in found]
+    assert has_contrast == {"ce": [False, False], "clce": [True, True]}.get(objective, [True, False])
+    if objective == "clce":
+        row = {k: float(v) for k, v in found[-1].items() if v and k != "stage"}
+        assert 0.1 * row["ce"] + 0.9 * row["contrast"] == pytest.approx(row["loss"], rel=1e-5)
+    names = {p.name for p in tmp_path.iterdir()}
+    wanted = {"config.yaml", "metrics.csv", "results.json", "model.safetensors", "report.html", "checkpoints"}
+    assert wanted | {"tensorboard", "embeddings.safetensors"} <= names
+    assert TrainConfig.from_dict(read_yaml(tmp_path / "config.yaml")).objective == objective
+    # What is left is a file of timm's weights.
+    timm.create_model("beit_tiny_digits").load_state_dict(load_file(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path):
+    options = {
+        "shots": 20,
+        "batch_size": 50,
+        "images_per_class": 5,
+        "epochs": 15,
+        "warmup_epochs": 1,
+        "lr": 2e-3,
+    }
+    figures = train(quick_config(tmp_path, objective="clce", drop_path=0.0, **options))
+    assert figures["top1"] > 0.3  # chance is 0.1
+
+
+def test_mixup_and_ema_and_clipping(tmp_path):
+    options = {
+        "objective": "clce",
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "label_smoothing": 0.1,
+        "ema": 0.9,
+        "clip_grad": 1.0,
+    }
+    figures = train(quick_config(tmp_path, **options))
+    assert figures["top1"] >= 0
+    trained = load_checkpoint(checkpoints(tmp_path)[-1])[0]["backbone.head.weight"]
+    kept = load_file(tmp_path / "model.safetensors")["head.weight"]
+    assert not torch.equal(trained, kept)  # the averaged weights are kept
+
+
+def test_amp(tmp_path):
+    figures = train(quick_config(tmp_path, amp="bfloat16"))
+    assert figures["steps"] == 4
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path):
+    """Without dropout: with it the micro-batches draw other numbers, which test_gradcache.py accounts for."""
+    options = {"objective": "clce", "drop_path": 0.0}
+    train(quick_config(tmp_path / "whole", **options))
+    train(quick_config(tmp_path / "micro", micro_batch_size=6, **options))
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "micro"))
+    assert all(torch.allclose(a[k], b[k], rtol=1e-3, atol=1e-5) for k in a)
+    for x, y in zip(rows(tmp_path / "whole"), rows(tmp_path / "micro"), strict=True):
+        assert float(x["loss"]) == pytest.approx(float(y["loss"]), rel=1e-5)
+
+
+def test_seeds(tmp_path):
+    first, again, other = (
+        train(quick_config(tmp_path / name, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert without_times(first) == without_times(again)
+    assert first["val_loss"] != other["val_loss"]
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in "ab"]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+# Resuming
+
+
+def same_run(a: Path, b: Path) -> None:
+    assert without_times(results(a)) == without_times(results(b))
+    strip = [[{k: v for k, v in r.items() if "second" not in k} for r in rows(folder)] for folder in (a, b)]
+    assert strip[0] == strip[1]
+    weights = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("objective, extra", [("clce", {"mixup": 0.5, "ema": 0.9}), ("lacvit", {})])
+def test_resume_from_every_checkpoint(tmp_path, objective, extra):
+    """In the middle of an epoch, at its end, between two stages: the numbers of the unbroken run."""
+    options = {"objective": objective, "checkpoint_steps": 1, "keep_checkpoints": 100} | extra
+    whole = tmp_path / "whole"
+    train(quick_config(whole, **options))
+    kept = checkpoints(whole)
+    assert [p.name for p in kept] == [f"step-{i:08d}" for i in range(1, 5)]
+    for stop in kept[:-1]:
+        broken = tmp_path / stop.name
+        shutil.copytree(whole, broken)
+        for later in checkpoints(broken):
+            if later.name > stop.name:
+                shutil.rmtree(later)
+        (broken / "results.json").unlink()
+        train(quick_config(broken, resume=True, **options))
+        same_run(whole, broken)
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path):
+    """SIGKILL at random moments of a real process, until it gets through."""
+    options = QUICK | {"objective": "clce", "epochs": 6, "checkpoint_steps": 1, "mixup": 0.5}
+    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "whole")}))
+    broken = tmp_path / "broken"
+    command = [
+        sys.executable,
+        "-m",
+        "clce_ext.train",
+        *command_line(options),
+        "--output",
+        str(broken),
+        "--resume",
+    ]
+    chance = random.Random()
+    kills = 0
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        before = len(list((broken / "checkpoints").glob("step-*"))) and checkpoints(broken)[-1].name
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline:
+            now = checkpoints(broken)
+            if now and now[-1].name != before:
+                time.sleep(chance.uniform(0, 0.15))
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 1
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    same_run(tmp_path / "whole", broken)
+
+
+def test_finished_runs_are_kept(tmp_path):
+    config = quick_config(tmp_path)
+    figures = train(config)
+    with pytest.raises(
+        TrainingError, match="already holds a run: --resume goes on with it, --overwrite deletes it"
+    ):
+        train(config)
+    stamp = (tmp_path / "model.safetensors").stat().st_mtime_ns
+    assert train(quick_config(tmp_path, resume=True)) == figures
+    assert (tmp_path / "model.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(TrainingError, match=r"other options: --lr was 0.001, is 0.5; --seed was 0, is 3"):
+        train(quick_config(tmp_path, resume=True, lr=0.5, seed=3))
+    train(quick_config(tmp_path, overwrite=True, seed=3))
+    assert results(tmp_path)["seed"] == 3
+
+
+def test_damaged_checkpoint_of_a_run(tmp_path):
+    train(quick_config(tmp_path))
+    (tmp_path / "results.json").unlink()
+    last = checkpoints(tmp_path)[-1]
+    for name in ("training.pt", "model.safetensors"):
+        content = (last / name).read_bytes()
+        (last / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(TrainingError, match=f"{last.name}: damaged checkpoint .*delete this directory"):
+            train(quick_config(tmp_path, resume=True))
+        (last / name).write_bytes(content)
+    shutil.rmtree(last)  # as the message says
+    assert train(quick_config(tmp_path, resume=True))["steps"] == 4
+
+
+def test_checkpoints_hold_no_code(tmp_path):
+    train(quick_config(tmp_path, objective="clce"))
+    for folder in checkpoints(tmp_path):
+        assert torch.load(folder / "training.pt", weights_only=True)["world_size"] == 1
+
+
+# Stopping
+
+
+def test_a_loss_that_is_not_finite(tmp_path, capsys):
+    arguments = command_line(QUICK | {"objective": "ce", "lr": 1e30, "epochs": 5, "sched": "constant"})
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert re.search(
+        r"clce-train: error: the loss is not finite \(loss (nan|inf).*step \d+, at learning rate", message
+    )
+    assert "--clip-grad" in message and "Traceback" not in message
+
+
+def test_broken_image_on_the_command_line(tmp_path, capsys):
+    folder = write_digit_images(tmp_path / "images", train=4, val=2, classes=2, size=32)
+    broken = next((folder / "train" / "digit_1").iterdir())
+    broken.write_bytes(broken.read_bytes()[:60])
+    options = QUICK | {"batch_size": 8, "images_per_class": 4, "workers": 1}
+    assert main([*command_line(options), "--data", str(folder), "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("clce-train: error: cannot read image") and str(broken) in message
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--objective", "clce", "--weight", "1.5"], "--weight must be a number in [0, 1], got 1.5"),
+        (["--temperature", "0"], "--temperature must be a number > 0, got 0.0"),
+        (["--objective", "lacvit", "--epochs", "1"], "--head-epochs must lie in [1, --epochs), got 1 of 1"),
+        (["--batch-size", "10", "--images-per-class", "4"], "must be a multiple of --images-per-class 4"),
+        (["--mixup", "0.5", "--batch-size", "7"], "need an even --batch-size, got 7"),
+        (["--mixup", "0.5", "--objective", "clce", "--views", "2"], "use --views 1"),
+        (["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
+        (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
+    ],
+)
+def test_wrong_options(arguments, message, capsys, tmp_path):
+    assert main([*arguments, "--output", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+# Recipes
+
+
+def test_recipes_are_overruled_by_the_command_line(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("lr: 1e-4\nbatch-size: 128\nobjective: ce\nscale: [0.5, 1]\n")
+    config = parse(["--config", str(tmp_path / "recipe.yaml"), "--objective", "clce", "--no-augment"])
+    assert (config.lr, config.batch_size, config.objective, config.augment) == (1e-4, 128, "clce", False)
+    assert config.scale == [0.5, 1.0]
+    for text, message in {
+        "learning_rate: 1": "unknown option learning_rate; known are amp, augment",
+        "epochs: many": "--epochs must be an integer, got 'many'",
+        "epochs: 2.5": "--epochs must be an integer, got 2.5",
+        "augment: 1": "--augment must be true or false, got 1",
+        "- 1": "must map option names to values, got list",
+        "a: [": "not YAML",
+    }.items():
+        (tmp_path / "wrong.yaml").write_text(text)
+        with pytest.raises(TrainingError, match=re.escape(message)):
+            parse(["--config", str(tmp_path / "wrong.yaml")])
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_parse(recipe):
+    if recipe.stem == "demo":
+        options, objectives, seeds, baseline, _ = compare.parse(["--config", str(recipe)])
+        assert objectives == ["ce", "supcon", "schane", "clce"] and len(seeds) >= 3 and baseline == "ce"
+        config = TrainConfig.from_dict(options)
+    else:
+        config = parse(["--config", str(recipe)])
+    assert timm.is_model(config.model.partition(".")[0])
+    assert config.model in timm.list_pretrained() or not config.pretrained
+    text = recipe.read_text()
+    assert "From the paper:" in text and "Ours:" in text
+
+
+def test_there_is_a_recipe_for_every_promise():
+    names = {p.stem for p in RECIPES}
+    for data in ("imagenet1k", "cub200", "cifar100", "flowers102", "pets"):
+        assert {f"{data}-beit3-clce", f"{data}-beit3-ce"} <= names
+    assert {"cub200-beit-lacvit", "cub200-beitv2-lacvit", "fewshot-beit3-clce"} <= names
+
+
+# The other commands
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(quick_config(folder, objective="clce", hold_out_classes=["7", "8", "9"], batch_size=14, epochs=1))
+    return folder
+
+
+def test_eval(finished, tmp_path, capsys):
+    arguments = [
+        "--checkpoint",
+        str(finished),
+        "--ways",
+        "3",
+        "--episodes",
+        "20",
+        "--output",
+        str(tmp_path / "e.json"),
+    ]
+    assert evaluate.main(arguments) == 0
+    figures = json.loads((tmp_path / "e.json").read_text())
+    trained = results(finished)
+    assert figures["top1"] == trained["top1"] and figures["val_loss"] == pytest.approx(
+        trained["val_loss"], rel=1e-5
+    )
+    assert {"knn", "centroid", "silhouette", "alignment", "uniformity", "isotropy"} <= set(figures)
+    assert figures["novel_classes"] == 3
+    for head in ("centroid", "logistic"):
+        assert 0.3 < figures[f"3way_5shot_{head}"] <= 1 and figures[f"3way_5shot_{head}_ci95"] > 0
+    assert "3way_1shot_centroid" in capsys.readouterr().out
+
+
+def test_eval_on_another_folder(finished, tmp_path):
+    folder = write_digit_images(tmp_path / "novel", train=20, val=0, classes=4, size=32) / "train"
+    arguments = [
+        "--checkpoint",
+        str(finished),
+        "--data",
+        str(folder),
+        "--ways",
+        "3",
+        "--shots",
+        "2",
+        "--queries",
+        "8",
+    ]
+    assert evaluate.main([*arguments, "--episodes", "10", "--output", str(tmp_path / "e.json")]) == 0
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert figures["novel_classes"] == 4 and "top1" not in figures
+
+
+def test_eval_errors(finished, tmp_path, capsys):
+    for arguments, message in (
+        (["--checkpoint", str(tmp_path)], "not the directory of a run"),
+        (["--checkpoint", str(finished), "--ways", "9"], "few-shot episodes of 9 ways"),
+        (["--checkpoint", str(finished), "--classes", "ten"], "unknown class ten"),
+        (["--checkpoint", str(finished), "--episodes", "0"], "--episodes must be >= 1"),
+    ):
+        assert evaluate.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    broken = shutil.copytree(finished, tmp_path / "broken")
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:500])
+    assert evaluate.main(["--checkpoint", str(broken)]) == 2
+    assert "model.safetensors is damaged" in capsys.readouterr().err
+    (broken / "model.safetensors").unlink()
+    assert evaluate.main(["--checkpoint", str(broken)]) == 2
+    assert "has not finished" in capsys.readouterr().err
+
+
+def test_compare(tmp_path, monkeypatch):
+    monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
+    options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
+    arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
+    arguments += ["--output", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    report = (tmp_path / "report.html").read_text()
+    # One file that needs nothing else.
+    assert not re.search(
+        r"""(src|href)\s*=\s*["']?(https?:|//|[^#"'\s>]+\.(js|css|png|svg))|@import|<script""", report
+    )
+    assert 'name=viewport content="width=device-width' in report
+    for text in (
+        "ce · clce on digits",
+        "Paired differences",
+        "Learning curves",
+        "Cost",
+        "Silhouette",
+    ):
+        assert text in report
+    assert report.count("<svg") >= 8
+    table = (tmp_path / "results.csv").read_text().splitlines()
+    assert len(table) == 5 and table[0].startswith("objective,model,data,seed")
+    # The mean and the paired difference of the report are those of the runs.
+    found = {
+        (o, s): results(tmp_path / "runs" / f"{o}-seed{s}")["top1"] for o in ("ce", "clce") for s in (0, 1)
+    }
+    difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
+    assert f"<b>clce</b>: {difference:+.2f} points" in report
+    # Again: nothing is trained, the report is made anew.
+    (tmp_path / "report.html").unlink()
+    monkeypatch.setattr("clce_ext.train.loop._Run", None)
+    assert compare.main(arguments) == 0
+    assert (tmp_path / "report.html").read_text() == report
+
+
+def test_compare_errors(capsys, tmp_path):
+    for arguments, message in (
+        (["--seeds", "1", "1"], "--seeds: each only once"),
+        (
+            ["--objectives", "ce", "clce", "--baseline", "schane"],
+            "--baseline schane is none of --objectives ce clce",
+        ),
+        (["--eval-embeddings", "never"], "leaves nothing to compare"),
+    ):
+        assert compare.main([*arguments, "--output", str(tmp_path)]) == 2
+        assert message in capsys.readouterr().err
+
+
+# Real models on a folder of images, from weights that timm saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "beit3_base_patch16_224"])
+def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
+    folder = write_digit_images(tmp_path / "images", train=3, val=1, classes=2, size=64)
+    saved = timm.create_model(name, num_classes=1000)
+    torch.save(saved.state_dict(), tmp_path / "timm.pth")
+    before = saved.blocks[3].mlp.fc1.weight.clone()
+    config = TrainConfig.from_dict(
+        {
+            "data": str(folder), "model": name, "checkpoint": str(tmp_path / "timm.pth"),
+            "objective": "clce", "opt": "sgd", "lr": 1e-4, "epochs": 2,
+            "batch_size": 4, "micro_batch_size": 2, "images_per_class": 2,
+            "layer_decay": 0.75, "keep_checkpoints": 1, "output": str(tmp_path / "run"), "progress": False,
+            "tensorboard": False, "eval_embeddings": "never", "device": "cpu",
+        }
+    )  # fmt: skip
+    figures = train(config)
+    assert figures["steps"] == 2 and figures["classes"] == 2
+    after = load_file(tmp_path / "run" / "model.safetensors")["blocks.3.mlp.fc1.weight"]
+    assert 0 < (after - before).abs().max() < 1e-2  # started from timm's weights, and moved
+    shutil.rmtree(tmp_path)
+
+
+# Several processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective, way", [("ce", "none"), ("clce", "gather")])
+def test_torchrun_matches_one_process(tmp_path, objective, way):
+    """Two processes of 10 images are one of 20, the contrast included."""
+    options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
+    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
+    port = 20000 + os.getpid() % 20000
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(port),
+    ]
+    command += ["-m", "clce_ext.train", *command_line(options | {"batch_size": 10, "distributed_loss": way})]
+    command += ["--output", str(tmp_path / "two")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    one, two = results(tmp_path / "one"), results(tmp_path / "two")
+    for name in ("val_loss", "top1", "silhouette", "uniformity"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3)
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
