@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench`` measures, ``python -m bench.table`` renders a results file."""

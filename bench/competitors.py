@@ -1,0 +1,201 @@
+"""Who is measured: each competitor makes the loss of a case, or says why it cannot."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+import clce_ext
+from bench.cases import DTYPES, Case, Inputs
+from python_tests import reference
+
+Loss = Callable[[Inputs], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Competitor:
+    """A way to compute the loss.
+
+    Attributes:
+        build: makes the loss function of a case.
+        refuses: the reason why a case is not for it, or None.
+        copies: float32 matrices of B x B that forward and backward hold at once, about; what decides
+            whether a case fits in memory.
+        capturable: whether a CUDA graph of it is tried.
+        tf32: multiplies float32 as TF32, whatever torch is told.
+    """
+
+    name: str
+    build: Callable[[Case], Loss]
+    refuses: Callable[[Case], str | None] = lambda case: None
+    copies: float = 0.0
+    capturable: bool = False
+    tf32: bool = False
+
+    def bytes_needed(self, case: Case) -> int:
+        width = 8 if case.dtype == "float64" else 4
+        rows_and_gradients = 8 * case.batch * case.dim * width
+        return int(self.copies * case.matrix_elements * width) + rows_and_gradients
+
+    def reason_to_skip(self, case: Case, available: int) -> str | None:
+        """None, or why this competitor does not run this case."""
+        reason = self.refuses(case)
+        if reason is not None:
+            return reason
+        needed = self.bytes_needed(case)
+        if needed > available:
+            return f"needs about {needed / 2**30:.1f} GiB, {available / 2**30:.1f} GiB are free"
+        return None
+
+
+def _ours(case: Case) -> Loss:
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return clce_ext.hard_negative_contrastive_loss(
+            inputs.x, inputs.labels, keys=inputs.keys, **case.options
+        )
+
+    return loss
+
+
+def _ours_refuses(case: Case) -> str | None:
+    if case.device.startswith("cuda") and clce_ext.build_info()["cuda"] is None:
+        return "clce_ext was built without CUDA kernels"
+    return None
+
+
+def _eager(case: Case) -> Loss:
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return reference.hard_negative_contrastive_loss(
+            inputs.x, inputs.labels, keys=inputs.keys, **case.options
+        )
+
+    return loss
+
+
+def _compiled(case: Case) -> Loss:
+    torch._dynamo.reset()  # each case is its own program: no recompilation limit, no dynamic shapes
+    function = torch.compile(reference.hard_negative_contrastive_loss, dynamic=False, fullgraph=True)
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return function(inputs.x, inputs.labels, keys=inputs.keys, **case.options)
+
+    return loss
+
+
+def slab_rows(case: Case) -> int:
+    """Rows of a slab of logits: 16 MiB of float32 on a CPU, 256 MiB on a GPU, at least 16 rows."""
+    elements = 2**22 if case.device == "cpu" else 2**26
+    return min(case.batch, max(16, elements // case.batch))
+
+
+def _chunked(case: Case) -> Loss:
+    rows = slab_rows(case)
+
+    def slab(z, keys, first: int, inputs: Inputs):
+        last = min(first + rows, case.batch)
+        if inputs.keys is None:
+            labels = inputs.labels
+            where = {"key_offset": first}
+        else:
+            labels = torch.arange(case.batch, device=z.device)
+            where = {}
+        return reference.hard_negative_contrastive_loss(
+            z[first:last], labels[first:last], keys=keys, key_labels=labels, normalize=False,
+            reduction="sum", **where, **case.options,
+        )  # fmt: skip
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        z = F.normalize(inputs.x, dim=1)
+        keys = z if inputs.keys is None else F.normalize(inputs.keys, dim=1)
+        total = 0
+        for first in range(0, case.batch, rows):
+            total = total + checkpoint(slab, z, keys, first, inputs, use_reentrant=False)
+        return total / case.batch  # every anchor of the benchmark has a positive
+
+    return loss
+
+
+def _metric_learning(case: Case) -> Loss:
+    from pytorch_metric_learning.losses import SupConLoss
+
+    function = SupConLoss(temperature=case.temperature)
+    wide = torch.float64 if case.dtype == "float64" else torch.float32  # as under autocast
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return function(inputs.x.to(wide), inputs.labels)
+
+    return loss
+
+
+def _metric_learning_refuses(case: Case) -> str | None:
+    if importlib.util.find_spec("pytorch_metric_learning") is None:
+        return "pytorch-metric-learning is not installed"
+    if case.problem != "self" or case.beta != 0 or case.summation != "out":
+        return 'SupConLoss is the case problem="self", beta=0, summation="out"'
+    return None
+
+
+def _inf_cl(case: Case) -> Loss:
+    from inf_cl import cal_flash_loss
+
+    # It cuts rows into heads of at most 256 numbers, a power of two.
+    head = next(size for size in (256, 128, 64, 32, 16) if case.dim % size == 0)
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        q, k = F.normalize(inputs.x, dim=1), F.normalize(inputs.keys, dim=1)
+        return cal_flash_loss(q, k, scale=1 / case.temperature, head_dim=head).mean()
+
+    return loss
+
+
+def _inf_cl_refuses(case: Case) -> str | None:
+    if not case.device.startswith("cuda"):
+        return "inf-cl runs on CUDA only"
+    if importlib.util.find_spec("inf_cl") is None:
+        return "inf-cl is not installed"
+    if case.problem != "clip" or case.beta != 0:
+        return 'inf-cl is the case problem="clip", beta=0'
+    if case.dim % 16:
+        return "inf-cl takes D that is a multiple of 16"
+    return None
+
+
+COMPETITORS = {
+    c.name: c
+    for c in (
+        Competitor("ours", _ours, _ours_refuses, capturable=True),
+        Competitor("eager", _eager, copies=14),
+        Competitor("compile", _compiled, copies=6, capturable=True),
+        Competitor("chunked", _chunked),
+        Competitor("metric-learning", _metric_learning, _metric_learning_refuses, copies=14),
+        Competitor("inf-cl", _inf_cl, _inf_cl_refuses, tf32=True),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """``torch.mm(x, x.T)``; where B x B does not fit, one slab of its rows, counted as often as needed."""
+
+    rows: int
+    factor: float
+    note: str
+
+    @classmethod
+    def of(cls, case: Case, available: int) -> Yardstick:
+        row_bytes = case.batch * DTYPES[case.dtype].itemsize
+        rows = case.batch
+        while rows > 1 and rows * row_bytes > available // 2:
+            rows = (rows + 1) // 2
+        if rows == case.batch:
+            return cls(rows, 1.0, "")
+        return cls(rows, case.batch / rows, f"{rows} rows measured, times {case.batch / rows:g}")
+
+    def __call__(self, inputs: Inputs) -> torch.Tensor:
+        keys = inputs.x if inputs.keys is None else inputs.keys
+        return torch.mm(inputs.x[: self.rows], keys.T)
