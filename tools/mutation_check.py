@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Breaks the code on purpose, one edge case at a time, and shows that a test notices.
+
+Each mutation is a small change to a copy of the sources; the copy is built for the CPU and the edge-case
+tests are run on it. Prints a table; fails if a mutation survives. Takes about a minute a mutation.
+
+    python tools/mutation_check.py              all
+    python tools/mutation_check.py nan eps      those whose name contains a word
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Mutation:
+    row: str  # of the table of edge cases in docs/losses.md
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str  # pytest -k
+
+
+MUTATIONS = [
+    Mutation(
+        "anchor without positives", "mean over all anchors", "csrc/cpu/contrast.cpp",
+        "terms += term.is_term;", "terms += 1;", "anchor_without_positives",
+    ),
+    Mutation(
+        "no anchor has a positive", "division by no terms", "csrc/cpu/contrast.cpp",
+        "sum / std::max(terms, 1.0)", "sum / terms", "no_anchor_has_a_positive",
+    ),
+    Mutation(
+        "anchor without negatives", "logarithm of H = 0", "csrc/family/loss.h",
+        "const bool has_negatives = s.n_neg > 0;", "const bool has_negatives = true;", "without_negatives",
+    ),
+    Mutation(
+        "anchor without negatives", "decoupled term counted", "csrc/family/loss.h",
+        "(config.negatives_only && !has_negatives)", "false", "without_negatives",
+    ),
+    Mutation(
+        "ignore_index", "ignored rows kept", "csrc/cpu/rows.cpp",
+        "label != ignore_index", "true", "ignored_images",
+    ),
+    Mutation(
+        "zero vectors", "no eps in the norm", "csrc/family/contrast.h",
+        "constexpr double kNormEps = 1e-12;", "constexpr double kNormEps = 0;", "zero_vectors",
+    ),
+    Mutation(
+        "zero vectors", "float16 gradient not clamped", "csrc/cpu/prepare.cpp",
+        "? Acc(65504) :", "? std::numeric_limits<Acc>::max() :", "zero_vectors",
+    ),
+    Mutation(
+        "t = 0.01", "plain sums at every temperature", "csrc/family/statistics.h",
+        "return normalized && (1.0 + beta) / temperature <= kBoundedLogit;", "return normalized;",
+        "low_temperature",
+    ),
+    Mutation(
+        "NaN and Inf", "NaN taken for H on its floor", "csrc/family/loss.h",
+        "if (share >= 1 || debiased <= floor) {", "if (!(share < 1 && debiased > floor)) {", "nan_and_inf",
+    ),
+    Mutation(
+        "NaN and Inf", "NaN dropped by an exponential", "csrc/cpu/tile_impl.h",
+        "x < lowest)", "(x < lowest) | (x != x))", "nan_and_inf",
+    ),
+    Mutation(
+        "the anchor itself", "own key kept", "csrc/cpu/rows.cpp",
+        "if (args.has_self) {", "if (false) {", "small_and_odd or without_negatives",
+    ),
+    Mutation(
+        "any integer labels", "labels cut to 32 bits", "csrc/cpu/rows.cpp",
+        "labels[image] : image", "static_cast<int32_t>(labels[image]) : image", "labels_of_any_size",
+    ),
+    Mutation(
+        "t <= 0", "temperature unchecked", "csrc/binding/checks.cpp",
+        "TORCH_CHECK_VALUE(value > 0 && std::isfinite(value)", "TORCH_CHECK_VALUE(true",
+        "temperature_below_zero",
+    ),
+]  # fmt: skip
+
+
+def run(mutation: Mutation, copy: Path) -> str:
+    """ "killed", or what went wrong."""
+    path = copy / mutation.file
+    text = path.read_text()
+    if text.count(mutation.old) < 1:
+        return "not applied: the source has changed"
+    path.write_text(text.replace(mutation.old, mutation.new))
+    try:
+        environment = {**os.environ, "CLCE_CUDA": "0"}
+        command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+        built = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        if built.returncode:
+            return "not built: " + built.stdout[-300:] + built.stderr[-300:]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "python_tests/test_edge_cases.py"]
+        tested = subprocess.run([*command, "-k", mutation.tests], cwd=copy, capture_output=True, text=True)
+    finally:
+        path.write_text(text)
+    return {0: "SURVIVED", 1: "killed"}.get(tested.returncode, "no test ran: " + tested.stdout[-300:])
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not words or any(word.lower() in m.name.lower() for word in words)]
+    survivors = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy"
+        ignored = shutil.ignore_patterns("build", ".git", ".venv", "runs", "*.so")
+        shutil.copytree(ROOT, copy, ignore=ignored)
+        for mutation in chosen:
+            result = run(mutation, copy)
+            survivors += result != "killed"
+            print(f"{mutation.row:26}  {mutation.name:34}  {result}", flush=True)
+    print(f"{len(chosen) - survivors} of {len(chosen)} mutations were noticed")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
