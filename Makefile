@@ -1,0 +1,70 @@
+# Two commands do everything on a machine with Python >= 3.10 and a C++ compiler:
+#   make demo    environment, build, fine-tunings on handwritten digits, a report to open
+#   make test    environment, build, every test
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+JOBS ?= 2
+CPP_BUILD ?= build/cpp
+DEMO ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass lint format bench gpu-check mutation-check clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+# The extension is built against the installed torch, hence --no-build-isolation and torch first.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=70" wheel ninja numpy
+	$(RUN) -m pip install --quiet torch torchvision
+	$(RUN) -m pip install --no-build-isolation --editable ".[train,bench,test,dev]"
+	@touch $@
+
+setup: $(VENV)/.installed ## virtual environment in .venv, with the extension built in place
+
+build: $(VENV)/.installed ## build the extension again after a change in csrc/
+	$(RUN) setup.py build_ext --inplace
+
+demo: $(VENV)/.installed ## compare ce, supcon, schane and clce on handwritten digits; writes runs/demo/report.html
+	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml --output $(DEMO)
+	@echo "open $(DEMO)/report.html"
+
+test: test-cpp test-python ## every test: C++ (the CUDA kernels on the CPU too), then Python
+
+test-python: $(VENV)/.installed
+	$(RUN) -m pytest
+
+test-cpp: $(VENV)/.installed
+	$(VENV)/bin/cmake -S . -B $(CPP_BUILD) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja -DCLCE_CUDA=OFF $(CMAKE_ARGS)
+	$(VENV)/bin/cmake --build $(CPP_BUILD) -j $(JOBS)
+	$(VENV)/bin/ctest --test-dir $(CPP_BUILD) --output-on-failure -j $(JOBS)
+
+test-sanitized: $(VENV)/.installed ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(MAKE) test-cpp CPP_BUILD=build/sanitized CMAKE_ARGS=-DCLCE_SANITIZE=address,undefined
+
+check-sass: $(VENV)/.installed ## what the compiler made of the CUDA kernels: spills, registers, tensor cores (needs nvcc)
+	$(RUN) tools/check_sass.py
+
+mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (15 minutes)
+	$(RUN) tools/mutation_check.py
+
+gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
+	$(RUN) tools/gpu_check.py
+
+lint: $(VENV)/.installed ## formatters and linters, changing nothing
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format --dry-run -Werror
+
+format: $(VENV)/.installed ## formatters, in place
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(VENV)/bin/clang-format -i
+
+bench: $(VENV)/.installed ## throughput and memory against eager, compiled and chunked PyTorch
+	$(RUN) -m bench --preset cpu --device cpu
+
+clean:
+	rm -rf build clce_ext/*.so *.egg-info
