@@ -20,6 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+TESTS = [f"python_tests/{name}.py" for name in ("test_edge_cases", "test_arguments", "test_loss")]
+
 
 @dataclass
 class Mutation:
@@ -74,8 +76,37 @@ MUTATIONS = [
         "x < lowest)", "(x < lowest) | (x != x))", "nan_and_inf",
     ),
     Mutation(
-        "the anchor itself", "own key kept", "csrc/cpu/rows.cpp",
+        "t = 0.01", "low parts of the logarithms forgotten", "csrc/cpu/tile_impl.h",
+        "at::vec::fmsub(power, s, lse) - lse_low", "at::vec::fmsub(power, s, lse)", "low_temperature",
+    ),
+    Mutation(
+        "B = 1", "own key kept", "csrc/cpu/rows.cpp",
         "if (args.has_self) {", "if (false) {", "small_and_odd or without_negatives",
+    ),
+    Mutation(
+        "N = 0", "division by no terms", "csrc/cpu/contrast.cpp",
+        "sum / std::max(terms, 1.0)", "sum / terms", "no_keys",
+    ),
+    Mutation(
+        "B no multiple of a tile", "lanes that are not there counted", "csrc/cpu/tile_impl.h",
+        "return value & (Vec<T>::arange(T(0), T(1)) < Vec<T>(static_cast<T>(count)));", "return value;",
+        "small_and_odd",
+    ),
+    Mutation(
+        "D odd", "the last columns' squares forgotten", "csrc/cpu/prepare.cpp",
+        "for (; d < count; ++d) lanes[d % kLanes] += body(d);", "", "small_and_odd",
+    ),
+    Mutation(
+        "non-contiguous", "stride of columns ignored", "csrc/cpu/prepare.cpp",
+        "step = args.x_col_stride;", "step = 1;", "strides",
+    ),
+    Mutation(
+        "expanded", "stride of rows ignored", "csrc/cpu/prepare.cpp",
+        "x + i * args.x_row_stride", "x + i * args.dim", "strides",
+    ),
+    Mutation(
+        "any integer labels", "labels not widened", "csrc/binding/ops.cpp",
+        "labels->to(at::kLong).contiguous()", "labels->contiguous()", "label_types",
     ),
     Mutation(
         "any integer labels", "labels cut to 32 bits", "csrc/cpu/rows.cpp",
@@ -85,6 +116,30 @@ MUTATIONS = [
         "t <= 0", "temperature unchecked", "csrc/binding/checks.cpp",
         "TORCH_CHECK_VALUE(value > 0 && std::isfinite(value)", "TORCH_CHECK_VALUE(true",
         "temperature_below_zero",
+    ),
+    Mutation(
+        "wrong rank", "rank unchecked", "csrc/binding/checks.cpp",
+        "TORCH_CHECK_VALUE(tensor.dim() == 2,", "TORCH_CHECK_VALUE(true,", "bad_arguments",
+    ),
+    Mutation(
+        "label length", "length unchecked", "csrc/binding/checks.cpp",
+        "labels.dim() == 1 && labels.size(0) == length", "true", "bad_arguments",
+    ),
+    Mutation(
+        "float labels", "type unchecked", "csrc/binding/checks.cpp",
+        "at::isIntegralType(labels.scalar_type(), /*includeBool=*/false)", "true", "bad_arguments",
+    ),
+    Mutation(
+        "mixed dtypes", "keys' dtype unchecked", "csrc/binding/checks.cpp",
+        'dtype_of(*keys, "keys") == dtype', "true", "bad_arguments",
+    ),
+    Mutation(
+        "beta < 0", "beta unchecked", "csrc/binding/checks.cpp",
+        "options.beta >= 0 && std::isfinite(options.beta)", "true", "bad_arguments",
+    ),
+    Mutation(
+        "lambda outside [0, 1]", "weight unchecked", "clce_ext/functional.py",
+        "if not 0.0 <= weight <= 1.0:", "if False:", "bad_clce_arguments",
     ),
 ]  # fmt: skip
 
@@ -102,10 +157,12 @@ def run(mutation: Mutation, copy: Path) -> str:
         built = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
         if built.returncode:
             return "not built: " + built.stdout[-300:] + built.stderr[-300:]
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "python_tests/test_edge_cases.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
         tested = subprocess.run([*command, "-k", mutation.tests], cwd=copy, capture_output=True, text=True)
     finally:
         path.write_text(text)
+    if tested.returncode < 0:
+        return "killed"  # by a signal
     return {0: "SURVIVED", 1: "killed"}.get(tested.returncode, "no test ran: " + tested.stdout[-300:])
 
 
