@@ -101,6 +101,7 @@ X86_TILES = {
         "-mavx2",
         "-mfma",
         "-mf16c",
+        "-Wno-uninitialized",  # gcc 12 warns of its own intrinsics (gcc bug 105593)
     ],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")

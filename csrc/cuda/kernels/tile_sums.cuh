@@ -1,6 +1,8 @@
 // From a tile of dot products to partial sums, by row and by column.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernels/common.cuh"
 
 namespace clce::cuda {
@@ -12,9 +14,9 @@ constexpr int num_fields(bool maxima) {
   return maxima ? 8 : 6;
 }
 
-template <class T>
-CLCE_DEVICE PartialSums<T> load_partial(const T* first, int64_t field_stride, bool maxima) {
-  const auto load = [&](int field) { return ptx::global_load(first + field * field_stride); };
+// load(field) for each of them.
+template <class T, class Load>
+CLCE_DEVICE PartialSums<T> partial_from(bool maxima, Load load) {
   PartialSums<T> sums;
   sums.n_pos = load(kFNumPos);
   sums.n_neg = load(kFNumNeg);
@@ -27,6 +29,11 @@ CLCE_DEVICE PartialSums<T> load_partial(const T* first, int64_t field_stride, bo
     sums.max_neg = load(kFMaxNeg);
   }
   return sums;
+}
+
+template <class T>
+CLCE_DEVICE PartialSums<T> load_partial(const T* first, int64_t field_stride, bool maxima) {
+  return partial_from<T>(maxima, [&](int field) { return ptx::global_load(first + field * field_stride); });
 }
 
 template <class T>
@@ -86,6 +93,34 @@ template <class T>
 CLCE_DEVICE T larger(T a, T b) {
   return a > b || !(b == b) ? a : b;
 }
+
+// A thread's elements of a tile, sorted by row: of each of its kLines rows it has kAcross elements, and the
+// lanes that have the others differ in the bits kFirst ... kLast of their index.
+template <class F>
+struct ByRow {
+  static constexpr int kLines = 2 * F::kMI, kAcross = 2 * F::kNI, kFirst = 2, kLast = 1;
+  static constexpr int kLength = F::kM, kShares = F::kWarpsN;  // rows of the tile; warps that share one
+  CLCE_DEVICE static int index(const F& f, int line) { return f.row(line / 2, 2 * (line % 2)); }
+  CLCE_DEVICE static int share(const F& f) { return f.warp_col; }
+  // Calls use(mi, ni, e) for element i of a line.
+  template <class Use>
+  CLCE_DEVICE static auto at(int line, int i, Use use) {
+    return use(line / 2, i / 2, 2 * (line % 2) + i % 2);
+  }
+};
+
+// The same, by column.
+template <class F>
+struct ByColumn {
+  static constexpr int kLines = 2 * F::kNI, kAcross = 2 * F::kMI, kFirst = 16, kLast = 4;
+  static constexpr int kLength = F::kN, kShares = F::kWarpsM;
+  CLCE_DEVICE static int index(const F& f, int line) { return f.col(line / 2, line % 2); }
+  CLCE_DEVICE static int share(const F& f) { return f.warp_row; }
+  template <class Use>
+  CLCE_DEVICE static auto at(int line, int i, Use use) {
+    return use(i / 2, line / 2, 2 * (i % 2) + line % 2);
+  }
+};
 
 // One tile's sums in shared memory: by row for each warp column, by column for each warp row.
 template <class T, class F, bool kMaxima_>
@@ -162,10 +197,10 @@ struct TileSums {
   }
 
   CLCE_DEVICE PartialSums<T> row(int row, T beta, bool masked) const {
-    return gather<F::kWarpsN, F::kM, kNI * 8>(rows, row, beta, masked);
+    return gather<ByRow<F>, kNI * 8>(rows, row, beta, masked);
   }
   CLCE_DEVICE PartialSums<T> col(int col, T beta, bool masked) const {
-    return gather<F::kWarpsM, F::kN, kMI * 16>(cols, col, beta, masked);
+    return gather<ByColumn<F>, kMI * 16>(cols, col, beta, masked);
   }
 
  private:
@@ -185,19 +220,29 @@ struct TileSums {
   template <class Selected>
   CLCE_DEVICE void write_shifted(const F& f, const Logits& dots, T scale, bool with_columns,
                                  Selected selected, int max_field, int exp_field, T power) const {
-    T top[kMI][2];
-    row_maxima(top, dots, scale, selected);
-    put_rows(f, max_field, [&](int mi, int half) { return top[mi][half]; });
-    sum_rows(f, exp_field, [&](int mi, int ni, int e) {
-      return selected(mi, ni, e) ? shifted_exp(dots[mi][ni][e], scale, top[mi][e / 2], power) : T(0);
-    });
-    if (!with_columns) return;
-    T col_top[kNI][2];
-    col_maxima(col_top, dots, scale, selected);
-    put_cols(f, max_field, [&](int ni, int b) { return col_top[ni][b]; });
-    sum_cols(f, exp_field, [&](int mi, int ni, int e) {
-      return selected(mi, ni, e) ? shifted_exp(dots[mi][ni][e], scale, col_top[ni][e & 1], power) : T(0);
-    });
+    write_shifted_along<ByRow<F>>(f, dots, scale, selected, max_field, exp_field, power);
+    if (with_columns) {
+      write_shifted_along<ByColumn<F>>(f, dots, scale, selected, max_field, exp_field, power);
+    }
+  }
+
+  template <class Side, class Selected>
+  CLCE_DEVICE void write_shifted_along(const F& f, const Logits& dots, T scale, Selected selected,
+                                       int max_field, int exp_field, T power) const {
+    T top[Side::kLines], sums[Side::kLines];
+    maxima<Side>(top, dots, scale, selected);
+    put<Side>(f, max_field, [&](int line) { return top[line]; });
+#pragma unroll
+    for (int line = 0; line < Side::kLines; ++line) {
+      sums[line] = 0;
+#pragma unroll
+      for (int i = 0; i < Side::kAcross; ++i) {
+        sums[line] += Side::at(line, i, [&](int mi, int ni, int e) {
+          return selected(mi, ni, e) ? shifted_exp(dots[mi][ni][e], scale, top[line], power) : T(0);
+        });
+      }
+    }
+    fold_and_store<Side>(f, exp_field, sums);
   }
 
   // e^(power (dot scale - top))
@@ -205,46 +250,7 @@ struct TileSums {
     return exp2_of((dot * scale - top) * (power * kLog2E<T>));
   }
 
-  // Sums value(mi, ni, e) by row, over the warp's columns.
-  template <class Value>
-  CLCE_DEVICE void sum_rows(const F& f, int field, Value value) const {
-    T v[2 * kMI];
-#pragma unroll
-    for (int mi = 0; mi < kMI; ++mi) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        T sum = 0;
-#pragma unroll
-        for (int ni = 0; ni < kNI; ++ni) {
-          sum += value(mi, ni, 2 * half);
-          sum += value(mi, ni, 2 * half + 1);
-        }
-        v[2 * mi + half] = sum;
-      }
-    }
-    fold_and_store_rows(f, field, v);
-  }
-
-  template <class Value>
-  CLCE_DEVICE void sum_cols(const F& f, int field, Value value) const {
-    T v[2 * kNI];
-#pragma unroll
-    for (int ni = 0; ni < kNI; ++ni) {
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        T sum = 0;
-#pragma unroll
-        for (int mi = 0; mi < kMI; ++mi) {
-          sum += value(mi, ni, b);
-          sum += value(mi, ni, b + 2);
-        }
-        v[2 * ni + b] = sum;
-      }
-    }
-    fold_and_store_cols(f, field, v);
-  }
-
-  // Both at once: each value is made once and not kept.
+  // Sums value(mi, ni, e) by row and by column at once: each value is made once and not kept.
   template <class Value>
   CLCE_DEVICE void sum(const F& f, int field, bool with_columns, Value value) const {
     T by_row[2 * kMI], by_col[2 * kNI];
@@ -267,132 +273,82 @@ struct TileSums {
         by_row[2 * mi + half] = sum;
       }
     }
-    fold_and_store_rows(f, field, by_row);
-    if (with_columns) fold_and_store_cols(f, field, by_col);
+    fold_and_store<ByRow<F>>(f, field, by_row);
+    if (with_columns) fold_and_store<ByColumn<F>>(f, field, by_col);
   }
 
-  CLCE_DEVICE void fold_and_store_rows(const F& f, int field, T (&v)[2 * kMI]) const {
-    const int first = fold_lanes<2, 1, 2 * kMI>(v, int(threadIdx.x) % 32);
+  template <class Side>
+  CLCE_DEVICE void fold_and_store(const F& f, int field, T (&v)[Side::kLines]) const {
+    const int first = fold_lanes<Side::kFirst, Side::kLast, Side::kLines>(v, int(threadIdx.x) % 32);
     if (first < 0) return;
-    constexpr int kKept = kMI >= 2 ? kMI / 2 : 1;
+    constexpr int kLanes = 2 * Side::kFirst / Side::kLast;
+    constexpr int kKept = Side::kLines > kLanes ? Side::kLines / kLanes : 1;
 #pragma unroll
     for (int i = 0; i < kKept; ++i) {
-      const int mi = (first + i) / 2, half = (first + i) % 2;
-      ptx::shared_store(row_slot(f, field) + f.row(mi, 2 * half), v[i]);
+      ptx::shared_store(slot<Side>(f, field) + Side::index(f, first + i), v[i]);
     }
   }
 
-  CLCE_DEVICE void fold_and_store_cols(const F& f, int field, T (&v)[2 * kNI]) const {
-    const int first = fold_lanes<16, 4, 2 * kNI>(v, int(threadIdx.x) % 32);
-    if (first < 0) return;
-    constexpr int kKept = kNI >= 4 ? kNI / 4 : 1;
+  // Stores value(line), which all lanes of a line know.
+  template <class Side, class Value>
+  CLCE_DEVICE void put(const F& f, int field, Value value) const {
+    if ((threadIdx.x & (2 * Side::kFirst - Side::kLast)) != 0) return;
 #pragma unroll
-    for (int i = 0; i < kKept; ++i) {
-      const int ni = (first + i) / 2, b = (first + i) % 2;
-      ptx::shared_store(col_slot(f, field) + f.col(ni, b), v[i]);
-    }
-  }
-
-  // Stores what all lanes of a row, or of a column, know.
-  template <class Value>
-  CLCE_DEVICE void put_rows(const F& f, int field, Value value) const {
-    if (f.pair != 0) return;
-#pragma unroll
-    for (int mi = 0; mi < kMI; ++mi) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        ptx::shared_store(row_slot(f, field) + f.row(mi, 2 * half), value(mi, half));
-      }
-    }
-  }
-
-  template <class Value>
-  CLCE_DEVICE void put_cols(const F& f, int field, Value value) const {
-    if (f.group != 0) return;
-#pragma unroll
-    for (int ni = 0; ni < kNI; ++ni) {
-#pragma unroll
-      for (int b = 0; b < 2; ++b) ptx::shared_store(col_slot(f, field) + f.col(ni, b), value(ni, b));
+    for (int line = 0; line < Side::kLines; ++line) {
+      ptx::shared_store(slot<Side>(f, field) + Side::index(f, line), value(line));
     }
   }
 
   CLCE_DEVICE void put_zero(const F& f, int field, bool with_columns) const {
-    put_rows(f, field, [](int, int) { return T(0); });
-    if (with_columns) put_cols(f, field, [](int, int) { return T(0); });
+    put<ByRow<F>>(f, field, [](int) { return T(0); });
+    if (with_columns) put<ByColumn<F>>(f, field, [](int) { return T(0); });
   }
 
-  // Each row's largest logit among the selected, over the warp's columns; 0 if none is.
-  template <class Selected>
-  CLCE_DEVICE static void row_maxima(T (&top)[kMI][2], const Logits& dots, T scale, Selected selected) {
+  // Each line's largest logit among the selected, over the warp's part of it; 0 if none is.
+  template <class Side, class Selected>
+  CLCE_DEVICE static void maxima(T (&top)[Side::kLines], const Logits& dots, T scale, Selected selected) {
 #pragma unroll
-    for (int mi = 0; mi < kMI; ++mi) {
+    for (int line = 0; line < Side::kLines; ++line) {
+      T best = minus_infinity<T>();
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        T best = minus_infinity<T>();
-#pragma unroll
-        for (int ni = 0; ni < kNI; ++ni) {
-#pragma unroll
-          for (int b = 0; b < 2; ++b) {
-            if (selected(mi, ni, 2 * half + b)) best = larger(best, dots[mi][ni][2 * half + b] * scale);
-          }
-        }
-        best = larger(best, ptx::shuffle_xor(best, 1));
-        best = larger(best, ptx::shuffle_xor(best, 2));
-        top[mi][half] = best == minus_infinity<T>() ? T(0) : best;
+      for (int i = 0; i < Side::kAcross; ++i) {
+        Side::at(line, i, [&](int mi, int ni, int e) {
+          if (selected(mi, ni, e)) best = larger(best, dots[mi][ni][e] * scale);
+        });
       }
+#pragma unroll
+      for (int mask = Side::kLast; mask <= Side::kFirst; mask *= 2) {
+        best = larger(best, ptx::shuffle_xor(best, mask));
+      }
+      top[line] = best == minus_infinity<T>() ? T(0) : best;
     }
   }
 
-  template <class Selected>
-  CLCE_DEVICE static void col_maxima(T (&top)[kNI][2], const Logits& dots, T scale, Selected selected) {
-#pragma unroll
-    for (int ni = 0; ni < kNI; ++ni) {
-#pragma unroll
-      for (int b = 0; b < 2; ++b) {
-        T best = minus_infinity<T>();
-#pragma unroll
-        for (int mi = 0; mi < kMI; ++mi) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (selected(mi, ni, 2 * half + b)) best = larger(best, dots[mi][ni][2 * half + b] * scale);
-          }
-        }
-        best = larger(best, ptx::shuffle_xor(best, 4));
-        best = larger(best, ptx::shuffle_xor(best, 8));
-        best = larger(best, ptx::shuffle_xor(best, 16));
-        top[ni][b] = best == minus_infinity<T>() ? T(0) : best;
-      }
-    }
+  template <class Side>
+  CLCE_DEVICE T* slot(const F& f, int field) const {
+    T* const first = std::is_same_v<Side, ByRow<F>> ? rows : cols;
+    return first + (Side::share(f) * kFields + field) * Side::kLength;
   }
 
-  CLCE_DEVICE T* row_slot(const F& f, int field) const {
-    return rows + (f.warp_col * kFields + field) * F::kM;
-  }
-  CLCE_DEVICE T* col_slot(const F& f, int field) const {
-    return cols + (f.warp_row * kFields + field) * F::kN;
-  }
-
-  // The warps' shares of row or column i, each over kPairs pairs, in their order.
-  template <int kShares, int kLength, int kPairs>
+  // The warps' shares of row or column i of the tile, each over kPairs pairs, in their order.
+  template <class Side, int kPairs>
   CLCE_DEVICE static PartialSums<T> gather(const T* shares, int i, T beta, bool masked) {
     PartialSums<T> sums;
 #pragma unroll
-    for (int w = 0; w < kShares; ++w) {
-      const auto load = [&](int field) {
-        return ptx::shared_load(shares + (w * kFields + field) * kLength + i);
+    for (int w = 0; w < Side::kShares; ++w) {
+      const auto stored = [&](int field) {
+        return ptx::shared_load(shares + (w * kFields + field) * Side::kLength + i);
       };
-      PartialSums<T> share;
-      share.n_pos = load(kFNumPos);
-      share.n_neg = masked ? load(kFNumNeg) : T(kPairs) - share.n_pos;
-      share.sum_pos = load(kFSumPos);
-      share.exp_pos = load(kFExpPos);
-      share.exp_w = !kMaxima && beta == 0 ? share.n_neg : load(kFExpW);
-      share.exp_wn = load(kFExpWn);
-      if constexpr (kMaxima) {
-        share.max_pos = load(kFMaxPos);
-        share.max_neg = load(kFMaxNeg);
-      }
-      combine(sums, share, kMaxima, beta);
+      // What follows from the rest is not stored.
+      const auto num_neg = [&] { return masked ? stored(kFNumNeg) : T(kPairs) - stored(kFNumPos); };
+      combine(sums,
+              partial_from<T>(kMaxima,
+                              [&](int field) {
+                                if (field == kFNumNeg || (field == kFExpW && !kMaxima && beta == 0))
+                                  return num_neg();
+                                return stored(field);
+                              }),
+              kMaxima, beta);
     }
     return sums;
   }
