@@ -20,6 +20,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0+PTX"
+OLDEST_GPU = (8, 0)  # Ampere: cp.async, bfloat16 on tensor cores
 MEMORY_PER_JOB = 3 << 30  # bytes; a CUDA instance takes most
 
 
@@ -60,6 +61,13 @@ def decide_cuda() -> tuple[bool, str]:
         reason = f"torch {torch.__version__} is a build without CUDA"
     elif not CUDA_HOME:
         reason = "no CUDA toolkit found (set CUDA_HOME)"
+    elif os.environ.get("TORCH_CUDA_ARCH_LIST") is None and torch.cuda.is_available():
+        gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+        if usable := sorted(gpu for gpu in gpus if gpu >= OLDEST_GPU):
+            os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{major}.{minor}" for major, minor in usable)
+        else:
+            newest = ".".join(map(str, max(gpus)))
+            reason = f"the kernels need compute capability 8.0 or later, this machine's GPU has {newest}"
     if reason is None:
         return True, f"torch {torch.__version__} and the toolkit in {CUDA_HOME}"
     if wanted in ("1", "on", "yes"):
@@ -88,8 +96,8 @@ def max_jobs() -> int:
 
 WITH_CUDA, WHY = decide_cuda()
 os.environ.setdefault("MAX_JOBS", str(max_jobs()))
-if WITH_CUDA and not torch.cuda.is_available():
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)
+if WITH_CUDA:
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", DEFAULT_ARCHS)  # no GPU to ask
 
 X86_TILES = {
     "csrc/cpu/tile_avx2.cpp": ["-mavx2", "-mfma", "-mf16c"],
@@ -111,6 +119,7 @@ OPENMP = ["-fopenmp"] if torch.backends.openmp.is_available() and platform.syste
 CXX_FLAGS = [
     *OPENMP,
     "-O3",
+    "-ffp-contract=off",  # forward and backward must round a logit alike; fused where fmadd is written
     "-fno-math-errno",
     "-fvisibility=hidden",
     "-Wno-psabi",

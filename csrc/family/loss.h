@@ -59,7 +59,7 @@ CLCE_HD AnchorLoss<T> anchor_loss(const Statistics<T>& s, const LossConfig& conf
       const T floor = std::log(s.n_neg) - scale;
       // Share of H that the false negatives are expected to make up.
       const T share = std::exp(std::log(debias * s.n_neg / s.n_pos) + s.lse_pos - log_h);
-      const T debiased = log_h + std::log1p(-share) - std::log1p(-debias);
+      const T debiased = log_h + std::log1p(-share) - std::log(T(1 - config.debias));
       // Written so that NaN is not taken for "on the floor".
       if (share >= 1 || debiased <= floor) {
         log_h = floor;

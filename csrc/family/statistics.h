@@ -116,7 +116,7 @@ CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
 // high + low = factor * maximum + log(sum), to twice the precision of T where factor * maximum is large.
 template <class T>
 CLCE_HD void log_in_two(T factor, T maximum, T sum, T& high, T& low) {
-  const T product = factor * maximum;
+  const T product = rounded_product(factor, maximum);
   const T product_low = std::fma(factor, maximum, -product);
   const T logarithm = std::log(sum);
   high = product + logarithm;

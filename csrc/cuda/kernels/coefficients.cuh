@@ -116,7 +116,7 @@ CLCE_DEVICE T logit_gradient(T dot, T scale, bool positive, bool negative, const
                              T beta) {
   if constexpr (kMode == Exponentials::kWithMaxima) {
     if (!positive && !negative) return 0;
-    const T s = dot * scale;
+    const T s = logit(dot, scale);
     return shifted_gradient(row, s, positive, beta) + shifted_gradient(col, s, positive, beta);
   } else {
     // As the forward pass does it: what it summed is what is divided here.

@@ -44,6 +44,12 @@ CLCE_DEVICE double exp2_of(double x) {
   return std::exp2(x);
 }
 
+// s = dot / t, where sums are shifted by it: the passes must agree on it to the last bit.
+template <class T>
+CLCE_DEVICE T logit(T dot, T scale) {
+  return rounded_product(dot, scale);
+}
+
 // A block may have 99 KiB of shared memory on sm_86 and sm_89, the least of all devices since sm_80; the most
 // that blocks together may have is 228 KiB, of which each takes 1 KiB for itself (CUDA programming guide,
 // technical specifications per compute capability).

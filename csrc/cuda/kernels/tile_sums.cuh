@@ -245,9 +245,9 @@ struct TileSums {
     fold_and_store<Side>(f, exp_field, sums);
   }
 
-  // e^(power (dot scale - top))
+  // e^(power (s - top))
   CLCE_DEVICE static T shifted_exp(T dot, T scale, T top, T power) {
-    return exp2_of((dot * scale - top) * (power * kLog2E<T>));
+    return exp2_of((logit(dot, scale) - top) * (power * kLog2E<T>));
   }
 
   // Sums value(mi, ni, e) by row and by column at once: each value is made once and not kept.
@@ -313,7 +313,7 @@ struct TileSums {
 #pragma unroll
       for (int i = 0; i < Side::kAcross; ++i) {
         Side::at(line, i, [&](int mi, int ni, int e) {
-          if (selected(mi, ni, e)) best = larger(best, dots[mi][ni][e] * scale);
+          if (selected(mi, ni, e)) best = larger(best, logit(dots[mi][ni][e], scale));
         });
       }
 #pragma unroll
