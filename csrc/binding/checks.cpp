@@ -131,4 +131,21 @@ void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const O
   }
 }
 
+void check_prepared(const Tensor& z, const char* name, int64_t dim) {
+  TORCH_CHECK_VALUE(z.dim() == 2 && z.size(1) == padded_dim(dim) && z.is_contiguous(), name,
+                    " must be contiguous rows as clce_ext::prepare makes them, [rows, ", padded_dim(dim),
+                    "], got ", z.sizes());
+  // The kernels read 16 bytes at a time.
+  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(z.const_data_ptr()) % 16 == 0, name,
+                    " must lie at a multiple of 16 bytes, as clce_ext::prepare makes it");
+}
+
+void check_rows_of(const Tensor& z, const Tensor& tensor, const char* name, at::IntArrayRef shape) {
+  TORCH_CHECK_VALUE(tensor.sizes() == shape, name, " must have shape ", shape, ", got ", tensor.sizes());
+  const auto acc = acc_type(dtype_of(z, "z"));
+  TORCH_CHECK_TYPE(tensor.scalar_type() == acc, name, " must be ", acc, " where z is ", z.scalar_type(),
+                   ", got ", tensor.scalar_type());
+  check_same_device(tensor, name, z);
+}
+
 }  // namespace clce::binding

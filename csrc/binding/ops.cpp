@@ -102,7 +102,10 @@ ContrastArgs contrast_args(const Tensor& z, const OptionalTensor& key_z, int64_t
   } else if (z.is_cpu()) {
     args.bounded = logits_are_bounded(normalized, inputs.temperature->item<double>(), args.beta);
   }
-  args.allow_tf32 = z.is_cuda() && at::globalContext().allowTF32CuBLAS();
+  // As at::mm asks; allowTF32CuBLAS() throws where the older and the newer switches of torch were both used.
+  args.allow_tf32 = z.is_cuda() && args.dtype == DType::kFloat32 &&
+                    at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+                        at::Float32Precision::TF32;
   return args;
 }
 
@@ -309,19 +312,11 @@ std::tuple<Tensor, Tensor> prepare_op(const Tensor& x, bool normalize) {
 Tensor prepare_backward_op(const Tensor& dz, const Tensor& z, const Tensor& norms, int64_t dim,
                            bool normalize) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
-  TORCH_CHECK_VALUE(dz.sizes() == z.sizes(), "dz must have z's shape ", z.sizes(), ", got ", dz.sizes());
-  return std::get<0>(
-      prepare_rows_backward(backend_for(z), dz.contiguous(), z, norms, dim, normalize, true, false));
-}
-
-void check_prepared(const Tensor& z, const OptionalTensor& key_z, int64_t dim) {
-  const auto check = [dim](const Tensor& rows, const char* name) {
-    TORCH_CHECK_VALUE(rows.dim() == 2 && rows.size(1) == padded_dim(dim) && rows.is_contiguous(), name,
-                      " must be contiguous rows as clce_ext::prepare makes them, [rows, ", padded_dim(dim),
-                      "], got ", rows.sizes());
-  };
-  check(z, "z");
-  if (key_z.has_value()) check(*key_z, "key_z");
+  check_prepared(z, "z", dim);
+  check_rows_of(z, dz, "dz", {z.size(0), z.size(1)});
+  check_rows_of(z, norms, "norms", {normalize ? z.size(0) : 0});
+  return std::get<0>(prepare_rows_backward(backend_for(z), dz.contiguous(), z, norms.contiguous(), dim,
+                                           normalize, true, false));
 }
 
 Tensor statistics_op(const Tensor& z, const OptionalTensor& key_z, const OptionalTensor& labels,
@@ -330,7 +325,8 @@ Tensor statistics_op(const Tensor& z, const OptionalTensor& key_z, const Optiona
                      bool normalized, int64_t ignore_index) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
   const ContrastOptions options{temperature_tensor, temperature, 1, key_offset, beta, ignore_index};
-  check_prepared(z, key_z, dim);
+  check_prepared(z, "z", dim);
+  if (key_z.has_value()) check_prepared(*key_z, "key_z", dim);
   check_contrast(z, labels, key_z, key_labels, options);
   const Backend backend = backend_for(z);
   const Inputs inputs(labels, key_labels, options, dtype_of(z, "z"));
@@ -372,18 +368,14 @@ std::tuple<Tensor, Tensor> statistics_backward(const Tensor& derivatives, const 
                                                bool need_keys) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
   const ContrastOptions options{temperature_tensor, temperature, 1, key_offset, beta, ignore_index};
-  check_prepared(z, key_z, dim);
+  check_prepared(z, "z", dim);
+  if (key_z.has_value()) check_prepared(*key_z, "key_z", dim);
   check_contrast(z, labels, key_z, key_labels, options);
-  TORCH_CHECK_VALUE(
-      statistics.dim() == 2 && statistics.size(0) == kNumStatistics && statistics.size(1) == z.size(0),
-      "statistics must have shape [", kNumStatistics, ", ", z.size(0), "], got ", statistics.sizes());
-  TORCH_CHECK_VALUE(
-      derivatives.dim() == 2 && derivatives.size(0) == kNumDerivatives && derivatives.size(1) == z.size(0),
-      "derivatives must have shape [5, ", z.size(0), "], got ", derivatives.sizes());
+  check_rows_of(z, statistics, "statistics", {kNumStatistics, z.size(0)});
+  check_rows_of(z, derivatives, "derivatives", {kNumDerivatives, z.size(0)});
   const Backend backend = backend_for(z);
   const Inputs inputs(labels, key_labels, options, dtype_of(z, "z"));
-  const auto acc = acc_type(dtype_of(z, "z"));
-  const Tensor s = statistics.to(acc).contiguous(), d = derivatives.to(acc).contiguous();
+  const Tensor s = statistics.contiguous(), d = derivatives.contiguous();
   BackwardArgs args;
   args.contrast = contrast_args(z, key_z, dim, normalized, options, inputs);
   args.statistics = s.const_data_ptr();

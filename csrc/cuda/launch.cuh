@@ -25,6 +25,7 @@ namespace clce::cuda {
 
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) {
+    cudaGetLastError();  // or the next one who asks would be told of it
     throw std::runtime_error(std::string("clce_ext: ") + what + ": " + cudaGetErrorString(status));
   }
 }
