@@ -145,6 +145,16 @@ class Ranks:
         raise RuntimeError(f"{self.asked_by}: ranks disagree, but agree when asked again: {said}")
 
 
+@torch.compiler.disable
+def refuse(problem: Exception, asked_by: str, group: dist.ProcessGroup | None):
+    """Raises ``problem``, but first tells the other ranks, which would wait for this one's data."""
+    if not dist.is_initialized():
+        raise problem
+    ranks = Ranks(group, asked_by)
+    device = torch.accelerator.current_accelerator() if dist.get_backend(group) == "nccl" else None
+    ranks.agree({}, (0, 0), torch.empty(0, device=device), None, problem)
+
+
 class _SumOverRanks(torch.autograd.Function):
     """A sum over ranks; the gradient is that of the sum of what the ranks return."""
 
@@ -157,7 +167,7 @@ class _SumOverRanks(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         with torch.no_grad():
             out = ctx.ranks.sum(grad, "gradients of sums").to(grad.dtype)
-        return only_first_derivative(out)[0], None
+        return only_first_derivative(grad, (out,))[0], None
 
 
 @torch.compiler.disable
@@ -439,28 +449,31 @@ class _AcrossRanks(torch.autograd.Function):
             total, terms = ranks.sum(torch.stack([loss, terms]), "the loss").unbind()
             loss = (total / terms.clamp_min(1) if options.reduction == "mean" else total).to(loss.dtype)
 
+        here = loss.new_empty(0)  # saved, it leads back to this node (see only_first_derivative)
         ctx.save_for_backward(
-            z, norms, key_z, key_norms, temperature, labels, key_labels, queue_z, queue_labels, statistics,
-            derivatives, terms, *journey.kept,
+            here, z, norms, key_z, key_norms, temperature, labels, key_labels, queue_z, queue_labels,
+            statistics, derivatives, terms, *journey.kept,
         )  # fmt: skip
         ctx.rest = (embeddings.shape[1], key_offset, way, sizes, options, ranks)
-        return loss
+        return loss, here
 
     @staticmethod
-    def backward(ctx, grad_loss):
+    def backward(ctx, grad_loss, _):
+        here, *saved = ctx.saved_tensors
         with torch.no_grad():
-            grads = _AcrossRanks._backward(ctx, grad_loss)
+            grads = _AcrossRanks._backward(ctx, saved, grad_loss)
         present = [i for i, g in enumerate(grads) if g is not None]
-        for i, g in zip(present, only_first_derivative(*(grads[i] for i in present)), strict=True):
+        once = only_first_derivative(here, tuple(grads[i] for i in present))
+        for i, g in zip(present, once, strict=True):
             grads[i] = g
         return (*grads, *(None,) * 9)
 
     @staticmethod
-    def _backward(ctx, grad_loss) -> list[Tensor | None]:
+    def _backward(ctx, saved, grad_loss) -> list[Tensor | None]:
         (
             z, norms, key_z, key_norms, temperature, labels, key_labels, queue_z, queue_labels, statistics,
             derivatives, terms, *kept,
-        ) = ctx.saved_tensors  # fmt: skip
+        ) = saved  # fmt: skip
         dim, key_offset, way, sizes, options, ranks = ctx.rest
         need_embeddings, need_keys, need_temperature = ctx.needs_input_grad[:3]
         self_contrast = key_z is None
@@ -534,9 +547,10 @@ def contrastive_loss(
         queue: [Q, D] and [Q]: keys of this rank's anchors alone, constants.
         temperature: a tensor of one element, or None for ``options.temperature``.
     """
+    asked_by = f"hard_negative_contrastive_loss(distributed={way!r})"
     if way not in _WAYS:
-        raise ValueError(f"distributed must be None, 'gather' or 'ring', got {way!r}")
-    ranks = Ranks(group, f"hard_negative_contrastive_loss(distributed={way!r})")
+        refuse(ValueError(f"distributed must be None, 'gather' or 'ring', got {way!r}"), asked_by, group)
+    ranks = Ranks(group, asked_by)
     problem = None
     try:
         _ops.check_arguments(
@@ -568,4 +582,4 @@ def contrastive_loss(
     return _AcrossRanks.apply(
         embeddings, keys, temperature, labels, key_labels, *(queue or (None, None)), key_offset, way, sizes,
         options, ranks,
-    )  # fmt: skip
+    )[0]  # fmt: skip

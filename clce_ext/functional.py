@@ -27,6 +27,21 @@ def _rows(embeddings: Tensor) -> tuple[Tensor, int]:
     return embeddings, 1
 
 
+def _refuse_non_tensors(**arguments: Tensor | None) -> None:
+    for name, value in arguments.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
+
+
+def _refuse(problem: Exception, distributed: str | None, process_group) -> None:
+    """Raises ``problem``; with ``distributed`` on every rank."""
+    if distributed is not None:
+        from clce_ext import distributed as across
+
+        across.refuse(problem, f"hard_negative_contrastive_loss(distributed={distributed!r})", process_group)
+    raise problem
+
+
 def _queue_keys(
     queue: EmbeddingQueue | None, rows: Tensor, labels: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
@@ -124,15 +139,20 @@ def hard_negative_contrastive_loss(
         RuntimeError: with ``distributed``, a rank died or did not call within the process group's timeout.
         NotImplementedError: a device that this build has no kernels for (see ``clce_ext.build_info()``).
     """
-    rows, views = _rows(embeddings)
     learnable = isinstance(temperature, Tensor)
-    past = _queue_keys(queue, rows, labels, ignore_index)
+    try:
+        rows, views = _rows(embeddings)
+        _refuse_non_tensors(labels=labels, keys=keys, key_labels=key_labels)
+        past = _queue_keys(queue, rows, labels, ignore_index)
+        fixed_temperature, beta, debias = 1.0 if learnable else float(temperature), float(beta), float(debias)
+    except (TypeError, ValueError) as problem:
+        _refuse(problem, distributed, process_group)
     if distributed is not None:
         from clce_ext import distributed as across
 
         options = across.Options(
-            1.0 if learnable else float(temperature), float(beta), summation, denominator, float(debias),
-            detach_weights, normalize, ignore_index, reduction,
+            fixed_temperature, beta, summation, denominator, debias, detach_weights, normalize, ignore_index,
+            reduction,
         )  # fmt: skip
         return across.contrastive_loss(
             rows, views, labels, keys, key_labels, key_offset, past, temperature if learnable else None,
@@ -141,10 +161,11 @@ def hard_negative_contrastive_loss(
     if process_group is not None:
         raise ValueError("process_group is given without distributed='gather' or 'ring'")
     if past is not None:
-        if labels is None and keys is None and views == 1:
-            raise ValueError("labels are needed where there is one view and no keys, got labels=None")
-        if keys is not None and (labels is None) != (key_labels is None):
-            raise ValueError("labels and key_labels must be given together, or neither")
+        if not torch.compiler.is_compiling():  # of what was given: with the queue's they are others
+            torch.ops.clce_ext.check_arguments(
+                rows, labels, keys, key_labels, temperature if learnable else None, fixed_temperature, views,
+                key_offset, beta, summation, denominator, debias, reduction,
+            )  # fmt: skip
         if labels is None:
             labels = key_labels = own_class_labels(rows.shape[0] // views, ignore_index, rows.device)
         if keys is None:
@@ -159,18 +180,62 @@ def hard_negative_contrastive_loss(
         keys,
         key_labels,
         temperature if learnable else None,
-        1.0 if learnable else float(temperature),
+        fixed_temperature,
         views,
         key_offset,
-        float(beta),
+        beta,
         summation,
         denominator,
-        float(debias),
+        debias,
         detach_weights,
         normalize,
         ignore_index,
         reduction,
     )[0]
+
+
+def _cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    targets: Tensor | None,
+    label_smoothing: float,
+    class_weights: Tensor | None,
+    ignore_index: int,
+) -> tuple[Tensor, Tensor]:
+    """The sum of the cross-entropies and their number (or weight); a mean of none would be 0 / 0."""
+    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    _refuse_non_tensors(targets=targets, class_weights=class_weights)
+    if labels.dim() != 1 or labels.shape[0] != logits.shape[0]:
+        raise ValueError(f"labels must have shape [{logits.shape[0]}], got {tuple(labels.shape)}")
+    views = logits.shape[1] if logits.dim() == 3 else 1
+    flat = logits.reshape(-1, logits.shape[-1])
+    if targets is not None:
+        target = targets.reshape(-1, targets.shape[-1])
+        if target.shape != flat.shape:
+            shapes = f"{tuple(logits.shape)}, got {tuple(targets.shape)}"
+            raise ValueError(f"targets must have the logits' shape {shapes}")
+        total = F.cross_entropy(flat, target, class_weights, label_smoothing=label_smoothing, reduction="sum")
+        count = torch.full_like(total, flat.shape[0])
+    else:
+        target = labels.long().repeat_interleave(views) if views > 1 else labels.long()
+        total = F.cross_entropy(
+            flat,
+            target,
+            class_weights,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
+        counted = target != ignore_index
+        if class_weights is None:
+            count = counted.sum()
+        else:
+            count = torch.where(counted, class_weights[target.masked_fill(~counted, 0)], 0).sum()
+    return total, count
 
 
 def clce_loss(
@@ -215,38 +280,12 @@ def clce_loss(
     Raises:
         ValueError, TypeError: as :func:`hard_negative_contrastive_loss`; weight outside [0, 1].
     """
-    if not 0.0 <= weight <= 1.0:
-        raise ValueError(f"weight (the paper's lambda) must be in [0, 1], got {weight}")
-    if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
-        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")
-    views = logits.shape[1] if logits.dim() == 3 else 1
-    flat = logits.reshape(-1, logits.shape[-1])
-    # A sum over the counted images: with none, the mean would be 0 / 0.
-    if targets is not None:
-        target = targets.reshape(-1, targets.shape[-1])
-        if target.shape != flat.shape:
-            shapes = f"{tuple(logits.shape)}, got {tuple(targets.shape)}"
-            raise ValueError(f"targets must have the logits' shape {shapes}")
-        total = F.cross_entropy(flat, target, class_weights, label_smoothing=label_smoothing, reduction="sum")
-        count = torch.full_like(total, flat.shape[0])
-    else:
-        if labels.dim() != 1 or labels.shape[0] != logits.shape[0]:
-            raise ValueError(f"labels must have shape [{logits.shape[0]}], got {tuple(labels.shape)}")
-        target = labels.long().repeat_interleave(views) if views > 1 else labels.long()
-        total = F.cross_entropy(
-            flat,
-            target,
-            class_weights,
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction="sum",
-        )
-        counted = target != ignore_index
-        if class_weights is None:
-            count = counted.sum()
-        else:
-            count = torch.where(counted, class_weights[target.masked_fill(~counted, 0)], 0).sum()
+    try:
+        if not 0.0 <= weight <= 1.0:
+            raise ValueError(f"weight (the paper's lambda) must be in [0, 1], got {weight}")
+        total, count = _cross_entropy(logits, labels, targets, label_smoothing, class_weights, ignore_index)
+    except (TypeError, ValueError, IndexError, RuntimeError) as problem:
+        _refuse(problem, distributed, process_group)
     contrastive = hard_negative_contrastive_loss(
         embeddings,
         labels,

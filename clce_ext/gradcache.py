@@ -212,6 +212,8 @@ def _split(inputs: Any, size: int) -> Iterator[Any]:
     lengths = {x.shape[0] for x in _leaves(inputs)}
     if len(lengths) != 1:
         raise ValueError(f"inputs must share their first dimension, got lengths {sorted(lengths)}")
+    if lengths == {0}:
+        raise ValueError("inputs must hold at least one image, got none")
     for begin in range(0, lengths.pop(), size):
         yield _map(lambda x: x[begin : begin + size], inputs)  # noqa: B023 (used before begin moves on)
 

@@ -28,14 +28,32 @@ class _ContrastiveOptions(nn.Module):
             self.temperature = nn.Parameter(
                 torch.as_tensor(temperature, dtype=torch.float32).detach().clone()
             )
+        elif isinstance(temperature, Tensor) and not isinstance(temperature, nn.Parameter):
+            self.register_buffer("temperature", temperature, persistent=False)
         else:
             self.temperature = temperature
-        self.options = options
+        # Tensors, such as class weights, move with the module.
+        for name, value in options.items():
+            if isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+        self._options = options
+
+    @property
+    def options(self) -> dict:
+        return {name: self._buffers.get(name, value) for name, value in self._options.items()}
 
     def extra_repr(self) -> str:
         given = {name: value for name, value in self.options.items() if value is not None}
         shown = {"temperature": self.temperature, **given}
-        return ", ".join(f"{name}={float(v) if isinstance(v, Tensor) else v!r}" for name, v in shown.items())
+        return ", ".join(f"{name}={_brief(value)}" for name, value in shown.items())
+
+
+def _brief(value: object) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    if value.is_meta or value.numel() > 1:
+        return f"<{', '.join(map(str, value.shape))}>"
+    return repr(value.item())
 
 
 class HardNegativeContrastiveLoss(_ContrastiveOptions):

@@ -124,6 +124,7 @@ def _(
 
 _INPUTS = 16  # of contrastive_loss
 _EMBEDDINGS, _KEYS, _TEMPERATURE = 0, 2, 4
+_LOSS, _Z = 0, 4  # of its outputs
 
 
 def _setup_context(ctx, inputs, output):
@@ -140,7 +141,8 @@ def _setup_context(ctx, inputs, output):
     ctx.options = (
         temperature, embeddings.shape[1], views, key_offset, beta, normalize, ignore_index, reduction,
     )  # fmt: skip
-    ctx.mark_non_differentiable(*output[1:])
+    # Not z: what the backward saves of an output leads back to this node, which only_first_derivative needs.
+    ctx.mark_non_differentiable(*(t for i, t in enumerate(output) if i not in (_LOSS, _Z)))
     ctx.set_materialize_grads(False)
 
 
@@ -148,8 +150,12 @@ class _OnlyFirstDerivative(torch.autograd.Function):
     """Passes gradients on; differentiating them raises instead of silently giving none."""
 
     @staticmethod
-    def forward(ctx, *grads):
+    def forward(depends_on, *grads):
         return tuple(grad.clone() for grad in grads)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, *grads):
@@ -159,11 +165,15 @@ class _OnlyFirstDerivative(torch.autograd.Function):
         )
 
 
-def only_first_derivative(*grads: Tensor) -> tuple[Tensor, ...]:
-    """``grads`` of a backward; where a graph of it is asked for (create_graph), one that raises when used."""
+def only_first_derivative(depends_on: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``grads`` of a backward; where a graph of it is asked for (create_graph), one that raises when used.
+
+    ``depends_on`` has a graph that leads to what the gradients are functions of: without it the graph's user
+    would find no way from the gradients to his inputs, and take the second derivative for 0.
+    """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return grads
-    return _OnlyFirstDerivative.apply(*(grad.detach().requires_grad_() for grad in grads))
+    return _OnlyFirstDerivative.apply(depends_on, *grads)
 
 
 def _backward(ctx, grad_loss, *_):
@@ -171,10 +181,11 @@ def _backward(ctx, grad_loss, *_):
     needs = [ctx.needs_input_grad[i] for i in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
     if grad_loss is None or not any(needs):
         return tuple(grads)
-    temperature_tensor = ctx.saved_tensors[-1]
-    dx, dkeys, dtemperature = only_first_derivative(
-        *_ops.contrastive_loss_backward(grad_loss, *ctx.saved_tensors, *ctx.options, *needs)
-    )
+    saved = ctx.saved_tensors  # once: hooks may unpack it only once
+    with torch.no_grad():
+        outputs = _ops.contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
+    z, temperature_tensor = saved[3], saved[-1]
+    dx, dkeys, dtemperature = only_first_derivative(z, outputs)
     if needs[0]:
         grads[_EMBEDDINGS] = dx
     if needs[1]:

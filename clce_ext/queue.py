@@ -9,6 +9,8 @@ __all__ = ["EmbeddingQueue"]
 
 # The class of entries enqueued without labels, which is nobody else's.
 _UNLABELLED = torch.iinfo(torch.int64).min
+# The class of entries that are not filled or were enqueued to be ignored, whatever the loss's ignore_index.
+_IGNORED = _UNLABELLED + 1
 
 
 def own_class_labels(images: int, ignore_index: int, device: torch.device, rank: int = 0) -> Tensor:
@@ -22,8 +24,9 @@ class EmbeddingQueue(nn.Module):
 
     ``embeddings`` [size, dim] and ``labels`` [size] int64 hold them in no particular order. Shapes never
     change: rows that are not filled yet are zero and labelled ``ignore_index``, which the losses leave
-    out. An entry that is overwritten takes its label along. Both are buffers (``labels`` of the name
-    ``classes``): they move with ``.to()`` and are in the state dict.
+    out. An entry that is overwritten takes its label along. Both are buffers (``labels``, with a mark of its
+    own in the place of ``ignore_index``, of the name ``classes``): they move with ``.to()`` and are in the
+    state dict.
 
     Two ways to use it::
 
@@ -63,7 +66,7 @@ class EmbeddingQueue(nn.Module):
             raise ValueError(f"size and dim must be at least 1, got size={size}, dim={dim}")
         self.ignore_index = ignore_index
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer("classes", torch.full((size,), ignore_index, dtype=torch.int64, device=device))
+        self.register_buffer("classes", torch.full((size,), _IGNORED, dtype=torch.int64, device=device))
         # Of all entries ever enqueued; a tensor, so that enqueue never waits for the device.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self.embeddings: Tensor
@@ -73,7 +76,7 @@ class EmbeddingQueue(nn.Module):
     @property
     def labels(self) -> Tensor:
         """[size] int64; a copy, which a loss may keep for its backward while the queue moves on."""
-        return self.classes.clone()
+        return self.classes.masked_fill(self.classes == _IGNORED, self.ignore_index)
 
     def __len__(self) -> int:
         """Entries filled so far, at most ``size`` (waits for the device)."""
@@ -96,11 +99,17 @@ class EmbeddingQueue(nn.Module):
             ValueError, TypeError: shapes or dtypes that do not fit; with gather, on every rank.
             RuntimeError: with gather, a rank that died or did not call in the process group's time.
         """
-        rows, labels = self._rows(embeddings, labels)
         if gather:
-            from clce_ext.distributed import gather_rows
+            from clce_ext.distributed import gather_rows, refuse
 
-            rows, labels = gather_rows([rows, labels], "EmbeddingQueue.enqueue(gather=True)", process_group)
+            call = "EmbeddingQueue.enqueue(gather=True)"
+            try:
+                own = self._rows(embeddings, labels)
+            except (TypeError, ValueError) as problem:
+                refuse(problem, call, process_group)
+            rows, labels = gather_rows(list(own), call, process_group)
+        else:
+            rows, labels = self._rows(embeddings, labels)
         size = self.classes.shape[0]
         positions = torch.arange(rows.shape[0], device=self.count.device) + self.count
         self.count += rows.shape[0]
@@ -111,6 +120,9 @@ class EmbeddingQueue(nn.Module):
     def _rows(self, embeddings: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """[N, D] and [N] in the buffers' dtype and on their device."""
         dim = self.embeddings.shape[1]
+        for name, value in (("embeddings", embeddings), ("labels", labels)):
+            if not isinstance(value, Tensor) and (value is not None or name == "embeddings"):
+                raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
         if embeddings.dim() not in (2, 3) or embeddings.shape[-1] != dim:
             raise ValueError(
                 f"embeddings must have shape [B, {dim}] or [B, V, {dim}], got {tuple(embeddings.shape)}"
@@ -124,7 +136,8 @@ class EmbeddingQueue(nn.Module):
         elif labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers (class indices), got {labels.dtype}")
         rows = embeddings.detach().reshape(-1, dim).to(self.embeddings)
-        return rows, labels.to(self.classes).repeat_interleave(views)
+        labels = labels.to(self.classes).repeat_interleave(views)
+        return rows, labels.masked_fill(labels == self.ignore_index, _IGNORED)
 
     def as_keys(self, like: Tensor, labelled: bool, ignore_index: int) -> tuple[Tensor, Tensor]:
         """Keys [size, dim] and labels [size] for a loss on embeddings ``like`` [M, dim].

@@ -403,7 +403,8 @@ class EpochSampler(Sampler):
         if per_batch > len(counts):
             raise TrainingError(
                 f"batches of {self.global_batch} images with --images-per-class {self.images_per_class} need "
-                f"{per_batch} classes; there are {len(counts)}"
+                f"{per_batch} classes; there are {len(counts)}: --images-per-class "
+                f"{-(-self.global_batch // len(counts))} or more, or a smaller --batch-size"
             )
         if counts.min() < self.images_per_class:
             raise TrainingError(

@@ -99,7 +99,7 @@ class Joint(nn.Module):
             ce = F.cross_entropy(flat_logits.float(), goal, label_smoothing=self.label_smoothing)
             self.parts = {"ce": ce}
             if self.weight > 0:
-                # With `distributed` the loss is all processes' but ce this one's: exact in their mean, recorded.
+                # Over several processes the loss is all's and ce this one's: right in the mean, recorded.
                 self.parts["contrast"] = (loss.detach() - (1 - self.weight) * ce) / self.weight
         return loss
 
