@@ -34,21 +34,24 @@ class Case:
         return f"embeddings {tuple(self.embeddings.shape)}, keys {keys}, t={self.temperature}, {self.options}"
 
 
-def run(function, case: Case, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
-    """The loss and its gradients by everything that can have one, in float64 on the CPU."""
+def run(function, case: Case, dtype: torch.dtype, device: str, learn: bool = True) -> dict[str, Tensor]:
+    """The loss and its gradients by everything that can have one, in float64 on the CPU; with ``learn`` the
+    temperature too.
+    """
     leaf = lambda x: x.detach().to(device, dtype).clone().requires_grad_()  # noqa: E731
     place = lambda x: None if x is None else x.to(device)  # noqa: E731
     inputs = {"embeddings": leaf(case.embeddings)}
     if case.keys is not None:
         inputs["keys"] = leaf(case.keys)
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    inputs["temperature"] = torch.tensor(case.temperature, dtype=acc, device=device, requires_grad=True)
+    if learn:
+        inputs["temperature"] = torch.tensor(case.temperature, dtype=acc, device=device, requires_grad=True)
     loss = function(
         inputs["embeddings"],
         place(case.labels),
         keys=inputs.get("keys"),
         key_labels=place(case.key_labels),
-        temperature=inputs["temperature"],
+        temperature=inputs.get("temperature", case.temperature),
         **case.options,
     )
     weighted = loss if case.grad is None else (loss * case.grad.to(loss)).sum()
@@ -77,21 +80,25 @@ def rounded_to(case: Case, dtype: torch.dtype) -> Case:
 def check(case: Case, dtype: torch.dtype, device: str = "cpu") -> None:
     """Asserts that the loss and every gradient are about as accurate as plain PyTorch's."""
     case = rounded_to(case, dtype)
-    ours = run(clce_ext.hard_negative_contrastive_loss, case, dtype, device)
+    # A temperature that lies on a GPU is not known: its kernels take the general path, a number's may not.
+    ours = [
+        run(clce_ext.hard_negative_contrastive_loss, case, dtype, device, learn)
+        for learn in ([True] if device == "cpu" else [True, False])
+    ]
     truth = run(reference.hard_negative_contrastive_loss, case, torch.float64, "cpu")
     plain = run(reference.hard_negative_contrastive_loss, case, dtype, device)
-    for name, value in ours.items():
+    for name, value in (item for results in ours for item in results.items()):
         assert value.shape == truth[name].shape, f"{name}: shape {tuple(value.shape)}, {case}"
         assert value.isfinite().all(), f"{name} is not finite: {case}"
         error = (value - truth[name]).norm()
         if dtype == torch.float64:
             allowed = FLOAT64_TOLERANCE * truth[name].norm().clamp_min(1e-3)
             if name == "temperature":  # its terms may cancel
-                allowed = FLOAT64_TOLERANCE * terms_of_temperature(truth, case).clamp_min(1e-3)
+                allowed = FLOAT64_TOLERANCE * terms_of_temperature(case).clamp_min(1e-3)
         elif name == "loss":
             allowed = LOSS_FACTOR * usual_loss_error(case, dtype, device)
         else:
-            size = terms_of_temperature(truth, case) if name == "temperature" else truth[name].norm()
+            size = terms_of_temperature(case) if name == "temperature" else truth[name].norm()
             usual = torch.maximum((plain[name] - truth[name]).norm(), roundings(case, dtype) * size)
             nothing = torch.finfo(torch.float32).eps * unit_gradient(case)
             allowed = GRADIENT_FACTOR * usual + nothing
@@ -131,8 +138,13 @@ def unit_gradient(case: Case) -> float:
     return max(1.0, 1 / case.temperature / (shortest if normalized else 1.0))
 
 
-def terms_of_temperature(truth: dict[str, Tensor], case: Case) -> Tensor:
-    """Size of the terms of sum_i z_i . dz_i / t, a temperature's gradient."""
-    rows = case.embeddings.reshape(-1, case.embeddings.shape[-1])
-    grads = truth["embeddings"].reshape(-1, case.embeddings.shape[-1])
-    return (rows.norm(dim=1) * grads.norm(dim=1)).sum() / case.temperature + truth["temperature"].abs()
+def terms_of_temperature(case: Case) -> Tensor:
+    """Size of the terms of a temperature's gradient, sum_ij G_ij s_ij / t: an anchor's G sum to about 1."""
+    largest = 1.0
+    if not case.options.get("normalize", True):
+        lengths = [x.norm(dim=-1).max() for x in (case.embeddings, case.keys) if x is not None and x.numel()]
+        largest = max((float(length) for length in lengths), default=0.0) ** 2
+    anchors = case.embeddings.shape[:-1].numel()
+    weights = {"mean": 1.0, "sum": anchors, "none": 0 if case.grad is None else float(case.grad.abs().sum())}
+    terms = weights[case.options.get("reduction", "mean")] * largest / case.temperature**2
+    return torch.tensor(terms, dtype=torch.float64)

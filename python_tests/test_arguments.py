@@ -29,6 +29,7 @@ KEY_LABELS = torch.arange(9) % 2
         (ValueError, r"labels must have shape \[6\].*got \[6, 1\]", {"labels": LABELS[:, None]}),
         (TypeError, "labels must be integers.*got Float", {"labels": LABELS.float()}),
         (TypeError, "labels must be integers.*got Bool", {"labels": LABELS.bool()}),
+        (TypeError, "labels must be a tensor or None, got list", {"labels": [0] * 6}),
         (ValueError, "labels are needed", {"labels": None}),
         (ValueError, "temperature must be finite and greater than 0, got 0", {"temperature": 0.0}),
         (ValueError, "temperature must be a number or a tensor of one element",
@@ -78,6 +79,10 @@ def test_bad_clce_arguments():
         clce_ext.clce_loss(logits, X, LABELS, targets=torch.rand(6, 4))
     with pytest.raises(ValueError, match="labels must have shape"):
         clce_ext.clce_loss(torch.randn(5, 3), X, LABELS)
+    with pytest.raises(ValueError, match="labels must have shape"):
+        clce_ext.clce_loss(torch.randn(5, 3), X, LABELS, targets=torch.rand(5, 3))
+    with pytest.raises(TypeError, match="labels must be a tensor, got list"):
+        clce_ext.clce_loss(logits, X, [0] * 6)
 
 
 @pytest.mark.skipif(clce_ext.build_info()["cuda"] is not None, reason="this build has CUDA kernels")

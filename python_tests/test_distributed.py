@@ -571,6 +571,8 @@ def changed(share, what):
     options = {}
     if what == "dim":
         share["embeddings"] = z[:, :4]
+    elif what == "rank":
+        share["embeddings"] = z[0]
     elif what == "dtype":
         share["embeddings"] = z.float()
     elif what == "labels":
@@ -601,6 +603,8 @@ def changed(share, what):
         ("temperature tensor", "temperature must be the same"),
         ({"distributed": None}, "the same call"),
         ({"reduction": "sum"}, "reduction must be the same"),
+        ("rank", "embeddings must have shape"),
+        ({"queue": "none"}, "queue must be a clce_ext.EmbeddingQueue or None, got str"),
         ("labels", r"labels must have shape"),
         ("float labels", "labels must be integers"),
         ({"beta": -1.0}, "beta must be finite and at least 0"),
@@ -624,6 +628,22 @@ def test_ranks_that_differ_hear_of_it(world, way, what, says):
     # and the group still works
     whole = evaluate(end_to_end(shares), {})
     assert_same(across(world, way, shares, {}), whole, 3)
+
+
+def clce_of(share, way, classes):
+    logits = torch.zeros(len(share["embeddings"]), classes)
+    return clce_loss(logits, share["embeddings"], share["labels"], distributed=way).item()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_clce_refused_by_one_rank(world, way):
+    """Its cross-entropy comes first; the others do not wait for it."""
+    shares = make_batch((3, 4, 2, 5))
+    shares[1]["labels"] = shares[1]["labels"].clone().fill_(7)
+    answers = world.run(clce_of, {r: (shares[r], way, 6) for r in range(WORLD)}, check=False)
+    for rank, answer in answers.items():
+        assert answer.kind == ("IndexError" if rank == 1 else "ValueError"), answer.text
+        assert "out of bounds" in answer.text or "Target 7" in answer.text
 
 
 def temperatures(share, way, value):

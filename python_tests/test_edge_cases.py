@@ -150,6 +150,9 @@ def test_nan_and_inf_come_out_as_nan(options, temperature, value, device):
     loss, grad = loss_and_grad(x, labels, temperature=temperature, **options)
     assert loss.isnan() or (value == float("inf") and not loss.isfinite())
     assert not grad[123].isfinite().all()
+    if value != value:  # every anchor has it for a positive or a negative
+        each, _ = loss_and_grad(x, labels, temperature=temperature, reduction="none", **options)
+        assert each.isnan().all()
     keys = torch.randn(50, 20, device=device)
     keys[7] = value
     loss, _ = loss_and_grad(

@@ -9,6 +9,7 @@ import torch
 
 import clce_ext
 from python_tests import reference
+from python_tests.conftest import DEVICES
 from python_tests.oracle import Case, check
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -66,6 +67,36 @@ def test_several_blocks(beta, temperature, dtype, device):
     case = Case(torch.randn(777, 40, dtype=torch.float64), torch.randint(37, (777,)), temperature=temperature)
     case.options = {"beta": beta}
     check(case, dtype, device)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="TF32 is a GPU's")
+@pytest.mark.parametrize("dim", [40, 300])
+@pytest.mark.parametrize("temperature", [0.5, 0.02])
+def test_tf32(temperature, dim, monkeypatch):
+    """Taken where torch allows it; ten bits of each embedding are left."""
+    x, labels = torch.randn(200, dim, device="cuda"), torch.arange(200, device="cuda") % 7
+    grads = []
+    for precision, dtype in (("ieee", torch.float64), ("ieee", torch.float32), ("tf32", torch.float32)):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "fp32_precision", precision)
+        leaf = x.to(dtype, copy=True).requires_grad_()
+        clce_ext.hard_negative_contrastive_loss(leaf, labels, temperature=temperature).backward()
+        grads.append(leaf.grad.double())
+    errors = [(grad - grads[0]).norm() / grads[0].norm() for grad in grads[1:]]
+    assert errors[0] < 1e-5 / temperature and errors[0] < errors[1] < 2e-3 / temperature
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.07, 0.03, 0.02, 0.013, 0.01])
+def test_both_passes_round_a_logit_alike(temperature, device):
+    """Two of one class and nobody else: the gradient is 1 - e^(s - lse) with lse = s, on the general path."""
+    labels = torch.zeros(2, dtype=torch.long, device=device)
+    for dtype in (torch.float32, torch.bfloat16):
+        z, _ = torch.ops.clce_ext.prepare(torch.randn(2, 24, device=device).to(dtype), True)
+        given = (z, None, labels, None, None, temperature, 24, None, 1.0, False, -100)
+        statistics = torch.ops.clce_ext.statistics(*given)
+        options = (temperature, 1.0, "out", "all", 0.0, False, "mean")
+        _, _, derivatives = torch.ops.clce_ext.loss_from_statistics(statistics, None, *options)
+        dz, _ = torch.ops.clce_ext.statistics_backward(derivatives, statistics, *given, True, False)
+        assert (dz == 0).all()
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -171,6 +202,30 @@ def test_presets_are_what_they_say(device):
         torch.testing.assert_close(criterion(views, labels), ref(views, labels, **options))
     torch.testing.assert_close(clce_ext.HCLLoss()(views), ref(views, beta=1.0, debias=0.1))
     torch.testing.assert_close(clce_ext.NTXentLoss()(views), ref(views, beta=0.0))
+
+
+def test_tensors_among_the_options_move_with_the_module(device):
+    weights = torch.rand(3)
+    criterion = clce_ext.CLCELoss(temperature=torch.tensor(0.3), class_weights=weights).to(device).double()
+    assert "class_weights=<3>" in repr(criterion) and "temperature=0.3" in repr(criterion)
+    assert not criterion.state_dict() and not list(criterion.parameters())
+    logits = torch.randn(12, 3, dtype=torch.float64, device=device)
+    embeddings = torch.randn(12, 8, dtype=torch.float64, device=device)
+    labels = torch.randint(3, (12,), device=device)
+    direct = clce_ext.clce_loss(
+        logits, embeddings, labels, temperature=criterion.temperature, class_weights=weights.to(logits)
+    )
+    assert torch.equal(criterion(logits, embeddings, labels), direct)
+    learnable = clce_ext.SupConLoss(learnable_temperature=True)
+    assert "temperature=0.07" in repr(learnable) and "temperature=<" in repr(learnable.to("meta"))
+
+
+def test_debias_close_to_one(device):
+    x = torch.randn(40, 2, 24, dtype=torch.float64, device=device)
+    options = {"beta": 1.0, "debias": 1 - 1e-6}
+    truth = reference.hard_negative_contrastive_loss(x, **options)
+    ours = clce_ext.hard_negative_contrastive_loss(x.float(), **options)
+    torch.testing.assert_close(ours.double(), truth, rtol=1e-5, atol=0)
 
 
 def test_learnable_temperature_is_a_parameter(device):

@@ -114,7 +114,9 @@ def test_function_shares_the_formula(device):
     for call in (OPS.contrastive_loss, HardNegativeContrastiveFunction.apply):
         leaf = x.clone().requires_grad_()
         outputs = call(*arguments(leaf, labels))
-        assert not any(output.requires_grad for output in outputs[1:])
+        loss, *rest = outputs
+        assert loss.requires_grad
+        assert not any(output.requires_grad for output in rest if output is not outputs[4])  # z: see ops.py
         outputs[0].backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
@@ -128,6 +130,48 @@ def test_double_backward_says_no(how, device):
     (grad,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match="double backward"):
         grad.sum().backward()
+
+
+def test_second_derivative_is_never_silently_zero(device):
+    """However it is asked for: by the inputs alone, beside first derivatives, through keys or temperature."""
+    labels = torch.arange(6, device=device) % 2
+    loss = lambda x, **options: clce_ext.hard_negative_contrastive_loss(x, labels, **options)  # noqa: E731
+    x = torch.randn(6, 4, device=device, requires_grad=True)
+    t = torch.tensor(0.5, device=device, requires_grad=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.functional.hessian(loss, x)
+    value = loss(x)
+    (grad,) = torch.autograd.grad(value, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(value + grad.square().sum(), x)
+    (grad,) = torch.autograd.grad(loss(x, temperature=t), t, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(grad, x)
+    keys = torch.randn(6, 4, device=device, requires_grad=True)
+    value = loss(x.detach(), keys=keys, key_labels=labels)
+    (grad,) = torch.autograd.grad(value, keys, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(grad.sum(), keys)
+
+
+def test_checkpoint(device):
+    from torch.utils.checkpoint import checkpoint
+
+    labels = torch.arange(12, device=device) % 3
+    grads = []
+    for wrapped in (False, True):
+        leaf = torch.linspace(-1, 1, 48, device=device).view(12, 4).sin().requires_grad_()
+        loss = lambda x: clce_ext.hard_negative_contrastive_loss(x * 3, labels)  # noqa: E731
+        (checkpoint(loss, leaf, use_reentrant=False) if wrapped else loss(leaf)).backward()
+        grads.append(leaf.grad)
+    assert torch.equal(*grads)
+
+
+def test_functional_gradient(device):
+    x, labels = torch.randn(12, 4, device=device), torch.arange(12, device=device) % 3
+    leaf = x.clone().requires_grad_()
+    clce_ext.hard_negative_contrastive_loss(leaf, labels).backward()
+    assert torch.equal(torch.func.grad(clce_ext.hard_negative_contrastive_loss)(x, labels), leaf.grad)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -194,6 +238,27 @@ def test_autocast_keeps_statistics_in_float32(device):
     assert torch.equal(full, clce_ext.hard_negative_contrastive_loss(z.float(), labels))
     half.backward()
     assert layer.weight.grad.isfinite().all()
+
+
+def test_parts_refuse_what_kernels_cannot_read(device):
+    x, labels = torch.randn(10, 8, device=device), torch.arange(10, device=device) % 3
+    z, norms = OPS.prepare(x, True)
+    options = (labels, None, None, 0.5, 8, None, 1.0, True, -100)
+    statistics = OPS.statistics(z, None, *options)
+    _, _, derivatives = OPS.loss_from_statistics(statistics, None, 0.5, 1.0, "in", "all", 0.0, False, "mean")
+    shifted = torch.empty(81, device=device)[1:].view(10, 8)
+    for call, message in (
+        (lambda: OPS.statistics(shifted, None, *options), "z must lie at a multiple of 16 bytes"),
+        (lambda: OPS.statistics(z[::2], None, *options), "z must be contiguous rows"),
+        (lambda: OPS.prepare_backward(z.double(), z, norms, 8, True), "dz must be Float where z is Float"),
+        (lambda: OPS.prepare_backward(z, z, norms[1:], 8, True), r"norms must have shape \[10\]"),
+        (
+            lambda: OPS.statistics_backward(derivatives[:, 1:], statistics, z, None, *options, True, False),
+            r"derivatives must have shape \[5, 10\], got \[5, 9\]",
+        ),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            call()
 
 
 def test_inference_mode_and_meta(device):

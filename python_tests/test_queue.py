@@ -250,6 +250,51 @@ def test_queues_that_differ_are_refused(world):
     assert all(a.kind == "ValueError" and "tensor 0 must be the same" in a.text for a in answers.values())
 
 
+def enqueue_floats(is_float):
+    labels = torch.zeros(2, dtype=torch.float32 if is_float else torch.int64)
+    EmbeddingQueue(7, 4).enqueue(torch.zeros(2, 4), labels, gather=True)
+
+
+def test_what_one_rank_refuses_to_enqueue(world):
+    answers = world.run(enqueue_floats, {0: (False,), 1: (True,)}, check=False)
+    assert all("labels must be integers" in a.text for a in answers.values())
+    assert [a.kind for a in answers.values()] == ["ValueError", "TypeError"]
+
+
+@pytest.mark.parametrize("filled", [0, 3])
+def test_loaded_into_a_queue_of_another_ignore_index(filled):
+    """What is not there, or was to be ignored, stays so."""
+    before, after = EmbeddingQueue(6, 4), EmbeddingQueue(6, 4, ignore_index=-1)
+    z, y = batch(filled)
+    y[:1] = -100
+    before.enqueue(z, y)
+    after.load_state_dict(before.state_dict())
+    anchors, labels = batch(5, seed=3)
+    losses = [
+        hard_negative_contrastive_loss(anchors, labels, queue=queue, ignore_index=queue.ignore_index)
+        for queue in (before, after)
+    ]
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (ValueError, "key_labels are given without keys", {"key_labels": torch.zeros(3, dtype=torch.int64)}),
+        (ValueError, "key_offset is given without keys", {"key_offset": 0}),
+        (TypeError, "key_labels must be integers", {"keys": torch.zeros(3, 4), "key_labels": torch.rand(3)}),
+        (TypeError, "keys must have the embeddings' dtype",
+         {"keys": torch.zeros(3, 4).half(), "key_labels": torch.zeros(3, dtype=torch.int64)}),
+        (ValueError, r"labels must have shape \[5\].*got \[4\]",
+         {"labels": torch.zeros(4, dtype=torch.int64)}),
+    ],
+)  # fmt: skip
+def test_arguments_beside_a_queue(error, message, options):
+    z, y = batch(5)
+    with pytest.raises(error, match=message):
+        hard_negative_contrastive_loss(z, options.pop("labels", y), queue=EmbeddingQueue(6, 4), **options)
+
+
 class WithQueue(nn.Module):
     """A model whose queue is one of its own buffers, as DDP broadcasts them."""
 

@@ -88,8 +88,8 @@ def test_amp(tmp_path):
 def test_micro_batches_change_nothing_but_rounding(tmp_path):
     """Without dropout: with it the micro-batches draw other numbers, which test_gradcache.py accounts for.
 
-    And without Adam, whose first steps are the gradients' signs: where a gradient is nothing but rounding, so is its
-    sign.
+    And without Adam, whose first steps are the gradients' signs: where a gradient is nothing but rounding,
+    so is its sign.
     """
     options = {"objective": "clce", "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
     train(quick_config(tmp_path / "whole", **options))
