@@ -47,7 +47,7 @@ test-sanitized: $(VENV)/.installed ## the C++ tests under AddressSanitizer and U
 check-sass: $(VENV)/.installed ## what the compiler made of the CUDA kernels: spills, registers, tensor cores (needs nvcc)
 	$(RUN) tools/check_sass.py
 
-mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (15 minutes)
+mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (20 minutes)
 	$(RUN) tools/mutation_check.py
 
 gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
