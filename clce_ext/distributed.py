@@ -167,7 +167,7 @@ class _SumOverRanks(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         with torch.no_grad():
             out = ctx.ranks.sum(grad, "gradients of sums").to(grad.dtype)
-        return only_first_derivative(grad, (out,))[0], None
+        return only_first_derivative(grad, grad, (out,))[0], None
 
 
 @torch.compiler.disable
@@ -463,7 +463,7 @@ class _AcrossRanks(torch.autograd.Function):
         with torch.no_grad():
             grads = _AcrossRanks._backward(ctx, saved, grad_loss)
         present = [i for i, g in enumerate(grads) if g is not None]
-        once = only_first_derivative(here, tuple(grads[i] for i in present))
+        once = only_first_derivative(here, grad_loss, tuple(grads[i] for i in present))
         for i, g in zip(present, once, strict=True):
             grads[i] = g
         return (*grads, *(None,) * 9)

@@ -150,7 +150,7 @@ class _OnlyFirstDerivative(torch.autograd.Function):
     """Passes gradients on; differentiating them raises instead of silently giving none."""
 
     @staticmethod
-    def forward(depends_on, *grads):
+    def forward(inputs, grad_output, *grads):
         return tuple(grad.clone() for grad in grads)
 
     @staticmethod
@@ -165,15 +165,17 @@ class _OnlyFirstDerivative(torch.autograd.Function):
         )
 
 
-def only_first_derivative(depends_on: Tensor, grads: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def only_first_derivative(
+    inputs: Tensor, grad_output: Tensor, grads: tuple[Tensor, ...]
+) -> tuple[Tensor, ...]:
     """``grads`` of a backward; where a graph of it is asked for (create_graph), one that raises when used.
 
-    ``depends_on`` has a graph that leads to what the gradients are functions of: without it the graph's user
-    would find no way from the gradients to his inputs, and take the second derivative for 0.
+    The gradients depend on ``grad_output`` and on the forward's inputs, to which the graph of ``inputs``
+    leads: without a way from the gradients to these, their derivative would be taken for 0.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return grads
-    return _OnlyFirstDerivative.apply(depends_on, *grads)
+    return _OnlyFirstDerivative.apply(inputs, grad_output, *grads)
 
 
 def _backward(ctx, grad_loss, *_):
@@ -185,7 +187,7 @@ def _backward(ctx, grad_loss, *_):
     with torch.no_grad():
         outputs = _ops.contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
     z, temperature_tensor = saved[3], saved[-1]
-    dx, dkeys, dtemperature = only_first_derivative(z, outputs)
+    dx, dkeys, dtemperature = only_first_derivative(z, grad_loss, outputs)
     if needs[0]:
         grads[_EMBEDDINGS] = dx
     if needs[1]:
@@ -212,4 +214,8 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
 
     setup_context = staticmethod(_setup_context)
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx, grad_loss, *others):
+        if any(grad is not None for grad in others):
+            raise RuntimeError("clce_ext: of what contrastive_loss returns only the loss is differentiable")
+        return _backward(ctx, grad_loss)

@@ -154,6 +154,22 @@ def test_second_derivative_is_never_silently_zero(device):
         torch.autograd.grad(grad.sum(), keys)
 
 
+def test_second_derivative_by_what_weighs_the_loss(device):
+    x = torch.randn(6, 4, device=device, requires_grad=True)
+    weight = torch.tensor(2.0, device=device, requires_grad=True)
+    loss = clce_ext.hard_negative_contrastive_loss(x, torch.arange(6, device=device) % 2)
+    (grad,) = torch.autograd.grad(loss * weight, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(grad.sum(), weight)
+
+
+def test_only_the_loss_is_differentiable(device):
+    x = torch.randn(6, 4, device=device, requires_grad=True)
+    z = HardNegativeContrastiveFunction.apply(*arguments(x, torch.arange(6, device=device) % 2))[4]
+    with pytest.raises(RuntimeError, match="only the loss is"):
+        z.sum().backward()
+
+
 def test_checkpoint(device):
     from torch.utils.checkpoint import checkpoint
 
