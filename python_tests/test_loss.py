@@ -87,7 +87,7 @@ def test_tf32(temperature, dim, monkeypatch):
 
 @pytest.mark.parametrize("temperature", [0.5, 0.07, 0.03, 0.02, 0.013, 0.01])
 def test_both_passes_round_a_logit_alike(temperature, device):
-    """One anchor, one key, its positive: the gradient is 1 - e^(s - lse) with lse = s, on the general path."""
+    """One anchor and its positive: the gradient is 1 - e^(s - lse) with lse = s, on the general path."""
     label = torch.zeros(1, dtype=torch.long, device=device)
     for dtype in (torch.float32, torch.bfloat16):
         z, key_z = (
