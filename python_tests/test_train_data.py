@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 
@@ -139,6 +140,29 @@ def test_image_folder(folder):
     assert data.classes == ["digit_0", "digit_1", "digit_2"] and (len(data.train), len(data.val)) == (12, 6)
     images, labels = next(iter(evaluation_loader(data.val, config(micro_batch_size=4), INPUT)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_image_folder_of_capital_endings(copy):
+    for path in list(copy.rglob("*.png")):
+        path.rename(path.with_suffix(".JPEG"))
+    assert len(load_data(config(data=str(copy))).train) == 12
+
+
+@pytest.mark.parametrize("start", ["spawn", "fork"])
+def test_workers_started_either_way(copy, start):
+    """macOS spawns the processes of loaders, and so does Python 3.14."""
+    data = load_data(config(data=str(copy)))
+    for images in (data.val, load_data(config()).val.take(slice(0, 6))):
+        loader = evaluation_loader(images, config(workers=1), INPUT)
+        loader.multiprocessing_context = start
+        assert len(next(iter(loader))[1]) == 6
+
+
+def test_a_folder_name_that_is_no_text(copy):
+    for split in ("train", "val"):
+        os.rename(copy / split / "digit_1", os.fsencode(copy / split) + b"/caf\xe9")
+    with pytest.raises(TrainingError, match="is not UTF-8"):
+        load_data(config(data=str(copy)))
 
 
 def test_shards_of_evaluation_cover_every_image_once(folder):

@@ -38,6 +38,12 @@ def test_any_backbone_classifies_what_it_embeds(name):
     assert torch.allclose(logits, model.backbone(x), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["crossvit_tiny_240", "efficientvim_m1"])
+def test_backbones_without_one_embedding_are_refused(name):
+    with pytest.raises(TrainingError, match=f"--model {name}: "):
+        create(name)
+
+
 def test_modes_give_the_outputs_and_the_gradients_of_their_stage():
     model = create(projection=True, projection_dim=5, drop_path=0.2)
     x = torch.randn(3, 2, 3, 32, 32)

@@ -121,7 +121,10 @@ def same_run(a: Path, b: Path) -> None:
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
 
 
-@pytest.mark.parametrize("objective, extra", [("clce", {"mixup": 0.5, "ema": 0.9}), ("lacvit", {})])
+@pytest.mark.parametrize(
+    "objective, extra",
+    [("clce", {"mixup": 0.5, "ema": 0.9}), ("lacvit", {}), ("supcon", {"clip_grad": 0.1, "ema": 0.9})],
+)
 def test_resume_from_every_checkpoint(tmp_path, objective, extra):
     """In the middle of an epoch, at its end, between two stages: the numbers of the unbroken run."""
     options = {"objective": objective, "checkpoint_steps": 1, "keep_checkpoints": 100} | extra
@@ -246,11 +249,80 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--mixup", "0.5", "--objective", "clce", "--views", "2"], "use --views 1"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
         (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
+        (["--device", "mps"], "--device must be cpu or cuda, got 'mps'"),
+        (["--checkpoint-epochs", "0"], "--checkpoint-epochs must be an integer >= 1, got 0"),
+        (["--workers", "-1"], "--workers must be a number >= 0, got -1"),
+        (["--layer-decay", "-0.5"], "--layer-decay must be a number in (0, 1], got -0.5"),
+        (["--scale", "1", "0.5"], "--scale must be two numbers, the smaller first"),
+        (["--opt", "adamx"], "--opt adamx: timm refuses"),
+        (["--sched", "cosinus"], "--sched cosinus: timm refuses"),
+        (["--auto-augment", "nonsense"], "--auto-augment and other augmentation: timm refuses"),
+        (["--distributed-loss", "ring"], "--distributed-loss ring needs processes: start with torchrun"),
+        (["--hold-out-classes", *"012345678"], "at least two classes are needed"),
     ],
 )
 def test_wrong_options(arguments, message, capsys, tmp_path):
     assert main([*arguments, "--output", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_options_in_a_recipe(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    for content, message in (
+        (b"\xff\xfe\x00", "not YAML"),
+        (b"output:", "--output must be a string, got nothing"),
+        (b"epochs: .inf", "--epochs must be an integer, got inf"),
+    ):
+        recipe.write_bytes(content)
+        assert main(["--config", str(recipe)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*command_line(QUICK), "--output", str(tmp_path / "file" / "run")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
+
+
+def test_a_start_that_failed_leaves_the_folder_free(tmp_path):
+    with pytest.raises(TrainingError, match="exceeds the 40 training images"):
+        train(quick_config(tmp_path, batch_size=200))
+    assert train(quick_config(tmp_path))["steps"] == 4
+    assert len(rows(tmp_path)) == 2
+
+
+def test_a_stage_clips_its_own_gradients(tmp_path, monkeypatch):
+    """Those that the first stage left on the frozen backbone do not count."""
+    norms = []
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def clip_and_note(parameters, most):
+        parameters = list(parameters)
+        norms.append(sum(p.grad is not None for p in parameters))
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip_and_note)
+    train(quick_config(tmp_path, objective="supcon", clip_grad=1.0))
+    assert norms[-1] == 2  # the classifier's weight and bias
+
+
+def test_class_names_of_all_kinds(tmp_path):
+    """Markup, formulas, names that differ in case alone: in the report, and in one order in every process."""
+    folder = write_digit_images(tmp_path / "images", train=6, val=3, classes=4, size=32)
+    for split in ("train", "val"):
+        for old, new in zip(range(4), ("<b>&", "$5^$10^", "a", "A"), strict=True):
+            (folder / split / f"digit_{old}").rename(folder / split / new)
+    options = QUICK | {"batch_size": 8, "shots": None, "eval_embeddings": "final", "data": str(folder)}
+    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "run")}))
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "&lt;b&gt;&amp;" in report and "<b>&" not in report and "$5^$10^" in report
+    figures = json.loads((tmp_path / "run" / "results.json").read_text())
+    command = [sys.executable, "-m", "clce_ext.train.evaluate", "--checkpoint", str(tmp_path / "run")]
+    for seed in "123":
+        output = tmp_path / f"{seed}.json"
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        subprocess.run([*command, "--output", str(output)], cwd=ROOT, env=environment, check=True)
+        assert json.loads(output.read_text())["top1"] == pytest.approx(figures["top1"])
 
 
 # Recipes
@@ -349,6 +421,7 @@ def test_eval_on_another_folder(finished, tmp_path):
     assert evaluate.main([*arguments, "--episodes", "10", "--output", str(tmp_path / "e.json")]) == 0
     figures = json.loads((tmp_path / "e.json").read_text())
     assert figures["novel_classes"] == 4 and "top1" not in figures
+    assert figures["novel_images"] == 80
 
 
 def test_eval_errors(finished, tmp_path, capsys):
@@ -357,6 +430,8 @@ def test_eval_errors(finished, tmp_path, capsys):
         (["--checkpoint", str(finished), "--ways", "9"], "few-shot episodes of 9 ways"),
         (["--checkpoint", str(finished), "--classes", "ten"], "unknown class ten"),
         (["--checkpoint", str(finished), "--episodes", "0"], "--episodes must be >= 1"),
+        (["--checkpoint", str(finished), "--shots", "0"], "--shots must be >= 1"),
+        (["--checkpoint", str(finished), "--device", "foo"], "--device must be cpu or cuda"),
     ):
         assert evaluate.main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -416,6 +491,10 @@ def test_compare_errors(capsys, tmp_path):
     ):
         assert compare.main([*arguments, "--output", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
+    for content in ("seeds: 3", "seeds: []", "objectives: clce"):
+        (tmp_path / "recipe.yaml").write_text(content)
+        assert compare.main(["--config", str(tmp_path / "recipe.yaml"), "--output", str(tmp_path)]) == 2
+        assert "must be a list of at least one" in capsys.readouterr().err
 
 
 # Real models on a folder of images, from weights that timm saved

@@ -45,7 +45,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
     options = {"eval_embeddings": "epoch"} | options | given
     objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
     baseline = options.pop("baseline", objectives[0])
-    for name, values in (("--objectives", objectives), ("--seeds", seeds)):
+    for name, values, kind in (("--objectives", objectives, str), ("--seeds", seeds, int)):
+        if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
+            raise TrainingError(f"{name} must be a list of at least one {kind.__name__}, got {values!r}")
         if len(set(values)) < len(values):
             raise TrainingError(f"{name}: each only once, got {' '.join(map(str, values))}")
     if baseline not in objectives:

@@ -135,6 +135,7 @@ class TrainConfig:
             "epochs",
             "batch_size",
             "keep_checkpoints",
+            "checkpoint_epochs",
             "projection_dim",
             "eval_images",
             "eval_every",
@@ -158,7 +159,17 @@ class TrainConfig:
         )
         _require(self.beta is None or self.beta >= 0, "beta", self.beta, "a number >= 0")
         _require(self.lr > 0, "lr", self.lr, "a number > 0")
-        _require(len(self.scale) in (0, 2), "scale", self.scale, "two numbers")
+        for name in ("workers", "mixup", "cutmix", "weight_decay", "warmup_epochs"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
+        _require(self.hflip is None or 0 <= self.hflip <= 1, "hflip", self.hflip, "a number in [0, 1]")
+        _require(
+            self.layer_decay is None or 0 < self.layer_decay <= 1,
+            "layer_decay", self.layer_decay, "a number in (0, 1]",
+        )  # fmt: skip
+        _require(
+            not self.scale or (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]),
+            "scale", self.scale, "two numbers, the smaller first",
+        )  # fmt: skip
         _require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise TrainingError(
@@ -212,7 +223,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         options = yaml.safe_load(Path(path).read_text())
     except OSError as error:
         raise TrainingError(f"--config {path}: cannot be read ({error.strerror})") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise TrainingError(f"--config {path}: not YAML ({error})") from None
     if not isinstance(options, dict):
         raise TrainingError(f"--config {path}: must map option names to values, got {type(options).__name__}")
@@ -264,6 +275,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     kind, is_list, optional = _kind(hint)
     if value is None and optional:
         return None
+    if value is None:
+        raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got nothing")
     if is_list:
         if not isinstance(value, (list, tuple)):
             raise TrainingError(f"{flag(name)} must be a list, got {value!r}")
@@ -275,7 +288,7 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
     # YAML 1.1 reads 1e-4 as a string and 3 as an integer where a number is meant.
     try:
         converted = kind(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
     if kind is int and converted != float(value):
         raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")

@@ -7,7 +7,9 @@ is a function of (seed, epoch), and the augmentation of an image of (seed, epoch
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,11 +22,12 @@ import torchvision
 from PIL import Image
 from timm.data import create_dataset, create_transform
 from timm.data.readers.img_extensions import is_img_extension
+from timm.utils.misc import natural_key
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .config import TrainConfig
-from .errors import TrainingError, UnreadableImageError
+from .errors import TrainingError, UnreadableImageError, timm_makes
 
 _SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "eval")}
 
@@ -113,6 +116,11 @@ def load_data(config: TrainConfig) -> Data:
     train, val, classes = _open(config)
     held_out = held_out_indices(config.hold_out_classes, classes)
     kept = [i for i in range(len(classes)) if i not in held_out]
+    if len(kept) < 2:
+        raise TrainingError(
+            f"at least two classes are needed to train on, got {_listing(classes)} of which "
+            f"{len(held_out)} are held out"
+        )
     train_indices = np.flatnonzero(np.isin(train.labels, kept))
     if config.shots:
         train_indices = few_shot_subset(train.labels, train_indices, config.shots, config.seed, classes)
@@ -171,9 +179,9 @@ def _open_digits() -> tuple[Source, Source, list[str]]:
 
     def source(part: np.ndarray) -> Source:
         return Source(
-            image=lambda i: Image.fromarray(pixels[part[i]]).convert("RGB"),
+            image=functools.partial(_array_image, pixels[part]),
             labels=labels[part],
-            name=lambda i: f"digits[{part[i]}]",
+            name=functools.partial(_numbered, "digits", part),
         )
 
     return source(parts[0]), source(parts[1]), [str(i) for i in range(10)]
@@ -215,7 +223,13 @@ def _find_split(root: Path, split: str, wanted: str | None) -> Path | None:
 
 
 def _class_folders(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise TrainingError(f"{folder}: the folder name {os.fsencode(name)!r} is not UTF-8") from None
+    return names
 
 
 def _open_folder(folder: Path, classes: list[str] | None) -> tuple[Source, list[str]]:
@@ -223,28 +237,48 @@ def _open_folder(folder: Path, classes: list[str] | None) -> tuple[Source, list[
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
     for name in found:
-        if not any(is_img_extension(p.suffix) for p in (folder / name).rglob("*")):
+        if not any(is_img_extension(p.suffix.lower()) for p in (folder / name).rglob("*")):
             raise TrainingError(f"{folder / name}: no images in this class folder")
     # timm labels an image by the folder it lies in; classes are the folders of the training split.
     dataset = create_dataset("", root=str(folder), split="", search_split=False)
     mapping = dataset.reader.class_to_idx
-    names = classes or sorted(mapping, key=mapping.get)
+    # timm leaves names that differ in case alone in the order of their hashes, another one in each process.
+    names = classes or sorted(mapping, key=lambda name: (natural_key(name), name))
     if set(mapping) != set(names):
         odd = _listing(sorted(set(mapping) ^ set(names)))
         raise TrainingError(f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {odd}")
     index = {mapping[name]: i for i, name in enumerate(names)}
     samples = dataset.reader.samples
     source = Source(
-        image=lambda i: _open_image(samples[i][0]),
+        image=functools.partial(_sample_image, samples),
         labels=np.array([index[label] for _, label in samples], dtype=np.int64),
-        name=lambda i: str(samples[i][0]),
+        name=functools.partial(_sample_name, samples),
     )
     return source, list(names)
 
 
-def _open_image(file: Any) -> Image.Image:
-    with Image.open(file) as image:
+# What sources are made of: functions of a module, which reach the loaders' processes however these start.
+
+
+def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
+    return Image.fromarray(pixels[i]).convert("RGB")
+
+
+def _sample_image(samples: Any, i: int) -> Image.Image:
+    with Image.open(samples[i][0]) as image:
         return image.convert("RGB")
+
+
+def _item_image(dataset: Any, i: int) -> Image.Image:
+    return dataset[i][0].convert("RGB")
+
+
+def _sample_name(samples: Any, i: int) -> str:
+    return str(samples[i][0])
+
+
+def _numbered(name: str, numbers: Sequence[int], i: int) -> str:
+    return f"{name}[{numbers[i]}]"
 
 
 def _open_torchvision(name: str, config: TrainConfig) -> tuple[Source, Source, list[str]]:
@@ -285,7 +319,11 @@ def _open_torchvision(name: str, config: TrainConfig) -> tuple[Source, Source, l
     classes = [str(c) for c in getattr(train, "classes", range(count))]
 
     def source(split: Any, split_labels: np.ndarray) -> Source:
-        return Source(lambda i: split[i][0].convert("RGB"), split_labels, lambda i: f"{name}[{i}]")
+        return Source(
+            functools.partial(_item_image, split),
+            split_labels,
+            functools.partial(_numbered, name, range(len(split))),
+        )
 
     return source(train, labels[0]), source(val, labels[1]), classes
 
@@ -320,7 +358,11 @@ def _open_hugging_face(name: str, config: TrainConfig) -> tuple[Source, Source, 
     def source(dataset: Any) -> Source:
         reader = dataset.reader
         labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
-        return Source(lambda i: _open_image(reader[i][0]), labels, lambda i: f"{name}[{i}]")
+        return Source(
+            functools.partial(_sample_image, reader),
+            labels,
+            functools.partial(_numbered, name, range(len(labels))),
+        )
 
     train = split(config.train_split, ("train",))
     val = split(config.val_split, ("validation", "val", "test"))
@@ -401,10 +443,12 @@ class EpochSampler(Sampler):
         counts = counts[counts > 0]
         per_batch = self.global_batch // self.images_per_class
         if per_batch > len(counts):
+            least = -(-self.global_batch // len(counts))
+            enough = [k for k in range(least, self.batch_size + 1) if self.batch_size % k == 0]
+            advice = f"--images-per-class {enough[0]} would do, or " if enough else ""
             raise TrainingError(
                 f"batches of {self.global_batch} images with --images-per-class {self.images_per_class} need "
-                f"{per_batch} classes; there are {len(counts)}: --images-per-class "
-                f"{-(-self.global_batch // len(counts))} or more, or a smaller --batch-size"
+                f"{per_batch} classes; there are {len(counts)}: {advice}a smaller --batch-size"
             )
         if counts.min() < self.images_per_class:
             raise TrainingError(
@@ -464,7 +508,7 @@ def training_loader(
     """Batches (views [B, V, C, H, W], labels [B]) of the augmented training images."""
     digits = config.data == "digits"
     images.views = views
-    images.transform = create_transform(
+    images.transform = timm_makes("--auto-augment and other augmentation", create_transform)(
         input_size=input_config["input_size"],
         is_training=True,
         no_aug=not config.augment,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 
 class TrainingError(RuntimeError):
@@ -14,8 +15,20 @@ class UnreadableImageError(TrainingError):
     """An image file that cannot be decoded; the message names it."""
 
 
+def timm_makes(what: str, factory: Callable[..., Any]) -> Callable[..., Any]:
+    """``factory``, whose complaints name the options that led to it."""
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        try:
+            return factory(*arguments, **options)
+        except Exception as error:  # timm asserts, looks up and raises as it comes
+            raise TrainingError(f"{what}: timm refuses: {type(error).__name__}: {error}") from error
+
+    return make
+
+
 def run_command(name: str, main: Callable[[], None]) -> int:
-    """Runs ``main`` and turns a TrainingError into one line on stderr and exit status 2."""
+    """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2."""
     try:
         main()
     except TrainingError as error:
@@ -24,6 +37,9 @@ def run_command(name: str, main: Callable[[], None]) -> int:
         if "Original Traceback" in text:
             text = text.splitlines()[-1].partition(": ")[2] or text
         print(f"{name}: error: {text}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command with --resume goes on", file=sys.stderr)

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import metrics, models
-from .config import TrainConfig, read_yaml
+from .checkpoint import write_text
+from .config import TrainConfig, flag, read_yaml
 from .data import Images, evaluation_loader, load_all_classes, load_data, subset
 from .errors import TrainingError, run_command
 from .evaluation import Outputs, neighbours, quality, run_model
+from .processes import choose_device
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--queries", type=int, default=15, help="images per class to classify (default: 15)")
     parser.add_argument("--episodes", type=int, default=600, help="number of episodes (default: 600)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes and subsets")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
     parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
@@ -59,14 +59,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    for name in ("ways", "queries", "episodes", "batch_size"):
-        if getattr(options, name) < 1:
-            raise TrainingError(f"--{name.replace('_', '-')} must be >= 1, got {getattr(options, name)}")
+    for name, least in (("ways", 1), ("queries", 1), ("episodes", 1), ("batch_size", 1), ("seed", 0)):
+        if getattr(options, name) < least:
+            raise TrainingError(f"{flag(name)} must be >= {least}, got {getattr(options, name)}")
+    if min(options.shots) < 1:
+        raise TrainingError(f"--shots must be >= 1, got {min(options.shots)}")
+    if options.output:  # before minutes are spent on what cannot be written
+        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figures = evaluate(options)
     for name, value in figures.items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
     if options.output:
-        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+        write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
 
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -99,6 +103,9 @@ class _Judge:
             trained,
             data=options.data or trained.data,
             data_dir=options.data_dir or trained.data_dir,
+            # Another data set names its splits its own way.
+            train_split=None if options.data else trained.train_split,
+            val_split=None if options.data else trained.val_split,
             batch_size=options.batch_size,
             micro_batch_size=None,
             images_per_class=None,
@@ -108,9 +115,10 @@ class _Judge:
             pretrained=False,
             checkpoint=str(folder),
         )
-        self.device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.num_classes = _num_classes(folder)
-        self.model = models.create_model(self.config, self.num_classes, with_projection=False).to(self.device)
+        self.device = choose_device(options.device)
+        self.classes = _classes(folder)
+        model = models.create_model(self.config, len(self.classes), with_projection=False)
+        self.model = model.to(self.device)
         self.input = models.input_config(self.model, self.config)
 
     def outputs(self, images: Images) -> Outputs:
@@ -120,15 +128,16 @@ class _Judge:
     def trained_classes(self) -> dict[str, Any]:
         """Accuracy, neighbours and geometry on the run's own validation images."""
         data = load_data(self.config)
-        if len(data.classes) != self.num_classes:
+        if data.classes != self.classes:
+            differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
             raise TrainingError(
                 f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
-                f"{self.num_classes}"
+                f"{len(self.classes)}; what differs: {', '.join(differ[:8])}"
             )
         val = self.outputs(data.val)
         part = val.take(self.config.eval_images, self.config.seed)
         train = self.outputs(subset(data.train, self.config.eval_images, self.config.seed))
-        return {**val.classification(self.num_classes), **neighbours(train, part), **quality(part)}
+        return {**val.classification(len(self.classes)), **neighbours(train, part), **quality(part)}
 
     def episodes(self, classes: Sequence[str]) -> dict[str, Any]:
         images, names = load_all_classes(self.config, classes)
@@ -145,12 +154,12 @@ class _Judge:
         return figures
 
 
-def _num_classes(folder: Path) -> int:
+def _classes(folder: Path) -> list[str]:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(folder / "model.safetensors", "pt") as file:
-            return len(json.loads(file.metadata()["classes"]))
+            return json.loads(file.metadata()["classes"])
     except (SafetensorError, OSError, KeyError, TypeError) as error:
         raise TrainingError(f"--checkpoint {folder}: model.safetensors is damaged ({error})") from error
 

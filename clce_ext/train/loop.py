@@ -27,14 +27,14 @@ from ..gradcache import GradCache
 from . import checkpoint, evaluation, models, objectives, report
 from .config import TrainConfig, flag, read_yaml
 from .data import Data, evaluation_loader, load_data, subset, training_loader
-from .errors import TrainingError
+from .errors import TrainingError, timm_makes
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 _FREE_TO_CHANGE = {
-    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "eval_images",
-    "keep_checkpoints", "output", "overwrite", "progress", "resume", "tensorboard", "workers",
+    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
+     "output", "overwrite", "progress", "resume", "tensorboard", "workers",
 }  # fmt: skip
 _KEPT_PIXELS = 64 << 20
 
@@ -75,7 +75,7 @@ class _Run:
         self.with_map = with_map
         self.config, self.group, self.folder, self.device = config, group, folder, group.device
         _seed(config.seed)  # the same weights in every process
-        self.data: Data = load_data(config)
+        self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
         self.stages = objectives.stages(config)
         self.model = models.create_model(config, len(self.data.classes), objectives.has_projection(config))
         self.model.to(self.device)
@@ -115,6 +115,7 @@ class _Run:
     def _train_stage(self, stage: objectives.Stage) -> None:
         config = self.config
         self.model.set_mode(stage.mode)
+        self.model.zero_grad(set_to_none=True)  # what the last stage left on parameters that now rest
         self.loader, self.sampler = training_loader(
             self.data.train, config, self.input, stage.views, self.group.rank, self.group.world_size
         )
@@ -140,11 +141,11 @@ class _Run:
     def _prepare_optimizer(self, stage: objectives.Stage) -> None:
         config = self.config
         groups = models.parameter_groups(self.model, stage.lr, config.weight_decay, config.layer_decay)
-        self.optimizer = create_optimizer_v2(
+        self.optimizer = timm_makes(f"--opt {config.opt}", create_optimizer_v2)(
             groups, config.opt, lr=stage.lr, weight_decay=config.weight_decay
         )
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
-        self.scheduler, _ = create_scheduler_v2(
+        self.scheduler, _ = timm_makes(f"--sched {config.sched}", create_scheduler_v2)(
             self.optimizer,
             sched=config.sched,
             num_epochs=stage.epochs,
@@ -210,7 +211,7 @@ class _Run:
     def _train_step(self, stage: objectives.Stage, images: Tensor, labels: Tensor) -> dict[str, float]:
         # Dropout, drop-path and mixup are functions of (seed, process, step): a resumed run repeats them.
         _seed(self.config.seed, self.group.rank, self.position.step)
-        self.scheduler.step_update(self.position.batch + self.position.epoch * len(self.sampler))
+        self.scheduler.step_update(self._stage_step())
         if stage.views == 1:
             images = images[:, 0]
         labels = labels.to(self.device, non_blocking=True)
@@ -228,8 +229,11 @@ class _Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
-            self.averaged.update(self.model, step=self.position.step)
+            self.averaged.update(self.model, step=self._stage_step())  # its warm-up is each stage's own
         return parts
+
+    def _stage_step(self) -> int:
+        return self.position.batch + self.position.epoch * len(self.sampler)
 
     def _gradients(self, images: Tensor, labels: Tensor, extra: dict[str, Tensor]) -> Tensor:
         """Fills .grad and returns the loss of this process's whole batch."""
@@ -402,7 +406,9 @@ class _Run:
 def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
     saved = folder / "config.yaml"
-    if saved.exists() and config.overwrite and not config.resume:
+    if not checkpoint.checkpoints(folder) and not (folder / "results.json").exists():
+        pass  # nothing was learnt there
+    elif saved.exists() and config.overwrite and not config.resume:
         for name in ("checkpoints", "tensorboard"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (

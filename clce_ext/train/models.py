@@ -158,8 +158,20 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
         load_backbone(backbone, config.checkpoint, config.model)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing()
-    _check_embedding(backbone, config.model)
-    return FineTuner(backbone, config.projection_dim if with_projection else None)
+    classifier = backbone.get_classifier()
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
+        raise TrainingError(f"--model {config.model}: has no single classifier layer to train")
+    try:
+        model = FineTuner(backbone, config.projection_dim if with_projection else None)
+        agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
+    except Exception as error:
+        raise TrainingError(
+            f"--model {config.model}: does not fall into embeddings and a classifier "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    if not agrees:
+        raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
+    return model
 
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
@@ -189,10 +201,15 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
         ) from error
 
 
-def _check_embedding(backbone: nn.Module, name: str) -> None:
-    classifier = backbone.get_classifier()
-    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
-        raise TrainingError(f"--model {name}: has no single classifier layer to train")
+@torch.no_grad()
+def _gives_its_own_logits(model: FineTuner, input_size: tuple[int, int, int]) -> bool:
+    """Whether classifying the embedding of an image gives what timm's model gives."""
+    was_training = model.training
+    model.eval()
+    image = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
+    same = torch.allclose(model.classify(model.embed(image)), model.backbone(image), rtol=1e-3, atol=1e-4)
+    model.train(was_training)
+    return same
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:

@@ -152,7 +152,14 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
             if len(classes) <= 12:
                 box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": tint, "alpha": 0.85}
                 center = {"ha": "center", "va": "center", "fontweight": "bold", "fontsize": 12}
-                axes.annotate(classes[label], np.median(members, axis=0), color="#1d2429", bbox=box, **center)
+                axes.annotate(
+                    classes[label],
+                    np.median(members, axis=0),
+                    color="#1d2429",
+                    bbox=box,
+                    parse_math=False,
+                    **center,
+                )
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(False)

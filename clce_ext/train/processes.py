@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,15 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def main_first(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        """``action(*arguments)`` in the main process, then in the others: files it leaves are made once."""
+        if not self.is_main:
+            self.from_main(None)
+        value = action(*arguments)
+        if self.is_main:
+            self.from_main(None)
+        return value
+
     def from_main(self, value: Any) -> Any:
         """The main process's ``value``."""
         if self.world_size == 1:
@@ -42,17 +51,34 @@ class Processes:
         return values[0]
 
 
-@contextlib.contextmanager
-def processes(config: TrainConfig) -> Iterator[Processes]:
-    """Joins torchrun's process group (NCCL on CUDA, gloo on the CPU), if there is one."""
-    kind = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+def choose_device(wanted: str | None) -> torch.device:
+    """``wanted``, or CUDA where there is one.
+
+    Raises:
+        TrainingError: neither cpu nor a CUDA device that is there.
+    """
+    kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(kind)
     except RuntimeError:
-        raise TrainingError(f"--device must be cpu or cuda, got {kind!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise TrainingError(f"--device must be cpu or cuda, got {kind!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: this machine or this build of torch has no CUDA device")
+    return device
+
+
+@contextlib.contextmanager
+def processes(config: TrainConfig) -> Iterator[Processes]:
+    """Joins torchrun's process group (NCCL on CUDA, gloo on the CPU), if there is one."""
+    device = choose_device(config.device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if config.distributed_loss != "none":
+            raise TrainingError(
+                f"--distributed-loss {config.distributed_loss} needs processes: start with torchrun "
+                "--nproc-per-node N -m clce_ext.train"
+            )
         yield Processes(device)
         return
     if device.type == "cuda":
