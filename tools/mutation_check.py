@@ -25,7 +25,7 @@ TESTS = [f"python_tests/{name}.py" for name in ("test_edge_cases", "test_argumen
 
 @dataclass
 class Mutation:
-    row: str  # of the table of edge cases in docs/losses.md
+    row: str  # of the table of edge cases in docs/losses.md, or a dtype
     name: str
     file: str
     old: str
@@ -95,6 +95,11 @@ MUTATIONS = [
     Mutation(
         "D odd", "the last columns' squares forgotten", "csrc/cpu/prepare.cpp",
         "for (; d < count; ++d) lanes[d % kLanes] += body(d);", "", "small_and_odd",
+    ),
+    Mutation(
+        "bfloat16", "bfloat16's bits taken for float16's", "csrc/cpu/rows.cpp",
+        "static_cast<const c10::BFloat16*>(in)", "static_cast<const c10::Half*>(in)",
+        "several_blocks and bfloat16",
     ),
     Mutation(
         "non-contiguous", "stride of columns ignored", "csrc/cpu/prepare.cpp",

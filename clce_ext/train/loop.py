@@ -405,28 +405,24 @@ class _Run:
 
 def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
-    saved = folder / "config.yaml"
-    if not checkpoint.checkpoints(folder) and not (folder / "results.json").exists():
-        pass  # nothing was learnt there
-    elif saved.exists() and config.overwrite and not config.resume:
-        for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (
-            "config.yaml",
-            "metrics.csv",
-            "results.json",
-            "model.safetensors",
-            "embeddings.safetensors",
-        ):
-            (folder / name).unlink(missing_ok=True)
-    elif saved.exists() and not config.resume:
-        raise TrainingError(
-            f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
-        )
-    elif saved.exists():
-        _check_same_run(saved, config)
-        if (folder / "results.json").exists():
-            return json.loads((folder / "results.json").read_text())
+    saved, finished = folder / "config.yaml", folder / "results.json"
+    # A start that failed has left nothing to keep.
+    if saved.exists() and (checkpoint.checkpoints(folder) or finished.exists()):
+        if config.resume:
+            _check_same_run(saved, config)
+            if finished.exists():
+                return json.loads(finished.read_text())
+        elif config.overwrite:
+            for name in ("checkpoints", "tensorboard"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for name in ("metrics.csv", "model.safetensors", "embeddings.safetensors"):
+                (folder / name).unlink(missing_ok=True)
+            saved.unlink()
+            finished.unlink(missing_ok=True)
+        else:
+            raise TrainingError(
+                f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     return None
 

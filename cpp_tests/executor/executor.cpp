@@ -169,6 +169,8 @@ class Machine {
   void shared_read(Thread& t, const void* address, void* value, size_t bytes, size_t alignment,
                    const char* what);
   void shared_write(Thread& t, void* address, const void* value, size_t bytes, size_t alignment);
+  // The thread that wrote these bytes of shared memory last must be done with them.
+  void check_writer(Thread& t, uint32_t writer, size_t offset, size_t bytes, const char* what);
   void check_shared_write(Thread& t, size_t offset, size_t bytes, const char* what);
   GlobalBuffer& check_global(Thread& t, uintptr_t address, size_t bytes, size_t alignment, const char* what,
                              size_t& offset);
@@ -665,16 +667,7 @@ void Machine::shared_read(Thread& t, const void* address, void* value, size_t by
     if (checked == 0) {
       fail(Fault::kSharedUninitialized, t, std::string(what) + " of " + shared_at(offset + i, bytes - i));
     }
-    if (checked & kPending) {
-      fail(Fault::kAsyncNotWaited, t,
-           std::string(what) + " of " + shared_at(offset + i, bytes - i) + ", where a copy by " +
-               other_thread(checked) + " is under way");
-    }
-    if (!is_before(t, checked)) {
-      fail(Fault::kSharedRace, t,
-           std::string(what) + " of " + shared_at(offset + i, bytes - i) + ", written by " +
-               other_thread(checked) + " with no barrier since");
-    }
+    check_writer(t, checked, offset + i, bytes - i, what);
   }
   switch (bytes) {
     case 4:
@@ -695,22 +688,26 @@ void Machine::shared_read(Thread& t, const void* address, void* value, size_t by
   }
 }
 
+void Machine::check_writer(Thread& t, uint32_t writer, size_t offset, size_t bytes, const char* what) {
+  if (writer & kPending) {
+    fail(Fault::kAsyncNotWaited, t,
+         std::string(what) + " of " + shared_at(offset, bytes) + ", where a copy by " + other_thread(writer) +
+             " is under way");
+  }
+  if (!is_before(t, writer)) {
+    fail(Fault::kSharedRace, t,
+         std::string(what) + " of " + shared_at(offset, bytes) + ", written by " + other_thread(writer) +
+             " with no barrier since");
+  }
+}
+
 void Machine::check_shared_write(Thread& t, size_t offset, size_t bytes, const char* what) {
   uint32_t checked = 0;
   const uint32_t* writer = &shared_writer_[offset];
   for (size_t i = 0; i < bytes; ++i) {
     if (writer[i] == checked) continue;
     checked = writer[i];
-    if (checked & kPending) {
-      fail(Fault::kAsyncNotWaited, t,
-           std::string(what) + " of " + shared_at(offset + i, bytes - i) + ", where a copy by " +
-               other_thread(checked) + " is under way");
-    }
-    if (!is_before(t, checked)) {
-      fail(Fault::kSharedRace, t,
-           std::string(what) + " of " + shared_at(offset + i, bytes - i) + ", written by " +
-               other_thread(checked) + " with no barrier since");
-    }
+    check_writer(t, checked, offset + i, bytes - i, what);
   }
   for (const auto& readers : shared_reader_) {
     const uint32_t* reader = &readers[offset];

@@ -131,13 +131,17 @@ void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const O
   }
 }
 
-void check_prepared(const Tensor& z, const char* name, int64_t dim) {
-  TORCH_CHECK_VALUE(z.dim() == 2 && z.size(1) == padded_dim(dim) && z.is_contiguous(), name,
-                    " must be contiguous rows as clce_ext::prepare makes them, [rows, ", padded_dim(dim),
-                    "], got ", z.sizes());
-  // The kernels read 16 bytes at a time.
-  TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(z.const_data_ptr()) % 16 == 0, name,
-                    " must lie at a multiple of 16 bytes, as clce_ext::prepare makes it");
+void check_prepared(const Tensor& z, const OptionalTensor& key_z, int64_t dim) {
+  const auto check = [dim](const Tensor& rows, const char* name) {
+    TORCH_CHECK_VALUE(rows.dim() == 2 && rows.size(1) == padded_dim(dim) && rows.is_contiguous(), name,
+                      " must be contiguous rows as clce_ext::prepare makes them, [rows, ", padded_dim(dim),
+                      "], got ", rows.sizes());
+    // The kernels read 16 bytes at a time.
+    TORCH_CHECK_VALUE(reinterpret_cast<uintptr_t>(rows.const_data_ptr()) % 16 == 0, name,
+                      " must lie at a multiple of 16 bytes, as clce_ext::prepare makes it");
+  };
+  check(z, "z");
+  if (key_z.has_value()) check(*key_z, "key_z");
 }
 
 void check_rows_of(const Tensor& z, const Tensor& tensor, const char* name, at::IntArrayRef shape) {

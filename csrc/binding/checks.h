@@ -38,7 +38,7 @@ void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const O
 void check_temperature(const OptionalTensor& tensor, double value, const at::Device& device);
 
 // Of what the ops in parts hand on: embeddings as prepared, and numbers that belong to their rows.
-void check_prepared(const Tensor& z, const char* name, int64_t dim);
+void check_prepared(const Tensor& z, const OptionalTensor& key_z, int64_t dim);
 void check_rows_of(const Tensor& z, const Tensor& tensor, const char* name, at::IntArrayRef shape);
 
 }  // namespace clce::binding

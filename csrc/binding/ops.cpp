@@ -312,7 +312,7 @@ std::tuple<Tensor, Tensor> prepare_op(const Tensor& x, bool normalize) {
 Tensor prepare_backward_op(const Tensor& dz, const Tensor& z, const Tensor& norms, int64_t dim,
                            bool normalize) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
-  check_prepared(z, "z", dim);
+  check_prepared(z, {}, dim);
   check_rows_of(z, dz, "dz", {z.size(0), z.size(1)});
   check_rows_of(z, norms, "norms", {normalize ? z.size(0) : 0});
   return std::get<0>(prepare_rows_backward(backend_for(z), dz.contiguous(), z, norms.contiguous(), dim,
@@ -325,8 +325,7 @@ Tensor statistics_op(const Tensor& z, const OptionalTensor& key_z, const Optiona
                      bool normalized, int64_t ignore_index) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
   const ContrastOptions options{temperature_tensor, temperature, 1, key_offset, beta, ignore_index};
-  check_prepared(z, "z", dim);
-  if (key_z.has_value()) check_prepared(*key_z, "key_z", dim);
+  check_prepared(z, key_z, dim);
   check_contrast(z, labels, key_z, key_labels, options);
   const Backend backend = backend_for(z);
   const Inputs inputs(labels, key_labels, options, dtype_of(z, "z"));
@@ -368,8 +367,7 @@ std::tuple<Tensor, Tensor> statistics_backward(const Tensor& derivatives, const 
                                                bool need_keys) {
   const c10::OptionalDeviceGuard guard(at::device_of(z));
   const ContrastOptions options{temperature_tensor, temperature, 1, key_offset, beta, ignore_index};
-  check_prepared(z, "z", dim);
-  if (key_z.has_value()) check_prepared(*key_z, "key_z", dim);
+  check_prepared(z, key_z, dim);
   check_contrast(z, labels, key_z, key_labels, options);
   check_rows_of(z, statistics, "statistics", {kNumStatistics, z.size(0)});
   check_rows_of(z, derivatives, "derivatives", {kNumDerivatives, z.size(0)});

@@ -35,24 +35,35 @@ struct Statistics {
   T lse_pos_low, lse_w_low, lse_wn_low;
 };
 
-template <class T>
-CLCE_HD Statistics<T> load_statistics(const T* statistics, int64_t num_anchors, int64_t row) {
-  const auto at = [&](StatisticRow name) { return statistics[name * num_anchors + row]; };
+// at(name) gives the number of that name.
+template <class T, class At>
+CLCE_HD Statistics<T> statistics_from(const At& at) {
   return {at(kNumPos), at(kNumNeg),    at(kSumPos),  at(kLsePos),  at(kLseW),
           at(kLseWn),  at(kLsePosLow), at(kLseWLow), at(kLseWnLow)};
 }
 
+// put(name, number) for each of them.
+template <class T, class Put>
+CLCE_HD void put_statistics(const Statistics<T>& value, const Put& put) {
+  put(kNumPos, value.n_pos);
+  put(kNumNeg, value.n_neg);
+  put(kSumPos, value.sum_pos);
+  put(kLsePos, value.lse_pos);
+  put(kLseW, value.lse_w);
+  put(kLseWn, value.lse_wn);
+  put(kLsePosLow, value.lse_pos_low);
+  put(kLseWLow, value.lse_w_low);
+  put(kLseWnLow, value.lse_wn_low);
+}
+
+template <class T>
+CLCE_HD Statistics<T> load_statistics(const T* statistics, int64_t num_anchors, int64_t row) {
+  return statistics_from<T>([&](int name) { return statistics[name * num_anchors + row]; });
+}
+
 template <class T>
 CLCE_HD void store_statistics(T* statistics, int64_t num_anchors, int64_t row, const Statistics<T>& value) {
-  statistics[kNumPos * num_anchors + row] = value.n_pos;
-  statistics[kNumNeg * num_anchors + row] = value.n_neg;
-  statistics[kSumPos * num_anchors + row] = value.sum_pos;
-  statistics[kLsePos * num_anchors + row] = value.lse_pos;
-  statistics[kLseW * num_anchors + row] = value.lse_w;
-  statistics[kLseWn * num_anchors + row] = value.lse_wn;
-  statistics[kLsePosLow * num_anchors + row] = value.lse_pos_low;
-  statistics[kLseWLow * num_anchors + row] = value.lse_w_low;
-  statistics[kLseWnLow * num_anchors + row] = value.lse_wn_low;
+  put_statistics(value, [&](int name, T number) { statistics[name * num_anchors + row] = number; });
 }
 
 // What a tile pass adds up for one anchor. Positives and negatives have maxima of their own: with

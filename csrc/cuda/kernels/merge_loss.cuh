@@ -67,27 +67,14 @@ CLCE_DEVICE LossSum<T> block_sum(LossSum<T> mine) {
 template <class T>
 CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t row) {
   const auto at = [&](int field) { return p.statistics + field * p.rows + row; };
-  if (!p.merge) {
-    const auto load = [&](int field) { return ptx::global_load(at(field)); };
-    return {load(kNumPos), load(kNumNeg),    load(kSumPos),  load(kLsePos),  load(kLseW),
-            load(kLseWn),  load(kLsePosLow), load(kLseWLow), load(kLseWnLow)};
-  }
+  if (!p.merge) return statistics_from<T>([&](int field) { return ptx::global_load(at(field)); });
   const int fields = num_fields(p.maxima);
   PartialSums<T> sums;
   for (int64_t i = 0; i < p.num_slots; ++i) {
     combine(sums, load_partial<T>(p.slots + i * fields * p.rows + row, p.rows, p.maxima), p.maxima, p.beta);
   }
   const Statistics<T> result = finalize(sums, p.beta);
-  const auto store = [&](int field, T value) { ptx::global_store(at(field), value); };
-  store(kNumPos, result.n_pos);
-  store(kNumNeg, result.n_neg);
-  store(kSumPos, result.sum_pos);
-  store(kLsePos, result.lse_pos);
-  store(kLseW, result.lse_w);
-  store(kLseWn, result.lse_wn);
-  store(kLsePosLow, result.lse_pos_low);
-  store(kLseWLow, result.lse_w_low);
-  store(kLseWnLow, result.lse_wn_low);
+  put_statistics(result, [&](int field, T value) { ptx::global_store(at(field), value); });
   return result;
 }
 
