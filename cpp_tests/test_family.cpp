@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "check.h"
-#include "family/contrast.h"
+#include "backend.h"
 #include "reference.h"
 
 using namespace clce;

@@ -18,7 +18,7 @@
 
 #include "check.h"
 #include "cuda/ptx/ptx.cuh"
-#include "family/contrast.h"
+#include "backend.h"
 #include "reference.h"
 
 using namespace clce;

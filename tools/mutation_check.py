@@ -55,7 +55,7 @@ MUTATIONS = [
         "label != ignore_index", "true", "ignored_images",
     ),
     Mutation(
-        "zero vectors", "no eps in the norm", "csrc/family/contrast.h",
+        "zero vectors", "no eps in the norm", "csrc/backend.h",
         "constexpr double kNormEps = 1e-12;", "constexpr double kNormEps = 0;", "zero_vectors",
     ),
     Mutation(

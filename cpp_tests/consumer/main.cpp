@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <vector>
 
-#include "family/contrast.h"
+#include "backend.h"
 
 #if defined(WITH_CUDA)
 #include <cuda_runtime.h>

@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "family/contrast.h"
+#include "backend.h"
 
 namespace clce::binding {
 

@@ -1,6 +1,6 @@
 // The CPU backend: walks the tiles (schedule.h), computes each one's dot products (gemm.h), lets the
 // vector code turn them into sums or gradients (tile.h) and adds those to their rows.
-#include "family/contrast.h"
+#include "backend.h"
 
 #include <array>
 #include <cmath>

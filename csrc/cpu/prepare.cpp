@@ -8,7 +8,7 @@
 #include <limits>
 #include <type_traits>
 
-#include "family/contrast.h"
+#include "backend.h"
 
 namespace clce::cpu {
 namespace {

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "family/contrast.h"
+#include "backend.h"
 
 namespace clce::cpu {
 

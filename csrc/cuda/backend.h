@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "family/contrast.h"
+#include "backend.h"
 
 namespace clce::cuda {
 

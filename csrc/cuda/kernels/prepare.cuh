@@ -4,7 +4,7 @@
 #include <type_traits>
 
 #include "cuda/kernels/common.cuh"
-#include "family/contrast.h"
+#include "backend.h"
 
 namespace clce::cuda {
 

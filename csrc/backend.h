@@ -1,10 +1,11 @@
-// What a backend (csrc/cpu, csrc/cuda) is asked to do: plain structs and five functions, no torch.
+// The contract between the binding and a backend (csrc/cpu, csrc/cuda): plain argument structs and one list
+// of functions, without torch.
 //
-//   prepare            x [M, D], any strides   -> z [M, stride] normalised (or copied), rows padded with
-//   zeros forward            z (and keys)            -> statistics [9, M]; from them loss, derivatives [5, M]
-//   loss               statistics              -> loss, derivatives
-//   backward           derivatives             -> dz, dkeys
-//   prepare_backward   dz                      -> dx
+//   prepare            x [M, D], any strides  ->  z [M, stride]: normalised (or copied) rows, padded with zeros
+//   forward            z (and keys)           ->  statistics [9, M]; from them loss and derivatives [5, M]
+//   loss               statistics             ->  loss, derivatives
+//   backward           derivatives            ->  dz, dkeys
+//   prepare_backward   dz                     ->  dx
 //
 // "acc" is the accumulation type: float, and double where the embeddings are double.
 #pragma once
