@@ -1,7 +1,7 @@
 // The backend's entry points: which engine, which workspace, in which order.
 #include <type_traits>
 
-#include "cuda/backend.h"
+#include "cuda/passes.h"
 #include "cuda/kernels/merge_loss.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/tile/fma.cuh"

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/backend.h"
+#include "cuda/passes.h"
 #include "cuda/kernels/backward.cuh"
 #include "cuda/tile/shapes.cuh"
 

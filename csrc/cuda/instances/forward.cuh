@@ -1,7 +1,7 @@
 // The forward pass of one engine, from the arguments to the launch.
 #pragma once
 
-#include "cuda/backend.h"
+#include "cuda/passes.h"
 #include "cuda/kernels/forward.cuh"
 #include "cuda/tile/shapes.cuh"
 
