@@ -43,13 +43,15 @@ def _wide_dtype(device_type: str) -> torch.dtype:
 
 def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """x [M, D] -> rows [M, padded D], of length 1 where ``normalize``; and their lengths [M] before."""
-    z = x.new_zeros((x.shape[0], math.ceil(x.shape[1] / _ROW_PADDING) * _ROW_PADDING))
-    wide = x.to(acc_dtype(x.dtype))
-    norms = wide.new_empty(0)
-    if normalize:
-        norms = torch.linalg.vector_norm(wide, dim=1)
-        wide = wide / norms.clamp_min(NORM_EPS)[:, None]
-    z[:, : x.shape[1]] = wide
+    rows, dim = x.shape
+    z = x.new_empty((rows, math.ceil(dim / _ROW_PADDING) * _ROW_PADDING))
+    z[:, dim:] = 0
+    acc = acc_dtype(x.dtype)
+    if not normalize:
+        z[:, :dim] = x
+        return z, x.new_empty(0, dtype=acc)
+    norms = torch.linalg.vector_norm(x, dim=1, dtype=acc)
+    z[:, :dim] = x / norms.clamp_min(NORM_EPS)[:, None]
     return z, norms
 
 
@@ -59,12 +61,14 @@ def prepare_backward(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normalize: 
     if not normalize:
         return grad.to(z.dtype)
     rows = z[:, :dim].to(grad.dtype)
-    along = torch.linalg.vecdot(rows, grad)[:, None]
-    grad = torch.where(norms[:, None] < NORM_EPS, grad, grad - rows * along) / norms.clamp_min(NORM_EPS)[:, None]
-    # A zero vector's gradient is divided by eps: a half cannot hold it, and the step must not be infinite.
+    tiny = norms < NORM_EPS
+    # The part along the row is lost to normalisation; a row shorter than eps was only divided by eps.
+    along = torch.where(tiny, 0, torch.linalg.vecdot(rows, grad))[:, None]
+    grad = torch.addcmul(grad, rows, along, value=-1).div_(norms.clamp_min(NORM_EPS)[:, None])
+    # Divided by eps: a half cannot hold it, and a zero vector must not make the step infinite.
     largest = torch.finfo(torch.float16 if z.dtype == torch.float16 else grad.dtype).max
-    tiny = norms[:, None] < NORM_EPS
-    return torch.where(tiny, grad.clamp(-largest, largest), grad).to(z.dtype)
+    bound = torch.where(tiny, largest, torch.inf).to(grad.dtype)[:, None]
+    return grad.clamp_(-bound, bound).to(z.dtype)
 
 
 # ---- panels ----
