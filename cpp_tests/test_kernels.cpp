@@ -16,9 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "backend.h"
 #include "check.h"
 #include "cuda/ptx/ptx.cuh"
-#include "backend.h"
 #include "reference.h"
 
 using namespace clce;
@@ -122,7 +122,7 @@ struct Case {
   int64_t views = 1, key_views = 1;
   double temperature = 0.5;
   bool temperature_on_device = false;
-  bool general = false;  // the general path, though the logits are bounded
+  bool unbounded = false;  // the unbounded path, though the logits are bounded
   bool normalize = true;
   Layout layout = Layout::kContiguous;
   Data data = Data::kNormal;
@@ -141,7 +141,7 @@ struct Case {
     text << geometries[int(geometry)] << " " << m << "x" << n << "x" << d << ", " << label_kinds[int(labels)];
     if (views != 1 || key_views != 1) text << ", views " << views << "/" << key_views;
     text << ", t " << temperature << (temperature_on_device ? " on device" : "")
-         << (general ? ", general" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
+         << (unbounded ? ", unbounded" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
          << kinds[int(data)] << ", beta " << config.beta << (config.debias > 0 ? ", debias" : "")
          << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
          << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
@@ -287,7 +287,7 @@ class Experiment {
   bool symmetric() const { return c_.geometry == Geometry::kSelf; }
   int64_t stride() const { return padded_dim(c_.d); }
   bool bounded() const {
-    return !c_.general && logits_are_bounded(c_.normalize, temperature_, c_.config.beta);
+    return !c_.unbounded && logits_are_bounded(c_.normalize, temperature_, c_.config.beta);
   }
 
   // Instead of one element of the anchors.
@@ -745,7 +745,7 @@ Case with_options(Case c, int i) {
   c.views = c.labels == Labels::kNone ? 2 : 1 + (i % 11 == 3);
   c.key_views = c.geometry == Geometry::kSelf ? c.views : c.labels == Labels::kNone ? 2 : 1 + (i % 13 == 4);
   c.temperature_on_device = i % 6 == 1;
-  c.general = i % 8 == 7;
+  c.unbounded = i % 8 == 7;
   c.normalize = i % 10 != 9;
   if (!c.normalize) c.temperature = 0.5;
   c.layout = static_cast<Layout>(i % 5);
@@ -805,7 +805,7 @@ void add_all() {
     c.d = 19;
     c.config.mean_inside_log = flags & 2;
     c.config.negatives_only = flags & 4;
-    c.general = flags & 8;
+    c.unbounded = flags & 8;
     c.temperature = flags & 16 ? 0.01 : 0.5;
     c.config.beta = std::array{0.0, 1.0, 0.5, 2.0}[flags / 32];
     c.config.detach_weights = (flags * 5 / 16) % 3 == 1;
@@ -959,12 +959,12 @@ void test_launches() {
 template <class Format>
 void test_not_numbers() {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
-    for (bool general : {false, true}) {
+    for (bool unbounded : {false, true}) {
       Case c;
       c.m = 70;
       c.d = 24;
-      c.general = general;
-      c.config.mean_inside_log = general;
+      c.unbounded = unbounded;
+      c.config.mean_inside_log = unbounded;
       Experiment<Format> experiment(c, 1);
       experiment.put(3, 5, bad);
       const auto out = experiment.run();
@@ -981,16 +981,16 @@ void test_not_numbers() {
 template <class Format>
 void test_same_logits_in_both_passes() {
   for (double temperature : {0.5, 0.07, 0.03, 0.02, 0.013, 0.01}) {
-    for (bool general : {false, true}) {
+    for (bool unbounded : {false, true}) {
       for (int64_t d : {24, 200}) {
         Case c;
         c.m = 2;
         c.d = d;
         c.labels = Labels::kSame;
         c.temperature = temperature;
-        c.general = general;
+        c.unbounded = unbounded;
         const auto out = Experiment<Format>(c, d).run();
-        if (!general && (1 + c.config.beta) / temperature < kBoundedLogit) continue;  // divides by a sum
+        if (!unbounded && (1 + c.config.beta) / temperature < kBoundedLogit) continue;  // divides by a sum
         for (auto g : out.danchors) CHECK_EQ(double(g), 0.0);
       }
     }

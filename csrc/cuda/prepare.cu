@@ -1,6 +1,7 @@
 // prepare and prepare_backward: checks what can be vectorised and launches.
 #include "cuda/kernels/prepare.cuh"
 
+#include "cuda/dispatch.h"
 #include "cuda/launch.cuh"
 
 namespace clce::cuda {
@@ -51,29 +52,12 @@ void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
 }  // namespace
 
 void prepare(const PrepareArgs& args, void* stream) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_as<float>(args, stream);
-    case DType::kFloat64:
-      return prepare_as<double>(args, stream);
-    case DType::kBFloat16:
-      return prepare_as<ptx::bf16>(args, stream);
-    case DType::kFloat16:
-      return prepare_as<ptx::f16>(args, stream);
-  }
+  with_element(args.dtype, [&](auto tag) { prepare_as<typename decltype(tag)::Type>(args, stream); });
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void* stream) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_backward_as<float>(args, stream);
-    case DType::kFloat64:
-      return prepare_backward_as<double>(args, stream);
-    case DType::kBFloat16:
-      return prepare_backward_as<ptx::bf16>(args, stream);
-    case DType::kFloat16:
-      return prepare_backward_as<ptx::f16>(args, stream);
-  }
+  with_element(args.dtype,
+               [&](auto tag) { prepare_backward_as<typename decltype(tag)::Type>(args, stream); });
 }
 
 }  // namespace clce::cuda

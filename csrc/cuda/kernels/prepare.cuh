@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "cuda/kernels/common.cuh"
 #include "backend.h"
+#include "cuda/kernels/block_reduce.cuh"
 
 namespace clce::cuda {
 
@@ -41,13 +41,6 @@ CLCE_DEVICE Element from_acc(T x) {
   } else {
     return x;
   }
-}
-
-template <class T>
-CLCE_DEVICE T warp_sum(T x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += ptx::shuffle_xor(x, mask);
-  return x;
 }
 
 template <class Element, class T>
@@ -96,7 +89,7 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
 #pragma unroll
       for (int i = 0; i < Pack::kSize; ++i) squares += to_acc(x.values[i]) * to_acc(x.values[i]);
     });
-    const T norm = std::sqrt(warp_sum(squares));
+    const T norm = std::sqrt(warp_reduce(squares, Add{}));
     if (threadIdx.x % 32 == 0) ptx::global_store(p.norms + row, norm);
     // Written so that NaN stays NaN.
     factor = 1 / (norm < T(kNormEps) ? T(kNormEps) : norm);
@@ -165,7 +158,7 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
 #pragma unroll
       for (int i = 0; i < kSize; ++i) dot += to_acc(zs.values[i]) * dzs[i];
     }
-    dot = warp_sum(dot);
+    dot = warp_reduce(dot, Add{});
     if (p.dots && lane == 0) ptx::global_store(p.dots + row, dot);
   }
   if (!p.dx) return;

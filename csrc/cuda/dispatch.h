@@ -1,0 +1,39 @@
+// From a dtype that is known at run time to the types that kernels are compiled for.
+#pragma once
+
+#include "backend.h"
+#include "cuda/ptx/types.cuh"
+
+namespace clce::cuda {
+
+template <class T>
+struct TypeTag {
+  using Type = T;
+};
+
+// Calls use(TypeTag<type of the embeddings>).
+template <class Use>
+void with_element(DType dtype, Use use) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return use(TypeTag<float>{});
+    case DType::kFloat64:
+      return use(TypeTag<double>{});
+    case DType::kBFloat16:
+      return use(TypeTag<ptx::bf16>{});
+    case DType::kFloat16:
+      return use(TypeTag<ptx::f16>{});
+  }
+}
+
+// Calls use(TypeTag<accumulation type>).
+template <class Use>
+void with_acc(DType dtype, Use use) {
+  if (dtype == DType::kFloat64) {
+    use(TypeTag<double>{});
+  } else {
+    use(TypeTag<float>{});
+  }
+}
+
+}  // namespace clce::cuda

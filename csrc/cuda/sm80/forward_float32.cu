@@ -1,0 +1,4 @@
+#include "cuda/sm80/forward.cuh"
+
+template void clce::cuda::sm80::forward_tiles<clce::cuda::Format::kFloat32>(const ForwardArgs&,
+                                                                            const ForwardPlan&, void*);
