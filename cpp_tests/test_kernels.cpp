@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "cuda/plan/plan.h"
 #include "cuda/ptx/ptx.cuh"
 #include "reference.h"
 
@@ -995,6 +996,122 @@ void test_same_logits_in_both_passes() {
       }
     }
   }
+}
+
+// ---- plans
+
+using cuda::Architecture;
+using cuda::BackwardTile;
+using cuda::EngineTiles;
+
+ContrastArgs plan_args(DType dtype, int64_t m, int64_t n, int64_t dim, bool symmetric, bool bounded = true) {
+  ContrastArgs args;
+  args.dtype = dtype;
+  args.num_anchors = m;
+  args.num_keys = n;
+  args.dim = dim;
+  args.stride = padded_dim(dim);
+  args.symmetric = symmetric;
+  args.bounded = bounded;
+  return args;
+}
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
+
+TEST("plan/engine") {
+  ContrastArgs args = plan_args(DType::kFloat32, 4, 4, 8, true);
+  CHECK(cuda::format_of(args) == cuda::Format::kFloat32);
+  args.allow_tf32 = true;
+  CHECK(cuda::format_of(args) == cuda::Format::kTf32);
+  args.dtype = DType::kFloat16;
+  CHECK(cuda::format_of(args) == cuda::Format::kFloat16);
+  CHECK(cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
+  // The bound of a temperature on the device is not known on the host.
+  const float temperature = 1;
+  args.temperature_ptr = &temperature;
+  CHECK(!cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
+  CHECK(!cuda::plan_backward(args, Architecture::kSm80).anchors.engine.bounded);
+}
+
+// As few chunks as possible, by the narrowest tile that makes so few, which is compiled for the logits.
+TEST("plan/backward tile") {
+  for (DType dtype : kDTypes) {
+    for (bool bounded : {true, false}) {
+      for (int64_t dim = 1; dim < 5000; dim += 7) {
+        const ContrastArgs args = plan_args(dtype, 100, 100, dim, true, bounded);
+        const auto plan = cuda::plan_backward(args, Architecture::kSm80).anchors;
+        const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+        const auto chunks = [&](int tile) { return cuda::ceil_div(args.stride, tiles.backward[tile].width); };
+        CHECK(bounded || tiles.backward[plan.tile].unbounded);
+        CHECK_EQ(int64_t(plan.grid.y), chunks(plan.tile));
+        for (int tile = 0; tile < tiles.num_backward; ++tile) {
+          if (bounded || tiles.backward[tile].unbounded) CHECK(chunks(tile) >= chunks(plan.tile));
+          if (tile < plan.tile) CHECK(chunks(tile) > chunks(plan.tile));
+        }
+      }
+    }
+  }
+}
+
+// Every share has something to do, and nothing in the workspace overlaps.
+TEST("plan/shares and workspace") {
+  const int64_t sizes[] = {0, 1, 33, 64, 129, 1000, 4096, 32768};
+  for (DType dtype : kDTypes) {
+    const int64_t acc = dtype == DType::kFloat64 ? 8 : 4;
+    for (int64_t m : sizes) {
+      for (int64_t n : sizes) {
+        for (bool symmetric : {false, true}) {
+          if (symmetric && m != n) continue;
+          const ContrastArgs args = plan_args(dtype, m, n, 200, symmetric);
+          const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+          const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+          const int64_t col_tiles = cuda::ceil_div(n, tiles.forward[forward.tile]);
+          CHECK(forward.groups <= col_tiles && (forward.groups > 0) == (m > 0 && n > 0));
+          CHECK_EQ(int64_t(forward.grid.x) * forward.grid.y == 0, forward.groups == 0);
+          CHECK(forward.block_sums_at >= sizeof(uint32_t) && forward.block_sums_at % 16 == 0);
+          CHECK(int64_t(forward.slots_at - forward.block_sums_at) >= 2 * acc * forward.merge_blocks);
+          CHECK(int64_t(forward.workspace_bytes - forward.slots_at) >= acc * 6 * forward.groups * m);
+          CHECK_EQ(forward.workspace_bytes, cuda::forward_workspace_bytes(args));
+          const auto backward = cuda::plan_backward(args, Architecture::kSm80);
+          for (const auto* plan : {&backward.anchors, &backward.keys}) {
+            if (symmetric && plan == &backward.keys) continue;
+            const int64_t rows = plan->owner_is_keys ? n : m, others = plan->owner_is_keys ? m : n;
+            const BackwardTile& tile = tiles.backward[plan->tile];
+            CHECK(plan->splits == 1 || plan->splits <= cuda::ceil_div(others, tile.columns));
+            CHECK_EQ(int64_t(plan->grid.x), cuda::ceil_div(rows, tile.rows));
+            CHECK_EQ(int64_t(plan->grid.z), plan->splits);
+            const int64_t shares = plan->splits > 1 ? acc * plan->splits * rows * args.stride : 0;
+            CHECK(int64_t(backward.workspace_bytes) >= shares);
+          }
+          CHECK_EQ(backward.workspace_bytes, cuda::backward_workspace_bytes(args));
+        }
+      }
+    }
+  }
+}
+
+// Sizes whose plans docs/cuda.md speaks of.
+TEST("plan/known sizes") {
+  const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
+  const auto backward = [](const ContrastArgs& args) {
+    return cuda::plan_backward(args, Architecture::kSm80).anchors;
+  };
+  const ContrastArgs batch = plan_args(DType::kBFloat16, 4096, 4096, 768, true);
+  CHECK_EQ(forward(batch).tile, 0);
+  CHECK_EQ(forward(batch).groups, 32);
+  CHECK_EQ(forward(batch).grid.x, 32u * 33 / 2);
+  CHECK_EQ(backward(batch).tile, 3);
+  CHECK_EQ(backward(batch).grid.y, 1u);
+  CHECK_EQ(backward(batch).splits, 2);
+  ContrastArgs unbounded = batch;
+  unbounded.bounded = false;
+  CHECK_EQ(backward(unbounded).tile, 2);
+  CHECK_EQ(backward(unbounded).grid.y, 2u);
+  // A small batch: small tiles; a queue's anchors: as many splits as there may be.
+  CHECK_EQ(forward(plan_args(DType::kBFloat16, 256, 256, 128, true)).tile, 1);
+  const ContrastArgs queue = plan_args(DType::kFloat32, 64, 65536, 128, false);
+  CHECK_EQ(forward(queue).groups, 128);
+  CHECK_EQ(backward(queue).splits, 16);
 }
 
 template <class Format>

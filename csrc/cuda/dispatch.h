@@ -1,4 +1,4 @@
-// From a dtype that is known at run time to the types that kernels are compiled for.
+// From what is known at run time to the types that kernels are compiled for.
 #pragma once
 
 #include "backend.h"
@@ -34,6 +34,16 @@ void with_acc(DType dtype, Use use) {
   } else {
     use(TypeTag<float>{});
   }
+}
+
+template <class... Items>
+struct List {};
+
+// Calls use(Item) with the item at that place of the list.
+template <class Use, class... Items>
+void with_item(List<Items...>, int place, Use use) {
+  int i = 0;
+  ((i++ == place ? use(Items{}) : void()), ...);
 }
 
 }  // namespace clce::cuda
