@@ -35,7 +35,7 @@ inline Format format_of(const ContrastArgs& args) {
 struct Engine {
   Architecture architecture;
   Format format;
-  bool bounded;  // logits: nothing keeps maxima
+  bool bounded;  // are its logits? Then no maxima are kept.
 };
 
 }  // namespace clce::cuda

@@ -5,8 +5,7 @@
 namespace clce::cuda {
 namespace {
 
-// Multiprocessors of the largest devices, about: as many blocks, or a few times as many, keep any device
-// busy.
+// Of the largest devices, about. The same for every device, or bits would depend on it.
 constexpr int64_t kMultiprocessors = 128;
 
 constexpr size_t kAlignment = 256;
@@ -35,8 +34,7 @@ int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles) {
   return (args.symmetric ? triangle(rows) : rows * columns) >= kMultiprocessors ? 0 : 1;
 }
 
-// The narrowest that cuts the gradient into as few chunks as the widest would: each computes the logits
-// again.
+// The narrowest with as few chunks of the gradient as the widest: each chunk computes the logits again.
 int choose_backward_tile(const EngineTiles& tiles, bool bounded, int64_t stride) {
   int count = 0;
   while (count < tiles.num_backward && (bounded || tiles.backward[count].unbounded)) ++count;
@@ -59,8 +57,10 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
   const EngineTiles tiles = engine_tiles(engine.architecture, engine.format);
   const int64_t rows = owner_is_keys ? args.num_keys : args.num_anchors;
   const int64_t others = owner_is_keys ? args.num_anchors : args.num_keys;
-  GradientPlan plan{engine, owner_is_keys, choose_backward_tile(tiles, engine.bounded, args.stride), 1, {},
-                    0};
+  GradientPlan plan{};
+  plan.engine = engine;
+  plan.owner_is_keys = owner_is_keys;
+  plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
   const BackwardTile& tile = tiles.backward[plan.tile];
   const int64_t row_tiles = ceil_div(rows, tile.rows), chunks = ceil_div(args.stride, tile.width);
   plan.splits = choose_splits(tile, row_tiles * chunks, others);

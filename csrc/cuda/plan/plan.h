@@ -16,12 +16,12 @@ constexpr int kMergeThreads = 128;
 
 struct ForwardPlan {
   Engine engine;
-  int tile;        // which of EngineTiles::forward
-  int64_t groups;  // self-contrast: of rows; else splits of the columns. A slot of partial sums for each; 0:
-                   // no pairs
-  Grid grid;       // of the pass over tiles
-  int64_t merge_blocks;
-  // In the workspace: the ticket of the merge at 0, the sums of its blocks, the slots.
+  int tile;  // which of EngineTiles::forward
+  // Groups of rows in self-contrast, else splits of the columns: so many slots of partial sums. 0: no pairs.
+  int64_t groups;
+  Grid grid;             // of the pass over tiles
+  int64_t merge_blocks;  // of the merge that follows
+  // What lies where in the workspace: the merge's ticket at 0, the sums of its blocks, the slots.
   size_t block_sums_at, slots_at, workspace_bytes;
 };
 

@@ -1,4 +1,5 @@
 #include "cuda/sm80/backward.cuh"
 
-template void clce::cuda::sm80::backward_tiles<clce::cuda::Format::kTf32>(const BackwardArgs&,
-                                                                          const GradientPlan&, void*);
+namespace clce::cuda::sm80 {
+template void backward_tiles<Format::kTf32>(const BackwardArgs&, const GradientPlan&, void*);
+}  // namespace clce::cuda::sm80

@@ -1,4 +1,5 @@
 #include "cuda/sm80/forward.cuh"
 
-template void clce::cuda::sm80::forward_tiles<clce::cuda::Format::kBFloat16>(const ForwardArgs&,
-                                                                             const ForwardPlan&, void*);
+namespace clce::cuda::sm80 {
+template void forward_tiles<Format::kBFloat16>(const ForwardArgs&, const ForwardPlan&, void*);
+}  // namespace clce::cuda::sm80
