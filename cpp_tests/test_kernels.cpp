@@ -19,6 +19,7 @@
 #include "check.h"
 #include "cuda/ptx/ptx.cuh"
 #include "backend.h"
+#include "executor/executor.h"
 #include "reference.h"
 
 using namespace clce;
