@@ -16,9 +16,9 @@
 #include <string>
 #include <vector>
 
+#include "backend.h"
 #include "check.h"
 #include "cuda/ptx/ptx.cuh"
-#include "backend.h"
 #include "executor/executor.h"
 #include "reference.h"
 

@@ -18,7 +18,7 @@ constexpr int kMaxWarps = kMaxThreads / kWarpLanes;
 
 // A thread's clock advances at every barrier and fence. Clocks and threads are parts of the stamps that
 // remember who accessed a byte.
-constexpr int kClockBits = 20, kThreadBits = 10;
+constexpr int kClockBits = 21, kThreadBits = 10;
 constexpr uint32_t kMaxClock = (1u << kClockBits) - 1;
 static_assert(1 << kThreadBits == kMaxThreads);
 

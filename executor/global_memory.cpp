@@ -55,7 +55,10 @@ void GlobalMemory::remove(GlobalBuffer& buffer) {
 uint32_t GlobalMemory::start_launch() {
   if (++launch_ == 1u << kLaunchBits) {  // numbers are used again: nobody may remember the old ones
     launch_ = 1;
+    GlobalBuffer* last = nullptr;
     for (GlobalBuffer* buffer : slots_) {
+      if (buffer == last) continue;
+      last = buffer;
       if (buffer == nullptr) continue;
       for (GlobalShadow& byte : buffer->shadow_) byte = GlobalShadow{{}, {}, {}, byte.written};
     }
@@ -65,8 +68,7 @@ uint32_t GlobalMemory::start_launch() {
 
 GlobalMemory::Place GlobalMemory::find(Thread& t, const Access& access) const {
   const uintptr_t address = access.address;
-  GlobalBuffer* buffer =
-      contains(address) ? slots_[(address - addresses_.base()) / kSlotBytes] : nullptr;
+  GlobalBuffer* buffer = contains(address) ? slots_[(address - addresses_.base()) / kSlotBytes] : nullptr;
   if (buffer == nullptr) {
     fail(t, Fault::kGlobalOutOfBounds, access.text() + "address " + hex(address) + ", in no buffer");
   }

@@ -22,7 +22,7 @@ void check(const Launch& launch) {
     throw Error(Fault::kLaunch, "launch of " + launch.kernel + ": " + what);
   };
   const Dim3 &grid = launch.grid, &block = launch.block;
-  if (machine().is_running()) refuse("from within a kernel");
+  if (machine().scheduler.is_running()) refuse("from within a kernel");
   const uint64_t num_blocks = uint64_t(grid.x) * grid.y * grid.z;
   if (num_blocks == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
     refuse("grid " + text(grid));
@@ -46,8 +46,8 @@ void on_segmentation_fault(int, siginfo_t* info, void*) {
   if (shared || m.global.contains(address)) {
     std::fprintf(stderr,
                  "executor: %s: the %s address 0x%zx is dereferenced directly, not through clce::ptx\n",
-                 m.is_running() ? where(thread()).c_str() : "host code", shared ? "shared" : "global",
-                 static_cast<size_t>(address));
+                 m.scheduler.is_running() ? where(thread()).c_str() : "host code",
+                 shared ? "shared" : "global", static_cast<size_t>(address));
     std::fflush(stderr);
     _exit(1);
   }
@@ -68,7 +68,7 @@ Machine::Machine() {
   sigaction(SIGSEGV, &action, nullptr);
 }
 
-void Machine::run(Launch launch, void (*body)(void*), void* context) {
+void Machine::run(const Launch& launch, void (*body)(void*), void* context) {
   launches.push_back(launch);
   check(launch);
   Block block;
@@ -78,13 +78,8 @@ void Machine::run(Launch launch, void (*body)(void*), void* context) {
   block.num_threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   block.launch = global.start_launch();
   clocks.start_launch();
-  struct Running {
-    explicit Running(bool& is) : is(is) { is = true; }
-    ~Running() { is = false; }
-    bool& is;
-  } running(is_running_);
-  for (uint32_t number : scheduler.start_launch(launch.grid.x * launch.grid.y * launch.grid.z)) {
-    const Dim3& grid = launch.grid;
+  const Dim3& grid = launch.grid;
+  for (uint32_t number : scheduler.start_launch(grid.x * grid.y * grid.z)) {
     block.number = number;
     block.index = Dim3(number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y);
     shared.start_block(launch.shared_bytes);

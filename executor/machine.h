@@ -18,8 +18,7 @@ namespace clce::executor {
 class Machine {
  public:
   Machine();
-  void run(Launch launch, void (*body)(void*), void* context);
-  bool is_running() const { return is_running_; }
+  void run(const Launch& launch, void (*body)(void*), void* context);
 
   Clocks clocks;
   Scheduler scheduler{clocks};
@@ -30,9 +29,6 @@ class Machine {
 
   int multiprocessors = 4;
   std::vector<Launch> launches;
-
- private:
-  bool is_running_ = false;
 };
 
 // There is one; it outlives every static GlobalBuffer.

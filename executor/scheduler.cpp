@@ -49,6 +49,7 @@ void Scheduler::run(const Block& block, void (*body)(void*), void* context) {
   current_warp_ = order_ == Order::kDescending ? threads_[num_threads_ - 1].warp() : 0;
   running_ = next();
   Fiber::switch_to(host_, running_->fiber);
+  running_ = nullptr;
   if (error_) throw Error(*error_);
 }
 

@@ -28,6 +28,7 @@ class Scheduler {
   void run(const Block& block, void (*body)(void*), void* context);
 
   Thread* threads() { return threads_.data(); }
+  bool is_running() const { return running_ != nullptr; }
   Thread& running() { return *running_; }
   Thread* lanes_of(const Thread& t) { return &threads_[t.warp() * kWarpLanes]; }
 
@@ -53,9 +54,9 @@ class Scheduler {
   Fiber host_;
   std::vector<Thread> threads_{kMaxThreads};
   int num_threads_ = 0;
-  int alive_ = 0;               // threads that have not ended
-  int at_barrier_ = 0;          // threads
-  uint32_t ready_[kMaxWarps];   // lanes that could run
+  int alive_ = 0;              // threads that have not ended
+  int at_barrier_ = 0;         // threads
+  uint32_t ready_[kMaxWarps];  // lanes that could run
   int current_warp_ = 0;
   Thread* running_ = nullptr;
   void (*body_)(void*) = nullptr;

@@ -18,7 +18,8 @@ template <class Size, class F>
 void for_each_change(const SharedStamp* stamps, Size bytes, SharedStamp known, F f) {
   // Nearly always one thread accessed all of the bytes.
   const bool all_equal = std::memcmp(stamps, stamps + 1, (bytes - 1) * sizeof *stamps) == 0;
-  for (size_t i = 0; i < (all_equal ? 1 : bytes); ++i) {
+  const size_t different = all_equal ? 1 : size_t(bytes);
+  for (size_t i = 0; i < different; ++i) {
     if (stamps[i] == known) continue;
     known = stamps[i];
     f(i, known);

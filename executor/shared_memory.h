@@ -16,7 +16,7 @@ constexpr size_t kMaxShared = 227 << 10;  // the largest of any GPU so far (sm_9
 
 // Who accessed a byte of shared memory. Clocks begin at 1: all zeros is nobody.
 struct SharedStamp {
-  uint32_t clock : kClockBits + 1;
+  uint32_t clock : kClockBits;
   uint32_t thread : kThreadBits;
   uint32_t pending : 1;  // written by an asynchronous copy that is under way
 
@@ -25,7 +25,7 @@ struct SharedStamp {
     return std::memcmp(&a, &b, sizeof a) == 0;
   }
 };
-static_assert(sizeof(SharedStamp) == 4);
+static_assert(kClockBits + kThreadBits + 1 == 32 && sizeof(SharedStamp) == 4, "== compares every bit");
 
 class SharedMemory {
  public:
