@@ -1,4 +1,4 @@
-// Loads, stores and copies: each is checked by the memory it goes to.
+// Loads and stores: each is checked by the memory it goes to.
 #pragma once
 
 #include <cstddef>
@@ -53,19 +53,6 @@ inline void fence_device() {
 }
 inline uint32_t atomic_add(uint32_t* address, uint32_t value) {
   return executor::machine().global.atomic_add(executor::thread(), address, value);
-}
-
-template <int Bytes>
-void cp_async(void* shared, const void* global, bool valid) {
-  static_assert(Bytes == 16, "cp.async.cg copies 16 bytes");
-  executor::machine().copies.start(executor::thread(), shared, global, Bytes, valid);
-}
-inline void cp_async_commit() {
-  executor::machine().copies.commit(executor::thread());
-}
-template <int Groups>
-void cp_async_wait() {
-  executor::machine().copies.wait(executor::thread(), Groups);
 }
 
 }  // namespace clce::ptx

@@ -5,6 +5,7 @@
 #include "cuda/ptx/types.cuh"
 
 #include "executor/ptx/arithmetic.h"
+#include "executor/ptx/async_copy.h"
 #include "executor/ptx/matrix.h"
 #include "executor/ptx/memory.h"
 #include "executor/ptx/warp.h"
