@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
 #include "backend.h"
+#include "check.h"
 #include "reference.h"
 
 using namespace clce;
@@ -286,7 +286,7 @@ void test_loss(double largest, double relative) {
         }
         const double tolerance = relative * condition * (2 + config.beta) * (1 + largest);
         check_close(found.value, expected.loss, tolerance * (1 + std::abs(expected.loss)), "loss, " + what);
-        check_close(found.d_scale, expected.d_scale, tolerance, "d_scale, " + what);
+        check_close(found.d.scale, expected.d_scale, tolerance, "d_scale, " + what);
         double largest_slope = 0;
         for (double slope : expected.ds) largest_slope = std::max(largest_slope, std::abs(slope));
         for (size_t j = 0; j < row.s.size(); ++j) {
@@ -322,7 +322,7 @@ TEST("family/nothing to compare with") {
     auto nothing = [&](const AnchorLoss<float>& loss) {
       CHECK(!loss.is_term);
       CHECK_EQ(loss.value, 0.0f);
-      CHECK_EQ(loss.d_scale, 0.0f);
+      CHECK_EQ(loss.d.scale, 0.0f);
       for (float d : {loss.d.sum_pos, loss.d.lse_pos, loss.d.lse_w, loss.d.lse_wn}) CHECK_EQ(d, 0.0f);
     };
     nothing(anchor_loss(none, config, 2.0f));

@@ -1,11 +1,11 @@
 // The contract between the binding and a backend (csrc/cpu, csrc/cuda): plain argument structs and one list
 // of functions, without torch.
 //
-//   prepare            x [M, D], any strides  ->  z [M, stride]: normalised (or copied) rows, padded with zeros
-//   forward            z (and keys)           ->  statistics [9, M]; from them loss and derivatives [5, M]
-//   loss               statistics             ->  loss, derivatives
-//   backward           derivatives            ->  dz, dkeys
-//   prepare_backward   dz                     ->  dx
+//   prepare            embeddings x, any strides  ->  rows z [M, stride]: normalised or copied, padded
+//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives
+//   loss               statistics                 ->  loss; its derivatives [5, M] by the statistics
+//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more)
+//   prepare_backward   dz                         ->  dx
 //
 // "acc" is the accumulation type: float, and double where the embeddings are double.
 #pragma once
@@ -100,9 +100,9 @@ struct BackwardArgs {
   ContrastArgs contrast;
   const void* statistics = nullptr;   // acc [kNumStatistics, M]
   const void* derivatives = nullptr;  // acc [kNumDerivatives, M]; d loss / d statistic of anchor i is
-                                      // derivatives[., i] * grad_loss[i * grad_stride] / num_terms
-  const void* grad_loss = nullptr;    // acc [1] or [M]; null: 1
-  int64_t grad_stride = 0;            // 0 or 1
+                                      // derivatives[., i] * upstream[i * upstream_stride] / num_terms
+  const void* upstream = nullptr;     // acc [1] or [M], the gradient that autograd hands in; null: 1
+  int64_t upstream_stride = 0;        // 0 or 1
   const void* num_terms = nullptr;    // acc [1], reduction kMean (values below 1 count as 1); null: 1
   void* danchors = nullptr;           // acc [M, stride]; may be null; symmetric: both sides' gradient
   void* dkeys = nullptr;              // acc [N, stride]; may be null; null when symmetric

@@ -255,8 +255,8 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward(
   args.contrast = contrast_args(z, key_z, dim, normalize, options, inputs);
   args.statistics = statistics.const_data_ptr();
   args.derivatives = derivatives.const_data_ptr();
-  args.grad_loss = grad.const_data_ptr();
-  args.grad_stride = kind == Reduction::kNone ? 1 : 0;
+  args.upstream = grad.const_data_ptr();
+  args.upstream_stride = kind == Reduction::kNone ? 1 : 0;
   args.num_terms = kind == Reduction::kMean ? num_terms.const_data_ptr() : nullptr;
 
   // The temperature's gradient is a row-wise dot of either side's gradient.

@@ -302,11 +302,7 @@ void loss_as(const LossArgs& args) {
   for (int64_t row = 0; row < rows; ++row) {
     const AnchorLoss<T> term =
         anchor_loss(load_statistics(statistics, rows, row), args.config, T(1 / temperature));
-    derivatives[kDSumPos * rows + row] = term.d.sum_pos;
-    derivatives[kDLsePos * rows + row] = term.d.lse_pos;
-    derivatives[kDLseW * rows + row] = term.d.lse_w;
-    derivatives[kDLseWn * rows + row] = term.d.lse_wn;
-    derivatives[kDScale * rows + row] = term.d_scale;
+    store_derivatives(derivatives, rows, row, term.d);
     sum += term.value;
     terms += term.is_term;
     if (args.reduction == Reduction::kNone) out[row] = term.value;
@@ -325,12 +321,12 @@ struct RowGradients {
     const int64_t rows = args.contrast.num_anchors;
     const T* statistics = static_cast<const T*>(args.statistics);
     const T* derivatives = static_cast<const T*>(args.derivatives);
-    const T* grad_loss = static_cast<const T*>(args.grad_loss);
+    const T* grad_loss = static_cast<const T*>(args.upstream);
     const T beta = static_cast<T>(args.contrast.beta);
     const T terms = args.num_terms != nullptr ? std::max(*static_cast<const T*>(args.num_terms), T(1)) : T(1);
     for (int64_t i = 0; i < order.size(); ++i) {
       const int64_t row = order.source[i];
-      const T factor = (grad_loss != nullptr ? grad_loss[row * args.grad_stride] : T(1)) * scale / terms;
+      const T factor = (grad_loss != nullptr ? grad_loss[row * args.upstream_stride] : T(1)) * scale / terms;
       arrays[0][i] = factor * derivatives[kDSumPos * rows + row];
       arrays[1][i] = factor * derivatives[kDLsePos * rows + row];
       arrays[2][i] = factor * derivatives[kDLseW * rows + row] * beta;
