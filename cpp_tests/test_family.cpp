@@ -105,7 +105,7 @@ TEST("reference/gradients are differences of losses") {
       for (auto [positives, negatives] : {std::pair{1, 1}, {3, 5}, {2, 0}, {0, 3}, {1, 40}}) {
         const Row row = draw_row(random, positives, negatives, 2.0);
         const auto a = reference::anchor(row.s, row.pairs, config, temperature);
-        if (config.detach_weights) continue;  // no function whose difference it were
+        if (config.detach_weights) continue;  // not the gradient of a function; see the next test
         const double h = 1e-6;
         for (size_t j = 0; j < row.s.size(); ++j) {
           Row up = row, down = row;
@@ -126,8 +126,8 @@ TEST("reference/gradients are differences of losses") {
   }
 }
 
-// With constant weights: differences of the loss in which w is frozen at the row's own logits.
-TEST("reference/detached weights are constants") {
+// With constant hardness weights: differences of a loss in which w is frozen at the row's own logits.
+TEST("reference/detached hardness weights are constants") {
   std::mt19937 random(2);
   for (double beta : {0.0, 0.5, 1.0, 2.0}) {
     const Row row = draw_row(random, 3, 7, 2.0);
@@ -174,15 +174,15 @@ TEST("reference/embedding gradients are differences") {
     if (variant == 3) p.views = p.key_views = 3;
     for (int i = 0; i < 18; ++i) p.anchors.push_back(normal(random));
     for (int i = 0; i < 27; ++i) p.keys.push_back(normal(random));
-    std::vector<double> weights;
-    for (int i = 0; i < 6; ++i) weights.push_back(normal(random));
+    std::vector<double> upstream;
+    for (int i = 0; i < 6; ++i) upstream.push_back(normal(random));
     auto total = [&](const reference::Problem& q) {
       double sum = 0;
-      const auto r = reference::evaluate(q, weights);
-      for (size_t i = 0; i < r.anchors.size(); ++i) sum += weights[i] * r.anchors[i].loss;
+      const auto r = reference::evaluate(q, upstream);
+      for (size_t i = 0; i < r.anchors.size(); ++i) sum += upstream[i] * r.anchors[i].loss;
       return sum;
     };
-    const auto r = reference::evaluate(p, weights);
+    const auto r = reference::evaluate(p, upstream);
     auto slope = [&](auto&& change) {
       reference::Problem up = p, down = p;
       change(up, 1e-6);

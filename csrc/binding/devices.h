@@ -1,0 +1,18 @@
+// Which backend computes on which device.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "backend.h"
+
+namespace clce::binding {
+
+// A backend's functions, and the stream to give them.
+struct BackendOnStream : Backend {
+  void* stream;
+};
+
+// The backend of the tensor's device, on that device's current stream.
+BackendOnStream backend_for(const at::Tensor& tensor);
+
+}  // namespace clce::binding
