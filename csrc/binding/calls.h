@@ -1,6 +1,8 @@
 // One call of each of a backend's functions: tensors in, new tensors out.
 #pragma once
 
+#include <utility>
+
 #include "binding/checks.h"
 #include "binding/devices.h"
 

@@ -16,7 +16,7 @@ struct Entry {
   void* (*current_stream)(at::Device device);
 };
 
-// The devices that this build computes on.
+// The devices that this build has kernels for.
 const Entry kDevices[] = {
     {at::kCPU, cpu::kBackend, [](at::Device) -> void* { return nullptr; }},
 #if defined(CLCE_CUDA)

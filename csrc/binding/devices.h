@@ -2,10 +2,15 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceType.h>
 
 #include "backend.h"
 
 namespace clce::binding {
+
+// The kinds of device that the ops are registered for. CUDA is among them in builds without its kernels too,
+// so that backend_for() can say what is missing.
+inline constexpr at::DeviceType kDeviceTypes[] = {at::kCPU, at::kCUDA};
 
 // A backend's functions, and the stream to give them.
 struct BackendOnStream : Backend {

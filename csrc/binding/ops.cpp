@@ -193,14 +193,13 @@ std::tuple<Tensor, Tensor> statistics_backward_op(
   return {gradients.danchors, gradients.dkeys};
 }
 
-// Declares an op and what runs it. One function serves every device, as backend_for() looks at the tensors;
-// CUDA is among them in builds without its kernels too, for the sake of backend_for()'s message.
+// Declares an op and what runs it: one function on every device, as backend_for() looks at the tensors.
 template <class Function>
 void define(torch::Library& library, const char* schema, Function* function) {
   library.def(schema);
   const std::string name(schema, std::strcspn(schema, "("));
-  for (const at::DeviceType device : {at::kCPU, at::kCUDA}) {
-    library.impl(name.c_str(), torch::dispatch(device, function));
+  for (const at::DeviceType type : kDeviceTypes) {
+    library.impl(name.c_str(), torch::dispatch(type, function));
   }
 }
 

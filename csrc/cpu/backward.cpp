@@ -49,7 +49,7 @@ class AnchorCoefficients {
   }
 
  private:
-  RowArrays<T, 10> arrays_;
+  RowArrays<T, 10> arrays_;  // in the order of Coefficients
 };
 
 template <class T>

@@ -29,6 +29,7 @@ double temperature_of(const Args& args) {
   return args.temperature_ptr != nullptr ? *static_cast<const T*>(args.temperature_ptr) : args.temperature;
 }
 
+// In the accumulation type T. `args` must outlive it.
 template <class T>
 class Contrast {
  public:

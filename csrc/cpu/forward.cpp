@@ -25,7 +25,7 @@ void count_pairs(const Contrast<T>& c, int64_t row, PartialSums<double>& sums) {
   sums.n_neg = static_cast<double>(c.key_order().size() - has_self) - sums.n_pos;
 }
 
-// In both functions the sums over tiles are kept in double: a row of a large batch has thousands of tiles.
+// Both functions below keep the sums over tiles in double: a row of a large batch has thousands of tiles.
 template <class T>
 void add_bounded(const Contrast<T>& c, std::vector<PartialSums<double>>& sums) {
   const auto arrays_of = [](RowArrays<T, 4>& arrays) {

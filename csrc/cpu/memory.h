@@ -3,7 +3,6 @@
 
 #include <c10/core/CPUAllocator.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -22,13 +21,12 @@ class Buffer {
   c10::DataPtr memory_;
 };
 
-// A few arrays of one number per row, in one piece of memory.
+// A few arrays of one number per row, zero at first, in one piece of memory.
 template <class T, int kArrays>
 class RowArrays {
  public:
-  explicit RowArrays(int64_t rows, T value = 0) : rows_(rows), memory_(kArrays * rows, value) {}
+  explicit RowArrays(int64_t rows) : rows_(rows), memory_(kArrays * rows, T(0)) {}
   T* operator[](int array) { return memory_.data() + array * rows_; }
-  void fill(int array, T value) { std::fill_n((*this)[array], rows_, value); }
 
  private:
   int64_t rows_;

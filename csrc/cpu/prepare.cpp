@@ -14,7 +14,7 @@
 namespace clce::cpu {
 namespace {
 
-constexpr int64_t kGrain = 32;  // rows a thread takes at least
+constexpr int64_t kGrain = 32;  // a thread takes so many rows at least
 
 // The sum of body(0), ..., body(count - 1).
 template <class Acc, class Body>

@@ -14,7 +14,7 @@
 namespace clce::cpu {
 namespace {
 
-constexpr int64_t kGrain = 64;  // rows a thread takes at least
+constexpr int64_t kGrain = 64;  // a thread takes so many rows at least
 
 template <class In, class T>
 void gather_as(const Order& order, const In* in, int64_t stride, T* out) {

@@ -91,7 +91,7 @@ CLCE_HD T minus_infinity() {
   return T(-INFINITY);
 }
 
-// Folds `from` into `into`; exact up to rounding for disjoint key sets, in a fixed order.
+// Adds the sums over one set of keys to those over another set that shares no key with it.
 template <class T>
 CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
   into.sum_pos += from.sum_pos;
@@ -151,7 +151,7 @@ CLCE_HD Statistics<T> finalize(const PartialSums<T>& sums, T beta) {
   return out;
 }
 
-// Sums kept in double, statistics in T.
+// Statistics in double, rounded to T: the low parts take up what rounding takes from the logarithms.
 template <class T>
 CLCE_HD Statistics<T> rounded(const Statistics<double>& s) {
   const auto low = [](double value) { return std::isfinite(value) ? T(value - double(T(value))) : T(0); };
