@@ -4,7 +4,7 @@
     python -m bench.scaling_model --measure 3         the same formulas against gloo processes on this machine
 
 The byte counts are exact and are checked against real runs. Times are *predictions* for hardware with
-the figures of ``Hardware``, by a simulation of the two schedules of clce_ext/distributed.py; nothing here has
+the figures of ``Hardware``, by a simulation of the two schedules of clce_ext/distributed; nothing here has
 been timed on a GPU.
 """
 
@@ -18,7 +18,7 @@ ACC_BYTES = 4  # gradients and statistics of float32, bfloat16 and float16 embed
 LABEL_BYTES = 8
 TERMS_BYTES = 2 * 8  # loss and number of terms, float64
 GRAD_LOSS_BYTES = 8
-AGREEMENT_BYTES = 5 * 8  # what ranks tell each other first
+AGREEMENT_BYTES = 4 * 8  # what ranks tell each other first
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Times:
 
 
 def simulate(step: Step, way: str, hardware: Hardware) -> Times:
-    """The schedules of clce_ext/distributed.py on one rank, all ranks being alike."""
+    """The schedules of clce_ext/distributed on one rank, all ranks being alike."""
     seconds = {name: count / hardware.flops for name, count in step.flops().items()}
     launch, others, link = hardware.launch_s, step.ranks - 1, _Link(hardware)
 

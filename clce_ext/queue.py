@@ -5,18 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clce_ext.distributed.ranks import gather_rows, refuse
+from clce_ext.labels import IGNORED, UNLABELLED
+
 __all__ = ["EmbeddingQueue"]
-
-# The class of entries enqueued without labels, which is nobody else's.
-_UNLABELLED = torch.iinfo(torch.int64).min
-# The class of entries that are not filled or were enqueued to be ignored, whatever the loss's ignore_index.
-_IGNORED = _UNLABELLED + 1
-
-
-def own_class_labels(images: int, ignore_index: int, device: torch.device, rank: int = 0) -> Tensor:
-    """[images] labels, each image its own class: unlike another rank's, a queue's, and ignore_index."""
-    labels = torch.arange(images, device=device) + (rank << 40)
-    return labels if ignore_index < 0 else ~labels
 
 
 class EmbeddingQueue(nn.Module):
@@ -66,7 +58,7 @@ class EmbeddingQueue(nn.Module):
             raise ValueError(f"size and dim must be at least 1, got size={size}, dim={dim}")
         self.ignore_index = ignore_index
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer("classes", torch.full((size,), _IGNORED, dtype=torch.int64, device=device))
+        self.register_buffer("classes", torch.full((size,), IGNORED, dtype=torch.int64, device=device))
         # Of all entries ever enqueued; a tensor, so that enqueue never waits for the device.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self.embeddings: Tensor
@@ -76,7 +68,7 @@ class EmbeddingQueue(nn.Module):
     @property
     def labels(self) -> Tensor:
         """[size] int64; a copy, which a loss may keep for its backward while the queue moves on."""
-        return self.classes.masked_fill(self.classes == _IGNORED, self.ignore_index)
+        return self.classes.masked_fill(self.classes == IGNORED, self.ignore_index)
 
     def __len__(self) -> int:
         """Entries filled so far, at most ``size`` (waits for the device)."""
@@ -100,8 +92,6 @@ class EmbeddingQueue(nn.Module):
             RuntimeError: with gather, a rank that died or did not call in the process group's time.
         """
         if gather:
-            from clce_ext.distributed import gather_rows, refuse
-
             call = "EmbeddingQueue.enqueue(gather=True)"
             try:
                 own = self._rows(embeddings, labels)
@@ -130,14 +120,14 @@ class EmbeddingQueue(nn.Module):
         images = embeddings.shape[0]
         views = embeddings.shape[1] if embeddings.dim() == 3 else 1
         if labels is None:
-            labels = torch.full((images,), _UNLABELLED, dtype=torch.int64, device=self.classes.device)
+            labels = torch.full((images,), UNLABELLED, dtype=torch.int64, device=self.classes.device)
         elif labels.shape != (images,):
             raise ValueError(f"labels must have shape [{images}], got {tuple(labels.shape)}")
         elif labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers (class indices), got {labels.dtype}")
         rows = embeddings.detach().reshape(-1, dim).to(self.embeddings)
         labels = labels.to(self.classes).repeat_interleave(views)
-        return rows, labels.masked_fill(labels == self.ignore_index, _IGNORED)
+        return rows, labels.masked_fill(labels == self.ignore_index, IGNORED)
 
     def as_keys(self, like: Tensor, labelled: bool, ignore_index: int) -> tuple[Tensor, Tensor]:
         """Keys [size, dim] and labels [size] for a loss on embeddings ``like`` [M, dim].
@@ -161,7 +151,7 @@ class EmbeddingQueue(nn.Module):
             )
         labels = self.labels
         if not labelled:
-            labels = labels.masked_fill(labels != ignore_index, _UNLABELLED)
+            labels = labels.masked_fill(labels != ignore_index, UNLABELLED)
         return self.embeddings.to(like.dtype), labels
 
     def extra_repr(self) -> str:

@@ -205,6 +205,12 @@ std::tuple<Tensor, Tensor> run_backward(const Backend& backend, BackwardArgs& ar
   return {danchors, dkeys};
 }
 
+// The gradient of the temperature t. `by_logits` is sum_i z_i . dz_i of one side's embeddings, which is the
+// gradient of 1 / t through the logits, divided by t; `by_scale` is what the loss takes from 1 / t directly.
+Tensor temperature_gradient(const Tensor& by_logits, const Tensor& by_scale, const Tensor& t) {
+  return -(by_logits + by_scale / t) / t;
+}
+
 // ---- the whole loss ----
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss(
@@ -274,15 +280,13 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward(
   }
   Tensor dtemperature = at::empty({0}, acc);
   if (need_temperature) {
-    // d(1/t) = t sum_i z_i . dz_i (one side's), so dt = -(sum_i z_i . dz_i) / t; and what the loss takes
-    // from 1/t directly.
     Tensor by_logits = (keys_give_dots ? key_dots : dots).sum(at::kDouble).to(acc.dtype());
     if (args.contrast.symmetric) by_logits = by_logits / 2;
     Tensor weights = kind == Reduction::kMean ? grad / num_terms.clamp_min(1) : grad;
-    const Tensor by_floor = (derivatives.select(0, kDScale) * weights).sum();
+    const Tensor by_scale = (derivatives.select(0, kDScale) * weights).sum();
     const Tensor t =
         inputs.temperature.has_value() ? inputs.temperature->reshape({}) : at::full({}, temperature, acc);
-    dtemperature = -(by_logits + by_floor / t) / t;
+    dtemperature = temperature_gradient(by_logits, by_scale, t);
   }
   return {dx, dk, dtemperature};
 }
@@ -416,6 +420,7 @@ TORCH_LIBRARY(clce_ext, m) {
       "Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset, float "
       "beta, "
       "bool normalized, int ignore_index, bool need_anchors, bool need_keys) -> (Tensor dz, Tensor dkeys)");
+  m.def("temperature_gradient(Tensor by_logits, Tensor by_scale, Tensor temperature) -> Tensor");
 }
 
 // The same functions serve both devices: backend_for() looks at the tensors.
@@ -432,5 +437,9 @@ TORCH_LIBRARY(clce_ext, m) {
   }
 CLCE_IMPLEMENT(CPU)
 CLCE_IMPLEMENT(CUDA)
+// Made of torch's own operations: any device.
+TORCH_LIBRARY_IMPL(clce_ext, CompositeExplicitAutograd, m) {
+  m.impl("temperature_gradient", temperature_gradient);
+}
 
 }  // namespace clce::binding
