@@ -238,8 +238,8 @@ def _gradients(
     if need_temperature:
         t = saved.temperature_tensor.detach()
         by_scale = Derivatives(*derivatives).scale.sum(dtype=torch.float64)
-        by_logits = _dot(saved.z, dz) - keys_side
-        dtemperature = _ops.temperature_gradient(by_logits, by_scale, t.double().reshape(()))
+        dots = _dot(saved.z, dz) - keys_side
+        dtemperature = _ops.temperature_gradient(dots, by_scale, False, t.double().reshape(()))
         dtemperature = dtemperature.to(t.dtype).reshape(t.shape)
     returned = transport.own_gradient(setting.sizes[setting.ranks.rank])
     if returned is not None:

@@ -205,9 +205,11 @@ std::tuple<Tensor, Tensor> run_backward(const Backend& backend, BackwardArgs& ar
   return {danchors, dkeys};
 }
 
-// The gradient of the temperature t. `by_logits` is sum_i z_i . dz_i of one side's embeddings, which is the
-// gradient of 1 / t through the logits, divided by t; `by_scale` is what the loss takes from 1 / t directly.
-Tensor temperature_gradient(const Tensor& by_logits, const Tensor& by_scale, const Tensor& t) {
+// By the temperature t. Through the logits: d(1/t) = t sum_i z_i . dz_i over the rows of one side, and d(1/t)
+// is -dt / t^2. `dots` are those products; `by_scale` is what the loss takes from 1/t directly.
+Tensor temperature_gradient(const Tensor& dots, const Tensor& by_scale, bool symmetric, const Tensor& t) {
+  Tensor by_logits = dots.sum(at::kDouble).to(by_scale.scalar_type());
+  if (symmetric) by_logits = by_logits / 2;  // dz holds both sides' gradient
   return -(by_logits + by_scale / t) / t;
 }
 
@@ -280,13 +282,12 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward(
   }
   Tensor dtemperature = at::empty({0}, acc);
   if (need_temperature) {
-    Tensor by_logits = (keys_give_dots ? key_dots : dots).sum(at::kDouble).to(acc.dtype());
-    if (args.contrast.symmetric) by_logits = by_logits / 2;
     Tensor weights = kind == Reduction::kMean ? grad / num_terms.clamp_min(1) : grad;
     const Tensor by_scale = (derivatives.select(0, kDScale) * weights).sum();
     const Tensor t =
         inputs.temperature.has_value() ? inputs.temperature->reshape({}) : at::full({}, temperature, acc);
-    dtemperature = temperature_gradient(by_logits, by_scale, t);
+    dtemperature =
+        temperature_gradient(keys_give_dots ? key_dots : dots, by_scale, args.contrast.symmetric, t);
   }
   return {dx, dk, dtemperature};
 }
@@ -420,7 +421,7 @@ TORCH_LIBRARY(clce_ext, m) {
       "Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset, float "
       "beta, "
       "bool normalized, int ignore_index, bool need_anchors, bool need_keys) -> (Tensor dz, Tensor dkeys)");
-  m.def("temperature_gradient(Tensor by_logits, Tensor by_scale, Tensor temperature) -> Tensor");
+  m.def("temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor");
 }
 
 // The same functions serve both devices: backend_for() looks at the tensors.
