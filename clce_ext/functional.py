@@ -137,14 +137,15 @@ def hard_negative_contrastive_loss(
         key_labels: [N] integers, with keys.
         key_offset: the anchors are ``keys[key_offset : key_offset + B]``, and each one's own key is left
             out. None: keys are other images.
-        temperature: tau > 0, a float or a tensor of one element that may require grad. On CUDA a tensor
-            is not read by the host, so its sign is not checked and the general (slower) path is taken.
+        temperature: tau > 0, a float or a tensor of one element that may require grad. The host does not
+            read a tensor on CUDA: its sign is not checked, and the logits are taken for unbounded, which is
+            slower.
         beta: hardness, >= 0; 0 weighs all negatives alike.
-        summation: the mean over positives "in" or "out"side the logarithm.
+        summation: the mean over positives inside ("in") or outside ("out") the logarithm.
         denominator: "all" keys or "negatives" only (decoupled).
         debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
             max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)).
-        detach_weights: take w for a constant in the gradient.
+        detach_weights: take the hardness weights w for constants in the gradient.
         normalize: divide rows by max(length, 1e-12) first, as torch.nn.functional.normalize.
         ignore_index: images with this label are neither anchors nor keys.
         reduction: "mean" over the anchors that have a loss term, "sum", or "none" for all B * V of them.
@@ -217,7 +218,10 @@ def _cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies and their number (or weight); a mean of none would be 0 / 0."""
+    """The sum of the cross-entropies, and their number or the sum of their class weights.
+
+    Not their quotient: for no images that would be 0 / 0.
+    """
     if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clce_ext.arguments import DEFAULTS
 from clce_ext.distributed.ranks import gather_rows, refuse
 from clce_ext.labels import IGNORED, UNLABELLED
 
@@ -16,20 +17,19 @@ class EmbeddingQueue(nn.Module):
 
     ``embeddings`` [size, dim] and ``labels`` [size] int64 hold them in no particular order. Shapes never
     change: rows that are not filled yet are zero and labelled ``ignore_index``, which the losses leave
-    out. An entry that is overwritten takes its label along. Both are buffers (``labels``, with a mark of its
-    own in the place of ``ignore_index``, of the name ``classes``): they move with ``.to()`` and are in the
-    state dict.
+    out. Overwriting an entry overwrites its label too. The buffers, which move with ``.to()`` and are in the
+    state dict, are ``embeddings`` and ``classes``: the labels, with a mark of its own for what is ignored.
 
-    Two ways to use it::
+    It can stand beside the batch, or alone::
 
         loss = criterion(z, y, queue=queue)                                     # batch and queue are keys
         loss = criterion(z, y, keys=queue.embeddings, key_labels=queue.labels)  # the queue alone is
         queue.enqueue(z, y)                                                     # before or after backward
 
-    Across ranks (``distributed="gather"`` or ``"ring"``), ``queue=`` does not travel: each rank's anchors
-    see their own rank's queue. With ``enqueue(..., gather=True)`` on every rank all queues are equal, and the
-    loss is that of one process with the whole batch and one queue. ``keys=`` on the other hand is every
-    rank's share of the keys: queues filled without ``gather`` then make one bank of W times the size.
+    Across ranks (``distributed="gather"`` or ``"ring"``), what is given as ``queue=`` stays on its rank: each
+    rank's anchors see their own rank's queue. With ``enqueue(..., gather=True)`` on every rank all queues are
+    equal, and the loss is that of one process with the whole batch and one queue. ``keys=`` on the other hand
+    is every rank's share of the keys: queues filled without ``gather`` then make one bank, W times as large.
 
     DistributedDataParallel copies rank 0's buffers to all ranks. That suits equal queues; one that is
     filled without ``gather`` must stay outside the wrapped model (or ``broadcast_buffers=False``).
@@ -49,7 +49,7 @@ class EmbeddingQueue(nn.Module):
         size: int,
         dim: int,
         *,
-        ignore_index: int = -100,
+        ignore_index: int = DEFAULTS.ignore_index,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
