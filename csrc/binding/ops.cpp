@@ -251,6 +251,9 @@ TORCH_LIBRARY(clce_ext, library) {
       "float beta, bool normalized, int ignore_index, bool need_anchors, bool need_keys)"
       " -> (Tensor dz, Tensor dkeys)",
       statistics_backward_op);
+  // Made of torch's own operations: any device.
+  library.def("temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor",
+              torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, temperature_gradient));
 }
 
 }  // namespace clce::binding
