@@ -10,9 +10,11 @@ from timm.models.beit import Beit
 from torch import nn
 
 from clce_ext import CLCELoss, LaCViTLoss, SCHaNeLoss
-from clce_ext.train import checkpoint, models, objectives
+from clce_ext.train import checkpoint, models
 from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.stages import Stage
+from clce_ext.train.stages import stages as stages_of
 
 
 def create(name="beit_tiny_digits", classes=7, projection=False, **options) -> models.FineTuner:
@@ -176,8 +178,8 @@ def test_parameter_groups_cover_what_is_trained():
 # Objectives
 
 
-def stages(**options) -> list[objectives.Stage]:
-    return objectives.stages(TrainConfig.from_dict(options))
+def stages(**options) -> list[Stage]:
+    return stages_of(TrainConfig.from_dict(options))
 
 
 def test_stages_add_up_to_the_epochs():

@@ -21,9 +21,10 @@ from safetensors.torch import load_file
 from clce_ext.train import compare, evaluate
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
-from clce_ext.train.config import OBJECTIVES, TrainConfig, read_yaml
+from clce_ext.train.config import TrainConfig, read_yaml
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.loop import train
+from clce_ext.train.objectives import OBJECTIVES
 
 from .training import QUICK, command_line, quick_config, results, rows, without_times, write_digit_images
 
@@ -473,7 +474,7 @@ def test_compare(tmp_path, monkeypatch):
     }
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
-    # Again: nothing is trained, the report is made anew.
+    # Again: nothing is trained, the report is made again.
     (tmp_path / "report.html").unlink()
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
@@ -527,8 +528,8 @@ def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, way", [("ce", "none"), ("clce", "gather")])
-def test_torchrun_matches_one_process(tmp_path, objective, way):
+@pytest.mark.parametrize("objective, distributed_loss", [("ce", "none"), ("clce", "gather")])
+def test_torchrun_matches_one_process(tmp_path, objective, distributed_loss):
     """Two processes of 10 images are one of 20, the contrast included."""
     options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
     train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
@@ -542,7 +543,11 @@ def test_torchrun_matches_one_process(tmp_path, objective, way):
         "--master-port",
         str(port),
     ]
-    command += ["-m", "clce_ext.train", *command_line(options | {"batch_size": 10, "distributed_loss": way})]
+    command += [
+        "-m",
+        "clce_ext.train",
+        *command_line(options | {"batch_size": 10, "distributed_loss": distributed_loss}),
+    ]
     command += ["--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import OBJECTIVES, TrainConfig, add_options, read_yaml
+from .config import TrainConfig, add_options, read_yaml
 from .errors import TrainingError, run_command
+from .objectives import OBJECTIVES
 
 _OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
-the same command again goes on where it was interrupted, and makes the report anew.
+the same command again goes on where it was interrupted, and makes the report again.
 
 example:
   clce-compare --data digits --shots 10 --objectives ce supcon schane clce --seeds 0 1 2 --output runs/compare
@@ -59,6 +60,7 @@ def compare(
     options: dict[str, Any], objectives: Sequence[str], seeds: Sequence[int], baseline: str, output: Path
 ) -> Path:
     """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
+    from .checkpoint import read_classes
     from .report import write_comparison_report
 
     configs = {
@@ -79,7 +81,7 @@ def compare(
     _train_all(configs)
     runs = {o: [_record(configs[o, s]) for s in seeds] for o in objectives}
     _write_csv(output / "results.csv", runs)
-    classes = _classes(configs[objectives[0], seeds[0]])
+    classes = read_classes(_folder(output, objectives[0], seeds[0]))
     path = output / "report.html"
     write_comparison_report(path, configs[objectives[0], seeds[0]], runs, classes, baseline)
     return path
@@ -123,13 +125,6 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
             for row in csv.DictReader(file)
         ]
-
-
-def _classes(config: TrainConfig) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(Path(config.output) / "model.safetensors", "pt") as file:
-        return json.loads(file.metadata()["classes"])
 
 
 def _write_csv(path: Path, runs: dict[str, list[Any]]) -> None:

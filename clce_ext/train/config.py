@@ -6,15 +6,18 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from .errors import TrainingError
+from .objectives import OBJECTIVES, Objective
 
-OBJECTIVES = ("ce", "supcon", "lacvit", "schane", "clce")
+
+def _objectives(having: Callable[[Objective], object]) -> str:
+    return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
 
 
 def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
@@ -58,16 +61,32 @@ class TrainConfig:
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     drop: float = option(0.0, "dropout before the classifier")
     drop_path: float = option(0.0, "stochastic depth")
-    projection_dim: int = option(128, "outputs of the projection head (supcon, lacvit)")
+    projection_dim: int = option(
+        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})"
+    )
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
-    objective: str = option("clce", "what to minimise", OBJECTIVES)
+    objective: str = option(
+        "clce",
+        "what to minimise: " + "; ".join(f"{o.name}, {o.summary}" for o in OBJECTIVES.values()),
+        OBJECTIVES,
+    )
     weight: float = option(0.9, "clce: lambda, the share of the contrastive half")
-    temperature: float | None = option(None, "tau of the contrastive loss (default: the loss's own)")
-    beta: float | None = option(None, "hardness of the negatives' weights in schane and clce (default: 1)")
+    temperature: float | None = option(
+        None,
+        "tau of the contrastive loss (default: "
+        + ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
+        + ")",
+    )
+    beta: float | None = option(
+        None,
+        f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
+    )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
-    views: int | None = option(None, "augmented views per image (default: 2 for supcon and lacvit, else 1)")
+    views: int | None = option(
+        None, f"augmented views per image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)"
+    )
     mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce")
     cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce")
     mix_prob: float = option(1.0, "probability of mixing a batch")
@@ -176,7 +195,7 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} must be a multiple of --images-per-class "
                 f"{self.images_per_class}"
             )
-        if self.two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
+        if OBJECTIVES[self.objective].two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
             raise TrainingError(
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
                 f"got {self.resolved_head_epochs} of {self.epochs}"
@@ -184,16 +203,17 @@ class TrainConfig:
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise TrainingError(f"mixup and CutMix need an even --batch-size, got {self.batch_size}")
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
-            raise TrainingError("mixup and CutMix mix single views: use --views 1 with ce, schane or clce")
+            single = _objectives(lambda o: o.views == 1)
+            raise TrainingError(f"mixup and CutMix mix single views: use --views 1 with one of {single}")
 
     @property
-    def two_stage(self) -> bool:
-        """A contrastive stage, then a stage that trains the head."""
-        return self.objective in ("supcon", "lacvit", "schane")
+    def data_is_folder(self) -> bool:
+        """Whether ``data`` is a directory, not the name of a data set."""
+        return self.data != "digits" and ":" not in self.data and not self.data.lower().startswith("hfds/")
 
     @property
     def resolved_views(self) -> int:
-        return self.views or (2 if self.objective in ("supcon", "lacvit") else 1)
+        return self.views or OBJECTIVES[self.objective].views
 
     @property
     def resolved_head_epochs(self) -> int:

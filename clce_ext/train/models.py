@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from .checkpoint import read_weights
 from .config import TrainConfig
-from .errors import TrainingError
+from .errors import TrainingError, first_line, listing
 
 default_cfgs = generate_default_cfgs(
     {
@@ -167,7 +166,7 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     except Exception as error:
         raise TrainingError(
             f"--model {config.model}: does not fall into embeddings and a classifier "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
@@ -194,7 +193,7 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
             raise TrainingError(f"--model {config.model}: {type(error).__name__}: {error}") from error
         raise TrainingError(
             f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
-            f"({type(error).__name__}: {_first_line(error)}). On a machine without the network, save them "
+            f"({type(error).__name__}: {first_line(error)}). On a machine without the network, save them "
             "elsewhere "
             f"(timm.create_model({config.model!r}, pretrained=True), then safetensors.torch.save_file of its "
             "state_dict()) and pass --checkpoint FILE"
@@ -234,10 +233,10 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
         unknown = [k for k in state if k not in own]
         misshapen = [k for k in own if k in state and state[k].shape != own[k].shape]
     except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({_first_line(error)})") from error
+        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({first_line(error)})") from error
     if missing or unknown or misshapen:
-        parts = [f"missing {_some(missing)}"] if missing else []
-        parts += [f"unknown {_some(unknown)}"] if unknown else []
+        parts = [f"missing {listing(missing, 4)}"] if missing else []
+        parts += [f"unknown {listing(unknown, 4)}"] if unknown else []
         parts += [
             f"{k} is {list(state[k].shape)}, the model's is {list(own[k].shape)}" for k in misshapen[:3]
         ]
@@ -277,11 +276,3 @@ def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:
     if config.image_size:
         resolved["input_size"] = (3, config.image_size, config.image_size)
     return resolved
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLORS = {"ce": "#5b6770", "supcon": "#0b8a8f", "lacvit": "#d98200", "schane": "#7b3fa0", "clce": "#d0253f"}
+from .objectives import OBJECTIVES
+
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
     "svg.hashsalt": "clce_ext",  # the same bytes every time
@@ -41,7 +42,7 @@ _RASTER_FROM = 3000  # points; more would make the page heavy
 
 
 def color(objective: str) -> str:
-    return COLORS.get(objective, "#2b6cb0")
+    return OBJECTIVES[objective].color
 
 
 def learning_curves(

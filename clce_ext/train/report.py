@@ -103,7 +103,7 @@ def write_run_report(
     ]
     top1, images = 100 * results["top1"], results["val_images"]
     lead = f"Top-1 {top1:.2f} % on {images} images after {results['epochs']} epochs."
-    title = f"{config.objective} on {_data_name(config.data)}"
+    title = f"{config.objective} on {_data_name(config)}"
     write_text(folder / "report.html", _page(title, lead, config, parts))
 
 
@@ -125,7 +125,7 @@ def write_comparison_report(
         _options("Options shared by the runs", config.dump()),
     ]
     first = next(iter(runs.values()))[0].results
-    title = f"{' · '.join(runs)} on {_data_name(config.data)}"
+    title = f"{' · '.join(runs)} on {_data_name(config)}"
     lead = (
         f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {first['epochs']} epochs "
         f"each on {first['train_images']} training images; judged on {first['val_images']} others."
@@ -318,8 +318,8 @@ def _grid(figures: Sequence[str | None]) -> str:
     return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
 
 
-def _data_name(data: str) -> str:
-    return data if data == "digits" or ":" in data or data.lower().startswith("hfds/") else Path(data).name
+def _data_name(config: TrainConfig) -> str:
+    return Path(config.data).name if config.data_is_folder else config.data
 
 
 def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> str:
