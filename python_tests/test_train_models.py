@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -10,9 +12,11 @@ from timm.models.beit import Beit
 from torch import nn
 
 from clce_ext import CLCELoss, LaCViTLoss, SCHaNeLoss
-from clce_ext.train import checkpoint, models
+from clce_ext.train import checkpoint, models, plots
+from clce_ext.train.cli import parse
 from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.objectives import OBJECTIVES
 from clce_ext.train.stages import Stage
 from clce_ext.train.stages import stages as stages_of
 
@@ -224,6 +228,22 @@ def test_soft_targets_feed_the_cross_entropy_half():
     assert torch.equal(found, wanted)
     # Mixing labels with their partner's dominant class moves the contrastive half too.
     assert not torch.equal(clce.criterion(logits, z, labels, targets=0.2 * hard + 0.8 * hard.flip(0)), found)
+
+
+def test_an_objective_says_everything_about_itself(capsys):
+    """Choices, help, colours, stages and the docs agree with its record."""
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    for name, record in OBJECTIVES.items():
+        assert record.name == name and plots.color(name) == record.color
+        assert f"\n| `{name}` |" in docs
+        assert record.summary in help_text
+        first, *others = stages(objective=name)
+        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, record.soft_targets)
+        assert len(others) == record.two_stage
+    assert len({record.color for record in OBJECTIVES.values()}) == len(OBJECTIVES)
 
 
 def test_both_views_count_in_joint_stages():

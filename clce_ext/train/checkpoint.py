@@ -82,8 +82,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except Exception as error:  # safetensors, zip, pickle and the file system each raise their own
         raise TrainingError(
             f"{folder}: damaged checkpoint ({type(error).__name__}: {first_line(error)}); delete this "
-            "directory to "
-            "go on from the one before it"
+            "directory to go on from the one before it"
         ) from error
     return weights, training
 

@@ -67,9 +67,8 @@ class _Run:
         self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
         seed_all(config.seed)  # the same weights in every process
         self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
-        self.train_part = self.data.train.sample(
-            config.eval_images, config.seed
-        )  # the references of neighbours
+        # Embeddings are judged with these as references.
+        self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config)
         self.model = models.create_model(
             config, len(self.data.classes), OBJECTIVES[config.objective].projection
@@ -81,7 +80,6 @@ class _Run:
         self.position = Position()
         self.mean = Mean()  # of the losses of the current epoch
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
-        self.trainer: Trainer | None = None  # of the current stage
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
         if config.resume and checkpoint.checkpoints(folder):
             self._restore(checkpoint.checkpoints(folder)[-1])
@@ -104,7 +102,7 @@ class _Run:
                 self.records.close()
 
     def _train_stage(self, stage: Stage) -> None:
-        trainer = self.trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
+        trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
         if self.trainer_state is not None:
             trainer.restore(self.trainer_state)
             self.trainer_state = None

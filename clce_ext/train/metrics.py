@@ -168,8 +168,8 @@ def few_shot_episodes(
     if len(large) < ways or ways < 2:
         raise TrainingError(
             f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
-            f"{max(ways, 2)} classes "
-            f"of {shots + queries} images; {len(large)} of {len(members)} classes are large enough"
+            f"{max(ways, 2)} classes of {shots + queries} images; "
+            f"{len(large)} of {len(members)} classes are large enough"
         )
     generator = np.random.default_rng(seed)
     accuracy: dict[str, list[float]] = {"centroid": [], "logistic": []}

@@ -194,9 +194,8 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
         raise TrainingError(
             f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
             f"({type(error).__name__}: {first_line(error)}). On a machine without the network, save them "
-            "elsewhere "
-            f"(timm.create_model({config.model!r}, pretrained=True), then safetensors.torch.save_file of its "
-            "state_dict()) and pass --checkpoint FILE"
+            f"elsewhere (timm.create_model({config.model!r}, pretrained=True), then "
+            "safetensors.torch.save_file of its state_dict()) and pass --checkpoint FILE"
         ) from error
 
 

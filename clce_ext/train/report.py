@@ -138,18 +138,17 @@ def write_comparison_report(
 
 def _accuracy_section(runs: Mapping[str, list[RunRecord]]) -> str:
     names = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
-    note = (
-        "Percent, mean over seeds ± half of the 95 % interval (Student's t). "
+    unit = (
+        "Percent, mean over seeds ± half of the 95 % interval (Student's t)."
         if max(map(len, runs.values())) > 1
-        else "Percent. "
-    )
-    note += (
-        "Top-k is the trained classifier's; neighbours and centroids look only at the embeddings, with the "
-        "training "
-        "images as references."
+        else "Percent."
     )
     table = _table(runs, names, lambda v: f"{100 * v:.1f}", lambda v: f"{100 * v:.1f}", best=max)
-    return f"<h2>Accuracy</h2>{table}<p class=muted>{note}</p>"
+    note = _note(
+        f"{unit} Top-k is the trained classifier's; neighbours and centroids look only at the embeddings, "
+        "with the training images as references."
+    )
+    return _section("Accuracy", table, note)
 
 
 def _difference_section(runs: Mapping[str, list[RunRecord]], baseline: str) -> str:
@@ -163,14 +162,14 @@ def _difference_section(runs: Mapping[str, list[RunRecord]], baseline: str) -> s
         interval = metrics.confidence_interval(values)
         rows.append((name, values, interval.mean, interval.half_width))
         sentences.append(f"<li>{_verdict(name, baseline, interval)}</li>")
-    return (
-        "<h2>Paired differences</h2><div class=grid>"
-        f"<figure>{plots.differences(rows, baseline)}</figure><ul>{''.join(sentences)}</ul></div>"
-        "<p class=muted>Small dots are seeds: the same subset and the same order of images for both "
-        "objectives. Bars "
-        "are 95 % intervals of the mean difference; with a few seeds they are wide, and several objectives "
-        "are compared "
-        "without correction.</p>"
+    figure = f"<figure>{plots.differences(rows, baseline)}</figure>"
+    note = _note(
+        "Small dots are seeds: the same subset and the same order of images for both objectives. Bars are "
+        "95 % intervals of the mean difference; with a few seeds they are wide, and several objectives are "
+        "compared without correction."
+    )
+    return _section(
+        "Paired differences", f"<div class=grid>{figure}<ul>{''.join(sentences)}</ul></div>", note
     )
 
 
@@ -189,11 +188,11 @@ def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = Fal
     figures = [_curves(runs, column, title, 100.0, "%") for column, title in accuracies.items()]
     if with_losses:
         figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
-    note = (
+    note = _note(
         "Validation accuracy per epoch; thin lines are seeds. Objectives of two stages have a classifier "
         "only in the second one."
     )
-    return f"<h2>Learning curves</h2>{_grid(figures)}<p class=muted>{note}</p>"
+    return _section("Learning curves", _grid(figures), note)
 
 
 def _curves(
@@ -228,18 +227,27 @@ def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str
     seed = next(iter(shown.values())).seed
     table = _table(runs, GEOMETRY, lambda v: f"{v:.3f}", lambda v: f"{v:.3f}", best=None)
     return (
-        f"<h2>Embeddings</h2><p>Validation images, seed {seed}, {method} of the normalised embeddings. Only "
-        f"neighbourhoods mean something on such a map; distances across it do not.</p>{_grid(maps)}"
-        "<h2>Cosines within and between classes</h2><p>The further apart the two, the easier it is to tell "
-        "classes by "
-        f"the embedding alone.</p>{_grid(histograms)}<h2>Geometry</h2>{table}"
-        "<p class=muted>Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within "
-        "a class. "
-        "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, arXiv "
-        "2005.10242). "
-        "Isotropy: smallest over largest partition function along the principal directions (Mu &amp; "
-        "Viswanath, arXiv "
-        "1702.01417), 1 is isotropic. Embeddings normalised.</p>"
+        _section(
+            "Embeddings",
+            f"<p>Validation images, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
+            "mean something on such a map; distances across it do not.</p>",
+            _grid(maps),
+        )
+        + _section(
+            "Cosines within and between classes",
+            "<p>The further apart the two, the easier it is to tell classes by the embedding alone.</p>",
+            _grid(histograms),
+        )
+        + _section(
+            "Geometry",
+            table,
+            _note(
+                "Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within a class. "
+                "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, "
+                "arXiv 2005.10242). Isotropy: smallest over largest partition function along the principal "
+                "directions (Mu &amp; Viswanath, arXiv 1702.01417), 1 is isotropic. Embeddings normalised."
+            ),
+        )
     )
 
 
@@ -264,13 +272,11 @@ def _cost_section(runs: Mapping[str, list[RunRecord]]) -> str:
     for name, records in runs.items():
         interval = metrics.confidence_interval(np.array([r.results["seconds_per_epoch"] for r in records]))
         values[name] = (interval.mean, interval.half_width)
-    return (
-        "<h2>Cost</h2><div "
-        f"class=grid><figure>{plots.bars(values, 'Training time per epoch', 's')}</figure></div>"
-        "<p class=muted>Forward, backward and data loading on the machine of these runs, without "
-        "evaluation. Two views "
-        "double the images; a frozen backbone in the head stage makes its epochs cheap.</p>"
+    note = _note(
+        "Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
+        "double the images; a frozen backbone in the head stage makes its epochs cheap."
     )
+    return _section("Cost", _grid([plots.bars(values, "Training time per epoch", "s")]), note)
 
 
 def _options(title: str, text: str) -> str:
@@ -314,6 +320,14 @@ def _table(
     return f"<div class=scroll><table><tr><th></th>{head}</tr>{''.join(body)}</table></div>"
 
 
+def _section(title: str, *parts: str) -> str:
+    return f"<h2>{title}</h2>{''.join(parts)}"
+
+
+def _note(text: str) -> str:
+    return f"<p class=muted>{text}</p>"
+
+
 def _grid(figures: Sequence[str | None]) -> str:
     return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
 
@@ -329,7 +343,8 @@ def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> s
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><p "
-        f"class=muted>{html.escape(setting)}</p>"
-        f"{''.join(parts)}</body></html>\n"
+        f"<h1>{html.escape(title)}</h1>"
+        f"<p class=lead>{html.escape(lead)}</p>"
+        f"{_note(html.escape(setting))}{''.join(parts)}"
+        "</body></html>\n"
     )
