@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from timm.models.beit import Beit
 from torch import nn
 
-from clce_ext import CLCELoss, LaCViTLoss, SCHaNeLoss
+from clce_ext import CLCELoss, GradCache, LaCViTLoss, SCHaNeLoss
 from clce_ext.train import checkpoint, models, plots
 from clce_ext.train.cli import parse
 from clce_ext.train.config import TrainConfig
@@ -96,6 +96,42 @@ def test_weights_of_timm_load_and_grids_are_resized(tmp_path):
         larger = create(checkpoint=str(tmp_path / file), image_size=48).backbone
         assert larger.state_dict()[table].shape[0] > saved.state_dict()[table].shape[0]
         assert larger(torch.randn(1, 3, 48, 48)).shape == (1, 7)
+
+
+def test_batch_norm_rests_where_weights_were_given(tmp_path):
+    """Running statistics stay in every mode of training; scales and shifts receive gradients."""
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
+    given = {"image_size": 32, "checkpoint": str(tmp_path / "resnet.pth")}
+    images = torch.randn(6, 3, 32, 32)
+    for options, rests in (
+        (given, True),
+        (given | {"batch_norm": "train"}, False),
+        ({"image_size": 32}, False),
+        ({"image_size": 32, "batch_norm": "frozen"}, True),
+    ):
+        model = create("resnet10t", **options)
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        for mode in ("joint", "contrast"):
+            model.set_mode(mode)
+            model.train()
+            sum(output.square().sum() for output in model(images)).backward()
+        assert all(torch.equal(value, before[name]) for name, value in model.named_buffers()) == rests
+        norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert norms and all(layer.weight.grad is not None for layer in norms)
+
+
+def test_gradient_caching_is_exact_with_batch_norm_at_rest():
+    images, labels = torch.randn(8, 3, 32, 32), torch.tensor([0, 1, 2, 3] * 2)
+    criterion = CLCELoss()
+    gradients = {}
+    for batch_norm in ("frozen", "train"):
+        model = create("resnet10t", classes=4, image_size=32, batch_norm=batch_norm).double().train()
+        for size in (8, 3):
+            model.zero_grad()
+            GradCache(model, criterion, size)(images.double(), labels)
+            gradients[batch_norm, size] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.allclose(gradients["frozen", 8], gradients["frozen", 3], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(gradients["train", 8], gradients["train", 3], rtol=1e-2)
 
 
 def test_position_embeddings_are_resized(tmp_path):

@@ -86,6 +86,12 @@ class TrainConfig:
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
+    batch_norm: str | None = option(
+        None,
+        "BatchNorm's running statistics: frozen normalises by those of the given weights, train by each "
+        "batch's and updates them (default: frozen with --pretrained or --checkpoint, else train)",
+        choices=("frozen", "train"),
+    )
     projection_dim: int = option(
         128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})", _COUNT
     )
@@ -210,6 +216,15 @@ class TrainConfig:
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
         return self.data != "digits" and ":" not in self.data and not self.data.lower().startswith("hfds/")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the backbone starts from given weights."""
+        return self.pretrained or self.checkpoint is not None
+
+    @property
+    def resolved_batch_norm(self) -> str:
+        return self.batch_norm or ("frozen" if self.has_weights else "train")
 
     @property
     def resolved_views(self) -> int:

@@ -14,6 +14,7 @@ from timm.layers import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.beit import Beit, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoint import read_weights
 from .config import TrainConfig
@@ -81,13 +82,19 @@ class FineTuner(nn.Module):
     ``"contrast"``  (projections [B, P],), or the embeddings where there is no projection head
     ``"head"``      (logits,) with the backbone frozen: evaluation mode, no gradient
     ==============  ====================================================================================
+
+    With ``frozen_batch_norm`` BatchNorm normalises by its running statistics in training too, and leaves them
+    as they are; its scales and shifts are trained all the same.
     """
 
     MODES = ("joint", "logits", "contrast", "head")
 
-    def __init__(self, backbone: nn.Module, projection_dim: int | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, projection_dim: int | None = None, frozen_batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.frozen_batch_norm = frozen_batch_norm
         width = backbone.head_hidden_size if hasattr(backbone, "head_hidden_size") else backbone.num_features
         self.projection = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
@@ -112,6 +119,10 @@ class FineTuner(nn.Module):
         super().train(mode)
         if self.mode == "head":
             self.backbone.eval()
+        elif self.frozen_batch_norm:
+            for layer in self.backbone.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
         return self
 
     def embed(self, images: Tensor) -> Tensor:
@@ -161,7 +172,11 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
         raise TrainingError(f"--model {config.model}: has no single classifier layer to train")
     try:
-        model = FineTuner(backbone, config.projection_dim if with_projection else None)
+        model = FineTuner(
+            backbone,
+            config.projection_dim if with_projection else None,
+            frozen_batch_norm=config.resolved_batch_norm == "frozen",
+        )
         agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
     except Exception as error:
         raise TrainingError(
