@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,23 @@ def test_batch_norm_rests_where_weights_were_given(tmp_path):
         assert all(torch.equal(value, before[name]) for name, value in model.named_buffers()) == rests
         norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
         assert norms and all(layer.weight.grad is not None for layer in norms)
+
+
+@pytest.mark.parametrize("name", ["beit_tiny_digits", "resnet10t", "convnext_atto"])
+def test_a_new_classifier_on_given_weights_starts_at_zero(tmp_path, name):
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    size = {} if name == "beit_tiny_digits" else {"image_size": 32}
+    saved = timm.create_model(name, num_classes=11)
+    torch.save(saved.state_dict(), tmp_path / "eleven.pth")
+    headless = timm.create_model(name, num_classes=0)
+    torch.save(headless.state_dict(), tmp_path / "headless.pth")
+    for file in ("eleven.pth", "headless.pth"):
+        (logits,) = create(name, checkpoint=str(tmp_path / file), **size).eval()(images)[:1]
+        assert nn.functional.cross_entropy(logits, labels).item() == pytest.approx(math.log(7), abs=1e-6)
+    # A classifier that came with the weights is kept, and a model from scratch keeps timm's initialisation.
+    kept = create(name, classes=11, checkpoint=str(tmp_path / "eleven.pth"), **size).backbone
+    assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
+    assert create(name, **size).backbone.get_classifier().weight.any()
 
 
 def test_gradient_caching_is_exact_with_batch_norm_at_rest():

@@ -164,8 +164,9 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     if config.image_size:
         arguments["img_size"] = config.image_size
     backbone = _create_backbone(config, arguments)
+    has_classifier = config.pretrained and backbone.pretrained_cfg["num_classes"] == num_classes
     if config.checkpoint:
-        load_backbone(backbone, config.checkpoint, config.model)
+        has_classifier = load_backbone(backbone, config.checkpoint, config.model)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing()
     classifier = backbone.get_classifier()
@@ -185,7 +186,17 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
         ) from error
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
+    if config.has_weights and not has_classifier:
+        _start_at_zero(classifier)
     return model
+
+
+def _start_at_zero(classifier: nn.Module) -> None:
+    """All classes equally likely: a new classifier's random preferences would first have to be unlearned, and
+    their gradients would meanwhile pull at the given backbone."""
+    layer = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
@@ -225,9 +236,12 @@ def _gives_its_own_logits(model: FineTuner, input_size: tuple[int, int, int]) ->
     return same
 
 
-def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
+def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> bool:
     """Loads weights as timm does: position embeddings and relative-position tables are resized to the model's
-    grid, and a classifier of other classes is left out.
+    grid, and a classifier of another number of classes is left out.
+
+    Returns:
+        Whether the classifier was loaded too.
 
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
@@ -256,6 +270,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
         ]
         raise TrainingError(f"--checkpoint {path}: not weights of {name}: {'; '.join(parts)}")
     backbone.load_state_dict(state, strict=False)
+    return all(key in state for key in classifier)
 
 
 def _classifier_keys(backbone: nn.Module) -> list[str]:
