@@ -233,6 +233,29 @@ def test_parameter_groups_cover_what_is_trained():
     assert decays[id(model.backbone.head.weight)] == 0.05
 
 
+def test_the_classifier_may_have_its_own_learning_rate():
+    model = create()
+    classifier = set(model.backbone.get_classifier().parameters())
+    for decay in (None, 0.7):
+        groups = models.parameter_groups(model, 1e-4, 0.05, decay, classifier_lr=5e-4)
+        rates = {p: group["lr"] for group in groups for p in group["params"]}
+        assert len(rates) == sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+        assert {p for p, rate in rates.items() if rate == 5e-4} == classifier
+        assert set(rates.values()) == {1e-4, 5e-4}
+        assert {g["weight_decay"] for g in groups if "classifier" in g} == {0, 0.05}
+
+
+@pytest.mark.parametrize("objective", ["ce", "clce"])
+def test_the_classifiers_default_learning_rate(objective):
+    (scratch,) = stages(objective=objective, lr=1e-3)
+    (given,) = stages(objective=objective, lr=1e-3, checkpoint="weights.pth")
+    (chosen,) = stages(objective=objective, lr=1e-3, checkpoint="weights.pth", head_lr=2e-3)
+    assert [s.lr for s in (scratch, given, chosen)] == [1e-3] * 3
+    assert [s.classifier_lr for s in (scratch, given, chosen)] == pytest.approx([1e-3, 5e-3, 2e-3])
+    head = stages(objective="schane", lr=1e-3, head_lr=1e-2)[1]
+    assert head.lr == head.classifier_lr == 1e-2
+
+
 # Objectives
 
 

@@ -15,6 +15,9 @@ import yaml
 from .errors import TrainingError
 from .objectives import OBJECTIVES, Objective
 
+# A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
+NEW_CLASSIFIER_RATE = 5
+
 
 def _objectives(having: Callable[[Objective], object]) -> str:
     return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
@@ -140,7 +143,12 @@ class TrainConfig:
     )
     opt: str = option("adamw", "timm's optimizer")
     lr: float = option(5e-4, "learning rate", _POSITIVE)
-    head_lr: float | None = option(None, "learning rate of the head stage (default: --lr)")
+    head_lr: float | None = option(
+        None,
+        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
+        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
+        _POSITIVE,
+    )
     weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
     layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
@@ -225,6 +233,10 @@ class TrainConfig:
     @property
     def resolved_batch_norm(self) -> str:
         return self.batch_norm or ("frozen" if self.has_weights else "train")
+
+    @property
+    def resolved_head_lr(self) -> float:
+        return self.head_lr or self.lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
 
     @property
     def resolved_views(self) -> int:

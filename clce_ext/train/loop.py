@@ -159,7 +159,7 @@ class _Run:
         raise TrainingError(
             f"the loss is not finite ({values}) in stage {trainer.stage.name}, epoch "
             f"{self.position.epoch + 1}, step {self.position.step}, at learning rate "
-            f"{trainer.learning_rates[-1]:.3g}; the weights before this step are untouched in the last "
+            f"{trainer.learning_rate:.3g}; the weights before this step are untouched in the last "
             "checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or --amp bfloat16 or none "
             "in place of float16"
         )
@@ -174,7 +174,7 @@ class _Run:
             "stage": stage.name,
             "epoch": position.epoch,
             "step": position.step,
-            "lr": max(trainer.learning_rates),
+            "lr": trainer.learning_rate,
             **Mean.joined(self.group.gather(self.mean.sums)).values(),
             **(self._evaluate(trainer) if judged else {}),
             "seconds": round(position.epoch_seconds, 3),

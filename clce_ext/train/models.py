@@ -280,10 +280,17 @@ def _classifier_keys(backbone: nn.Module) -> list[str]:
 
 
 def parameter_groups(
-    model: FineTuner, lr: float, weight_decay: float, layer_decay: float | None
+    model: FineTuner,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None,
+    classifier_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """timm's groups of the backbone (no weight decay on biases, norms and what the model exempts; layer-wise
-    learning rates) and those of the projection head, of the parameters that require gradients."""
+    learning rates) and those of the projection head, of the parameters that require gradients.
+
+    A classifier with a learning rate of its own forms groups of its own, marked ``"classifier": True``.
+    """
     backbone = model.backbone
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
     if layer_decay is not None:
@@ -296,7 +303,21 @@ def parameter_groups(
         )
     if model.projection is not None:
         groups += timm.optim.param_groups_weight_decay(model.projection, weight_decay=weight_decay)
-    return [{"lr": lr, **group} for group in groups if group["params"]]
+    groups = [{"lr": lr, **group} for group in groups]
+    if classifier_lr is not None and classifier_lr != lr:
+        own = {id(p) for p in backbone.get_classifier().parameters()}
+        classifier = [
+            group
+            | {
+                "params": [p for p in group["params"] if id(p) in own],
+                "lr": classifier_lr,
+                "classifier": True,
+            }
+            for group in groups
+        ]
+        rest = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        groups = rest + classifier
+    return [group for group in groups if group["params"]]
 
 
 def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:

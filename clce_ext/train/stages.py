@@ -20,6 +20,7 @@ class Stage:
     epochs: int
     views: int
     lr: float
+    classifier_lr: float
     criterion: nn.Module
     mixing: bool  # mixup and CutMix apply
 
@@ -34,6 +35,7 @@ def stages(config: TrainConfig) -> list[Stage]:
         config.epochs - head_epochs,
         config.resolved_views,
         config.lr,
+        config.resolved_head_lr,
         _criterion(objective, config),
         mixing=objective.soft_targets,
     )
@@ -45,6 +47,7 @@ def stages(config: TrainConfig) -> list[Stage]:
         head_epochs,
         1,
         config.head_lr or config.lr,
+        config.resolved_head_lr,
         CrossEntropy(config.label_smoothing),
         mixing=True,
     )

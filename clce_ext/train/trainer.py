@@ -62,8 +62,10 @@ class Trainer:
         return self.model if self.averaged is None else self.averaged.module
 
     @property
-    def learning_rates(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+    def learning_rate(self) -> float:
+        """The largest of the backbone's, or the classifier's where it alone is trained."""
+        groups = self.optimizer.param_groups
+        return max(group["lr"] for group in [g for g in groups if "classifier" not in g] or groups)
 
     def gradients(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
         """Fills .grad for update ``step`` of the stage; returns the whole batch's loss and its halves.
@@ -120,7 +122,7 @@ class Trainer:
 
 
 def _optimizer(stage: Stage, model: FineTuner, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, stage.lr, config.weight_decay, config.layer_decay)
+    groups = parameter_groups(model, stage.lr, config.weight_decay, config.layer_decay, stage.classifier_lr)
     return timm_makes(f"--opt {config.opt}", create_optimizer_v2)(
         groups, config.opt, lr=stage.lr, weight_decay=config.weight_decay
     )
