@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -479,6 +480,40 @@ def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+
+
+def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
+    """Where weights are given: in the results of a run, of clce-eval and of a comparison, and in the reports."""
+    torch.manual_seed(5)
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("beit_tiny_digits").state_dict(), weights)
+    options = QUICK | {"checkpoint": str(weights), "eval_embeddings": "final"}
+    arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
+    assert compare.main([*arguments, "--output", str(tmp_path)]) == 0
+    runs = {(o, s): tmp_path / "runs" / f"{o}-seed{s}" for o in ("ce", "clce") for s in (0, 1)}
+    untouched = {key: results(folder)["untouched"] for key, folder in runs.items()}
+    for seed in (0, 1):
+        assert untouched["ce", seed] == untouched["clce", seed]
+        assert set(untouched["ce", seed]) == {"knn", "centroid", "probe"} <= set(results(runs["ce", seed]))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["objective"] for row in table] == ["untouched", "untouched", "ce", "ce", "clce", "clce"]
+    assert float(table[1]["centroid"]) == untouched["ce", 1]["centroid"] and table[1]["top1"] == ""
+    assert all(row["split"] == "val" and row["images"] == "600" for row in table)
+    report = (tmp_path / "report.html").read_text()
+    assert "Untouched is the given backbone" in report and "Centroid against untouched" in report
+    assert "Untouched is the given backbone" in (runs["ce", 0] / "report.html").read_text()
+    # It is the backbone of the weights: a run that changes nothing leaves its figures.
+    still = train(
+        TrainConfig.from_dict(options | {"lr": 1e-12, "min_lr": 0.0, "output": str(tmp_path / "still")})
+    )
+    assert still["untouched"] == {name: still[name] for name in still["untouched"]} == untouched["ce", 0]
+    command = ["--checkpoint", str(runs["clce", 0]), "--output", str(tmp_path / "e.json")]
+    assert evaluate.main(command) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["untouched"] == untouched["clce", 0]
+    weights.unlink()
+    assert evaluate.main(command) == 0
+    assert "the untouched backbone is not judged" in capsys.readouterr().err
 
 
 def test_compare_errors(capsys, tmp_path):

@@ -8,6 +8,7 @@ The modules, from the outside in:
     loop         the run: stages, epochs, checkpoints, resuming
     trainer      one stage's updates: batches, optimizer, schedule, gradients
     judge        a model's outputs for a split, and what they are worth
+    results      the figures of finished runs, for reports and tables
     report       plots and the HTML report
     stages       what a run does first and next, and what it minimises
     criteria     what a stage minimises, with its halves for the records

@@ -15,7 +15,8 @@ from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
 from .data import Images, load_all_classes, load_data
 from .errors import TrainingError, run_command
-from .judge import Judge, Outputs, neighbours, quality
+from .judge import Judge, Outputs, frozen, quality
+from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 
 _EPILOG = """\
@@ -67,7 +68,8 @@ def _command(arguments: Sequence[str] | None) -> None:
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figures = evaluate(options)
-    for name, value in figures.items():
+    untouched = {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
+    for name, value in ({k: v for k, v in figures.items() if k != UNTOUCHED} | untouched).items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
     if options.output:
         write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
@@ -98,7 +100,9 @@ class _FinishedRun:
                 f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
             )
         self.options = options
-        trained = TrainConfig.from_dict(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+        self.trained = trained = TrainConfig.from_dict(
+            read_yaml(folder / "config.yaml"), str(folder / "config.yaml")
+        )
         self.config = dataclasses.replace(
             trained,
             data=options.data or trained.data,
@@ -124,6 +128,19 @@ class _FinishedRun:
     def outputs(self, images: Images) -> Outputs:
         return self.judge.outputs(self.model, images)
 
+    def untouched_backbone(self) -> models.FineTuner | None:
+        """What the run started from, where it started from weights that can still be read."""
+        if not self.trained.has_weights:
+            return None
+        weights = {"pretrained": self.trained.pretrained, "checkpoint": self.trained.checkpoint}
+        try:
+            return models.create_model(
+                dataclasses.replace(self.config, **weights), len(self.classes), with_projection=False
+            ).to(self.judge.group.device)
+        except TrainingError as error:
+            print(f"clce-eval: the untouched backbone is not judged: {error}", file=sys.stderr)
+            return None
+
     def trained_classes(self) -> dict[str, Any]:
         """Accuracy, neighbours and geometry on the run's own validation images."""
         data = load_data(self.config)
@@ -133,10 +150,16 @@ class _FinishedRun:
                 f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
                 f"{len(self.classes)}; what differs: {', '.join(differ[:8])}"
             )
+        most, seed = self.config.eval_images, self.config.seed
+        train_part = data.train.sample(most, seed)
         val = self.outputs(data.val)
-        part = val.take(self.config.eval_images, self.config.seed)
-        train = self.outputs(data.train.sample(self.config.eval_images, self.config.seed))
-        return {**val.classification(len(self.classes)), **neighbours(train, part), **quality(part)}
+        part = val.take(most, seed)
+        figures = val.classification(len(self.classes))
+        figures |= frozen(self.outputs(train_part), part) | quality(part)
+        if (backbone := self.untouched_backbone()) is not None:
+            part = self.judge.outputs(backbone, data.val).take(most, seed)
+            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), part)
+        return figures
 
     def episodes(self, classes: Sequence[str]) -> dict[str, Any]:
         images, names = load_all_classes(self.config, classes)

@@ -112,6 +112,13 @@ def neighbours(train: Outputs, test: Outputs) -> dict[str, Any]:
     return {"knn": metrics.knn_accuracy(x, y, u, v), "centroid": metrics.centroid_accuracy(x, y, u, v)}
 
 
+def frozen(train: Outputs, test: Outputs) -> dict[str, Any]:
+    """Accuracy of what can be fitted to frozen embeddings: knn, centroid, probe."""
+    x, y = train.embeddings.numpy(), train.labels.numpy()
+    u, v = test.embeddings.numpy(), test.labels.numpy()
+    return {**neighbours(train, test), "probe": metrics.probe_accuracy(x, y, u, v)}
+
+
 def quality(outputs: Outputs) -> dict[str, float]:
     """Silhouette, alignment, uniformity and isotropy of the embeddings."""
     return metrics.embedding_quality(outputs.embeddings.numpy(), outputs.labels.numpy())

@@ -17,7 +17,7 @@ from . import checkpoint, judge, models, report
 from .config import TrainConfig, flag, read_yaml
 from .data import Data, load_data
 from .errors import TrainingError
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, UNTOUCHED
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
 from .seeds import seed_all
@@ -80,6 +80,7 @@ class _Run:
         self.position = Position()
         self.mean = Mean()  # of the losses of the current epoch
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
         if config.resume and checkpoint.checkpoints(folder):
             self._restore(checkpoint.checkpoints(folder)[-1])
@@ -91,6 +92,8 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         try:
+            if self.config.has_weights and self.untouched is None and self.config.eval_embeddings != "never":
+                self.untouched = self._judge_embeddings(self.judge.outputs(self.model, self.data.val))
             while self.position.stage < len(self.stages):
                 self._train_stage(self.stages[self.position.stage])
                 self.position = dataclasses.replace(
@@ -214,7 +217,8 @@ class _Run:
             "seed": config.seed,
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
-            "val_images": len(self.data.val),
+            "split": "val",
+            "images": len(self.data.val),
             "epochs": config.epochs,
             "steps": self.position.step,
             "seconds": round(self.position.seconds, 3),
@@ -224,11 +228,16 @@ class _Run:
         part = None
         if config.eval_embeddings != "never":
             part = val.take(config.eval_images, config.seed)
-            results |= judge.neighbours(self.judge.outputs(self.model, self.train_part), part)
-            results |= judge.quality(part)
+            results |= self._judge_embeddings(part) | judge.quality(part)
+        if self.untouched is not None:
+            results[UNTOUCHED] = self.untouched
         if self.group.is_main:
             self._write_results(results, part)
         return results
+
+    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Any]:
+        part = val.take(self.config.eval_images, self.config.seed)
+        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         metadata = {
@@ -247,7 +256,7 @@ class _Run:
         # Last: a run with results.json is finished.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if self.config.progress:
-            shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid")}
+            shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
             print(f"{figures}\nreport: {self.folder / 'report.html'}")
 
@@ -262,6 +271,7 @@ class _Run:
             **trainer.state(),
             "sums": sums,
             "rows": self.rows,
+            "untouched": self.untouched,
             "world_size": self.group.world_size,
         }
         checkpoint.save_checkpoint(
@@ -284,6 +294,7 @@ class _Run:
         self.position = Position(**training["position"])
         self.mean = Mean(training["sums"][self.group.rank])
         self.rows = training["rows"]
+        self.untouched = training["untouched"]
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")

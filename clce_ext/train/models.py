@@ -257,7 +257,9 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> bool:
         for key in classifier:
             if key in state and state[key].shape != own[key].shape:
                 del state[key]
-        missing = [k for k in own if k not in state and k not in classifier]
+        # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
+        needed = [k for k in own if k not in classifier and not k.endswith("num_batches_tracked")]
+        missing = [k for k in needed if k not in state]
         unknown = [k for k in state if k not in own]
         misshapen = [k for k in own if k in state and state[k].shape != own[k].shape]
     except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:

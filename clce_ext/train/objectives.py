@@ -51,6 +51,8 @@ class Objective:
         return None if self.loss is None else inspect.signature(self.loss).parameters["temperature"].default
 
 
+UNTOUCHED = "untouched"  # the name of the given backbone's row, before the first step
+
 OBJECTIVES = {
     record.name: record
     for record in (
