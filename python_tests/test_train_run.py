@@ -483,7 +483,7 @@ def test_compare(tmp_path, monkeypatch):
 
 
 def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
-    """Where weights are given: in the results of a run, of clce-eval and of a comparison, and in the reports."""
+    """Where weights are given: in the results of a run, of clce-eval and of a comparison, and in reports."""
     torch.manual_seed(5)
     weights = tmp_path / "weights.pth"
     torch.save(timm.create_model("beit_tiny_digits").state_dict(), weights)
