@@ -35,8 +35,9 @@ class GradCache:
         micro_batch_size: images per forward pass.
         scaler: ``torch.amp.GradScaler`` where float16 needs loss scaling; ``.grad`` is then scaled too.
 
-    BatchNorm computes its statistics within each micro-batch (as with any accumulation), so they differ from
-    the whole batch's, and its running averages are updated twice per step. LayerNorm models are unaffected.
+    BatchNorm in training mode computes its statistics within each micro-batch (as with any accumulation), so
+    they differ from the whole batch's, and its running averages are updated twice per step. In evaluation
+    mode it normalises by its running averages, and gradient caching is exact, as it is with LayerNorm.
 
     Raises:
         TypeError: the model's outputs are not tensors, or the criterion's value is not one.

@@ -1,7 +1,8 @@
-"""A model over a data set, and what its outputs are worth."""
+"""A model's outputs for the images of a split, and what they are worth."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -14,7 +15,12 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from . import metrics
+from .config import TrainConfig
+from .data import Images, evaluation_loader
 from .models import FineTuner
+from .processes import Processes
+
+_KEPT_PIXELS = 64 << 20  # of decoded images, per split
 
 
 @dataclass
@@ -57,6 +63,28 @@ class Outputs:
         return values
 
 
+class Judge:
+    """Runs models over images without augmentation. All processes take part, and all get the outputs."""
+
+    def __init__(self, config: TrainConfig, input_config: dict[str, Any], group: Processes) -> None:
+        self.config, self.input, self.group = config, input_config, group
+        self._batches: dict[Images, Iterable] = {}
+
+    def outputs(self, model: FineTuner, images: Images) -> Outputs:
+        outputs = run_model(model, self._loaded(images), self.group.device, self.config.amp)
+        return Outputs.join(self.group.gather(outputs))
+
+    def _loaded(self, images: Images) -> Iterable:
+        """This process's share of the images; small splits are decoded once and kept."""
+        if images not in self._batches:
+            loader = evaluation_loader(
+                images, self.config, self.input, self.group.rank, self.group.world_size
+            )
+            is_small = len(images) * math.prod(self.input["input_size"]) < _KEPT_PIXELS
+            self._batches[images] = list(loader) if is_small else loader
+        return self._batches[images]
+
+
 def autocast(device: torch.device, amp: str) -> AbstractContextManager:
     dtype = torch.float16 if amp == "float16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=amp != "none")
@@ -82,6 +110,13 @@ def neighbours(train: Outputs, test: Outputs) -> dict[str, Any]:
     x, y = train.embeddings.numpy(), train.labels.numpy()
     u, v = test.embeddings.numpy(), test.labels.numpy()
     return {"knn": metrics.knn_accuracy(x, y, u, v), "centroid": metrics.centroid_accuracy(x, y, u, v)}
+
+
+def frozen(train: Outputs, test: Outputs) -> dict[str, Any]:
+    """Accuracy of what can be fitted to frozen embeddings: knn, centroid, probe."""
+    x, y = train.embeddings.numpy(), train.labels.numpy()
+    u, v = test.embeddings.numpy(), test.labels.numpy()
+    return {**neighbours(train, test), "probe": metrics.probe_accuracy(x, y, u, v)}
 
 
 def quality(outputs: Outputs) -> dict[str, float]:
