@@ -19,11 +19,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .errors import TrainingError
 
-# Of characters that look alike one is here, whatever their scripts and, as sizes vary, whatever their cases: A is
-# Latin, Greek and Cyrillic A, and K is k. Of Cyrillic there are only capitals: its small letters are theirs, made
-# smaller, or in italics other scripts' (the small Te is an m).
-# Left out because they are digits by their looks: O (0), I, l and i (1), Cyrillic Ze (3) and Che (4). Near a digit,
-# but none: Z (2), S (5), b, δ and σ (6), B (8), g and q (9).
+# Of characters that look alike one is here, whatever their scripts and, as sizes vary, whatever their cases:
+# A is Latin, Greek and Cyrillic A, K is k. Cyrillic letters are capitals: the small ones are the same made
+# smaller, or look like other scripts' in italics (the small Te is an m).
+# Left out because they are digits by their looks: O (0), I, l and i (1), Cyrillic Ze (3) and Che (4). Near a
+# digit, but none: Z (2), S (5), b, δ and σ (6), B (8), g and q (9).
 _LATIN = "ABCDEFGHJKLMNPQRSTUVWXYZabdefghmnqrty"
 _GREEK = "ΓΔΘΛΞΠΣΦΨΩβδεζηλμξσω"
 _CYRILLIC = "БДЖИЦШЫЭЮЯЂЉЊ"
