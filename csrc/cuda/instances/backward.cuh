@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/passes.h"
 #include "cuda/kernels/backward.cuh"
+#include "cuda/passes.h"
 #include "cuda/tile/shapes.cuh"
 
 namespace clce::cuda {
