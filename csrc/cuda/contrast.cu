@@ -1,10 +1,10 @@
 // The passes over pairs: what the plan says, launched in order.
 #include "cuda/arguments.cuh"
-#include "cuda/dispatch.h"
 #include "cuda/kernels/merge_loss.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/plan/engines.h"
+#include "dispatch.h"
 
 namespace clce::cuda {
 namespace {
@@ -73,8 +73,8 @@ void gradient(const BackwardArgs& args, const GradientPlan& plan, void* stream) 
   backward_tiles(args, plan, stream);
   if (plan.splits == 1) return;
   const int64_t rows = plan.owner_is_keys ? c.num_keys : c.num_anchors;
-  with_acc(c.dtype, [&](auto tag) {
-    reduce_as<typename decltype(tag)::Type>(args.workspace, total, rows * c.stride, plan.splits, stream);
+  with_accumulation_type(c.dtype, [&](auto zero) {
+    reduce_as<decltype(zero)>(args.workspace, total, rows * c.stride, plan.splits, stream);
   });
 }
 
@@ -87,12 +87,12 @@ size_t forward_workspace_bytes(const ContrastArgs& args) {
 void forward(const ForwardArgs& args, void* stream) {
   const ForwardPlan plan = plan_forward(args.contrast, current_architecture());
   forward_tiles(args, plan, stream);
-  with_acc(args.contrast.dtype,
-           [&](auto tag) { merge_as<typename decltype(tag)::Type>(args, plan, stream); });
+  with_accumulation_type(args.contrast.dtype,
+                         [&](auto zero) { merge_as<decltype(zero)>(args, plan, stream); });
 }
 
 void loss(const LossArgs& args, void* stream) {
-  with_acc(args.dtype, [&](auto tag) { loss_as<typename decltype(tag)::Type>(args, stream); });
+  with_accumulation_type(args.dtype, [&](auto zero) { loss_as<decltype(zero)>(args, stream); });
 }
 
 size_t backward_workspace_bytes(const ContrastArgs& args) {

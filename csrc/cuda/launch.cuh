@@ -6,8 +6,8 @@
 
 #include "cuda/grid.h"
 
-#if defined(CLCE_EXECUTOR)
-#include "executor/launch_host.h"
+#if defined(CLCE_LAUNCH_HEADER)
+#include CLCE_LAUNCH_HEADER  // the same functions for another machine, as in ptx/ptx.cuh
 #else
 
 #include <cuda_runtime.h>

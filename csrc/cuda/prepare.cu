@@ -1,8 +1,8 @@
 // prepare and prepare_backward: checks what can be vectorised and launches.
 #include "cuda/kernels/prepare.cuh"
 
-#include "cuda/dispatch.h"
 #include "cuda/launch.cuh"
+#include "dispatch.h"
 
 namespace clce::cuda {
 namespace {
@@ -18,7 +18,7 @@ Grid grid_of(int64_t rows) {
 
 template <class Element>
 void prepare_as(const PrepareArgs& args, void* stream) {
-  using T = typename AccOf<Element>::Type;
+  using T = AccumulationType<Element>;
   PrepareParams<Element, T> p{};
   p.rows = args.rows;
   p.dim = args.dim;
@@ -34,7 +34,7 @@ void prepare_as(const PrepareArgs& args, void* stream) {
 
 template <class Element>
 void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
-  using T = typename AccOf<Element>::Type;
+  using T = AccumulationType<Element>;
   PrepareBackwardParams<Element, T> p{};
   p.rows = args.rows;
   p.dim = args.dim;
@@ -52,12 +52,13 @@ void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
 }  // namespace
 
 void prepare(const PrepareArgs& args, void* stream) {
-  with_element(args.dtype, [&](auto tag) { prepare_as<typename decltype(tag)::Type>(args, stream); });
+  with_element_type<ptx::bf16, ptx::f16>(args.dtype,
+                                         [&](auto zero) { prepare_as<decltype(zero)>(args, stream); });
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void* stream) {
-  with_element(args.dtype,
-               [&](auto tag) { prepare_backward_as<typename decltype(tag)::Type>(args, stream); });
+  with_element_type<ptx::bf16, ptx::f16>(
+      args.dtype, [&](auto zero) { prepare_backward_as<decltype(zero)>(args, stream); });
 }
 
 }  // namespace clce::cuda

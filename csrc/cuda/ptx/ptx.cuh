@@ -1,8 +1,8 @@
 // Everything the kernels ask of the hardware, by name. Kernels use these functions, threadIdx, blockIdx,
-// blockDim and gridDim, and nothing else of CUDA, so that a host compiler can compile and run them too:
-// with CLCE_EXECUTOR defined, executor/ptx_host.h supplies the same names for the CPU.
+// blockDim and gridDim, and nothing else of CUDA, so that they can be compiled for other machines too: a
+// build that defines CLCE_PTX_HEADER names a header with the same functions for its machine.
 //
-//   barriers    sync_threads
+//   barriers    sync_threads, sync_warp
 //   warps       shuffle_xor, any_sync, ballot                                      (all 32 lanes take part)
 //   memory      shared_load, shared_store, global_load, global_store               (every ordinary access)
 //               dynamic_shared, fence_device, atomic_add                           (uint32_t, device scope)
@@ -13,8 +13,8 @@
 //   macros      CLCE_KERNEL, CLCE_LAUNCH_BOUNDS(threads, blocks), CLCE_DEVICE
 #pragma once
 
-#if defined(CLCE_EXECUTOR)
-#include "executor/ptx_host.h"
+#if defined(CLCE_PTX_HEADER)
+#include CLCE_PTX_HEADER
 #else
 
 #define CLCE_KERNEL __global__

@@ -9,6 +9,10 @@ CLCE_DEVICE void sync_threads() {
   __syncthreads();
 }
 
+CLCE_DEVICE void sync_warp() {
+  __syncwarp();
+}
+
 template <class T>
 CLCE_DEVICE T shuffle_xor(T value, int lane_mask) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");

@@ -31,13 +31,13 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   using T = typename Product::Acc;
   static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
   const ContrastArgs& args = given.contrast;
-  const T* const upstream = static_cast<const T*>(given.grad_loss);
+  const T* const upstream = static_cast<const T*>(given.upstream);
   Side<Element, T> anchors{}, keys{};
   anchors.rows = anchor_rows<Element>(args);
   anchors.labels = anchor_labels(args);
   anchors.statistics = static_cast<const T*>(given.statistics);
   anchors.derivatives = static_cast<const T*>(given.derivatives);
-  anchors.upstream = given.grad_stride != 0 ? upstream : nullptr;
+  anchors.upstream = given.upstream_stride != 0 ? upstream : nullptr;
   if (args.symmetric) {
     keys = anchors;
   } else {
@@ -52,7 +52,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   params.has_self = args.has_self;
   params.self_offset = plan.owner_is_keys ? -args.self_offset : args.self_offset;
   params.dim = args.dim;
-  params.upstream = given.grad_stride == 0 ? upstream : nullptr;
+  params.upstream = given.upstream_stride == 0 ? upstream : nullptr;
   params.num_terms = static_cast<const T*>(given.num_terms);
   void* const gradient = plan.owner_is_keys ? given.dkeys : given.danchors;
   params.gradient = static_cast<T*>(plan.splits > 1 ? given.workspace : gradient);

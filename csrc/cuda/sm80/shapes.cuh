@@ -6,7 +6,7 @@
 // barrier.
 #pragma once
 
-#include "cuda/dispatch.h"
+#include "cuda/list.h"
 #include "cuda/plan/engine.h"
 #include "cuda/tile/fma.cuh"
 #include "cuda/tile/half.cuh"
