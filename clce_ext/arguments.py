@@ -1,7 +1,8 @@
 """Names: the options of the losses with their defaults, and what the ops take and return.
 
-The record of an op is a tuple in the order of its schema (``csrc/binding/ops.cpp``): ``op(*record)`` calls
-it, and ``Record(*op(...))`` names what it returned. A test compares the records with the schemas.
+The record of an op is a tuple in the order of its schema (``clce_ext/ops.py``): ``op(*record)`` calls it, and
+``Record(*op(...))`` names what it returned. Tests compare the records with the schemas, and the names and
+constants here with those of the compiled part.
 """
 
 from __future__ import annotations
@@ -11,16 +12,39 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from clce_ext import _C
-
-# ---- what the extension says of its tensors ----
+# ---- what the ops' tensors hold ----
 
 # Rows of embeddings are padded with zeros to a multiple of this many columns.
-ROW_PADDING: int = _C.ROW_PADDING
+ROW_PADDING = 8
 
-# The rows of a statistics tensor [9, M] and of a derivatives tensor [5, M], by name: Statistics(*tensor).
-Statistics = namedtuple("Statistics", _C.STATISTICS)
-Derivatives = namedtuple("Derivatives", _C.DERIVATIVES)
+
+def padded(dim: int) -> int:
+    return (dim + ROW_PADDING - 1) // ROW_PADDING * ROW_PADDING
+
+
+class Statistics(NamedTuple):
+    """The rows of a statistics tensor [9, M]: ``Statistics(*tensor)``. docs/losses.md has the formulas."""
+
+    n_pos: Tensor
+    n_neg: Tensor
+    sum_pos: Tensor
+    lse_pos: Tensor
+    lse_w: Tensor
+    lse_wn: Tensor
+    lse_pos_low: Tensor
+    lse_w_low: Tensor
+    lse_wn_low: Tensor
+
+
+class Derivatives(NamedTuple):
+    """The rows of a derivatives tensor [5, M]: of a loss by statistics and by 1 / temperature."""
+
+    sum_pos: Tensor
+    lse_pos: Tensor
+    lse_w: Tensor
+    lse_wn: Tensor
+    scale: Tensor
+
 
 # ---- options and their defaults ----
 

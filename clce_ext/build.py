@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from clce_ext import _C
+from importlib import metadata
+
+from clce_ext import backends
+from clce_ext.compiled import C
+
+
+def version() -> str:
+    if C is not None:
+        return C.build()["version"]
+    try:
+        return metadata.version("clce_ext")
+    except metadata.PackageNotFoundError:  # a copy of the sources
+        return "unknown"
 
 
 def build_info() -> dict:
@@ -12,9 +24,14 @@ def build_info() -> dict:
         dict with ``version``; ``torch``, the version it was built with; ``cpu_capability``, the instruction
         set its CPU kernels use on this machine ("avx512", "avx2" or "baseline"); ``blas``, what multiplies
         their tiles; ``cuda``, the toolkit's version or None for a build without CUDA kernels;
-        ``cuda_archs``, the architectures those are compiled for; ``features``, a list of names.
+        ``cuda_archs``, the architectures those are compiled for; ``features``, a list of names;
+        ``backends``, what computes on which kind of device: an engine of the kernels ("fused"), or
+        "portable", plain torch operations. Where nothing is compiled, what says how it was is None.
     """
-    info = _C.build()
-    info["cpu_capability"] = _C.cpu_capability()
-    info["features"] = ["cpu"] + (["cuda"] if info["cuda"] else [])
+    info = {"version": version(), "torch": None, "cuda": None, "cuda_archs": [], "blas": None}
+    info |= C.build() if C else {}
+    info["cpu_capability"] = C.cpu_capability() if C else None
+    info["features"] = (["cpu"] if C else []) + (["cuda"] if info["cuda"] else [])
+    kinds = ("cpu", "cuda", "mps", "xpu")
+    info["backends"] = {kind: backends.serving(kind) for kind in kinds} | {"others": "portable"}
     return info

@@ -1,16 +1,18 @@
-"""The ops of ``torch.ops.clce_ext``: what they return (fake kernels) and their one autograd formula.
+"""The ops of ``torch.ops.clce_ext``: schemas, what they return (fake kernels), the one autograd formula.
 
-The C++ side (``csrc/binding/ops.cpp``) declares the schemas, checks arguments and runs the kernels.
+What computes them is in ``csrc/binding/ops.cpp`` (kernels) and ``clce_ext/portable/ops.py``, which check
+arguments alike. :mod:`clce_ext.backends` says which one serves a device.
 """
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
-from clce_ext import _C  # noqa: F401  (importing it registers the ops)
+from clce_ext import backends
 from clce_ext.arguments import (
-    ROW_PADDING,
     BackwardOptions,
     CheckArgumentsInputs,
     ContrastiveLossBackwardInputs,
@@ -24,7 +26,9 @@ from clce_ext.arguments import (
     Statistics,
     StatisticsBackwardInputs,
     StatisticsInputs,
+    padded,
 )
+from clce_ext.portable.rows import acc_dtype
 
 _ops = torch.ops.clce_ext
 
@@ -32,31 +36,56 @@ NUM_STATISTICS = len(Statistics._fields)
 NUM_DERIVATIVES = len(Derivatives._fields)
 
 
-def check_arguments(inputs: ContrastiveLossInputs) -> None:
-    """Refuses what ``contrastive_loss(*inputs)`` refuses, and does nothing else."""
-    _ops.check_arguments(*(getattr(inputs, name) for name in CheckArgumentsInputs._fields))
+# ---- schemas: the arguments are the records of clce_ext.arguments ----
 
+_SCHEMAS = """
+contrastive_loss(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
+    Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
+    str summation, str denominator, float debias, bool detach_weights, bool normalize, int ignore_index,
+    str reduction)
+    -> (Tensor loss, Tensor num_terms, Tensor statistics, Tensor derivatives, Tensor z, Tensor norms,
+       Tensor key_z, Tensor key_norms)
+contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics, Tensor derivatives,
+    Tensor z, Tensor norms, Tensor? key_z, Tensor? key_norms, Tensor? labels, Tensor? key_labels,
+    Tensor? temperature_tensor, float temperature, SymInt dim, int views, int? key_offset, float beta,
+    bool normalize, int ignore_index, str reduction, bool need_embeddings, bool need_keys,
+    bool need_temperature)
+    -> (Tensor embeddings, Tensor keys, Tensor temperature)
+check_arguments(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
+    Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
+    str summation, str denominator, float debias, str reduction)
+    -> ()
+prepare(Tensor x, bool normalize) -> (Tensor z, Tensor norms)
+prepare_backward(Tensor dz, Tensor z, Tensor norms, SymInt dim, bool normalize) -> Tensor
+statistics(Tensor z, Tensor? key_z, Tensor? labels, Tensor? key_labels, Tensor? temperature_tensor,
+    float temperature, SymInt dim, int? key_offset, float beta, bool normalized, int ignore_index)
+    -> Tensor
+loss_from_statistics(Tensor statistics, Tensor? temperature_tensor, float temperature, float beta,
+    str summation, str denominator, float debias, bool detach_weights, str reduction)
+    -> (Tensor loss, Tensor num_terms, Tensor derivatives)
+statistics_backward(Tensor derivatives, Tensor statistics, Tensor z, Tensor? key_z, Tensor? labels,
+    Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset,
+    float beta, bool normalized, int ignore_index, bool need_anchors, bool need_keys)
+    -> (Tensor dz, Tensor dkeys)
+temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor
+"""
+# The kernels were registered by name when the compiled part was imported; torch compares them with these.
+_library = torch.library.Library("clce_ext", "DEF")
+for _schema in re.sub(r"\n +", " ", _SCHEMAS).strip().splitlines():
+    _library.define(_schema)
+backends.register()
 
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----
 
 
-def _padded(dim: int) -> int:
-    return (dim + ROW_PADDING - 1) // ROW_PADDING * ROW_PADDING
-
-
-def _acc_dtype(tensor: Tensor) -> torch.dtype:
-    """The dtype in which sums over ``tensor`` are accumulated."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
 def _fake_prepared(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    z = x.new_empty((x.shape[0], _padded(x.shape[1])))
-    norms = x.new_empty((x.shape[0] if normalize else 0,), dtype=_acc_dtype(x))
+    z = x.new_empty((x.shape[0], padded(x.shape[1])))
+    norms = x.new_empty((x.shape[0] if normalize else 0,), dtype=acc_dtype(x.dtype))
     return z, norms
 
 
 def _fake_loss(anchors: int, reduction: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    acc = _acc_dtype(like)
+    acc = acc_dtype(like.dtype)
     loss = like.new_empty((anchors,) if reduction == "none" else (), dtype=acc)
     return loss, like.new_empty((), dtype=acc), like.new_empty((NUM_DERIVATIVES, anchors), dtype=acc)
 
@@ -97,7 +126,7 @@ def _(dz, z, norms, dim, normalize):
 @torch.library.register_fake("clce_ext::statistics")
 def _(*args):
     z = StatisticsInputs(*args).z
-    return z.new_empty((NUM_STATISTICS, z.shape[0]), dtype=_acc_dtype(z))
+    return z.new_empty((NUM_STATISTICS, z.shape[0]), dtype=acc_dtype(z.dtype))
 
 
 @torch.library.register_fake("clce_ext::loss_from_statistics")
@@ -109,10 +138,15 @@ def _(*args):
 @torch.library.register_fake("clce_ext::statistics_backward")
 def _(*args):
     inputs = StatisticsBackwardInputs(*args)
-    z, key_z, acc = inputs.z, inputs.key_z, _acc_dtype(inputs.z)
+    z, key_z, acc = inputs.z, inputs.key_z, acc_dtype(inputs.z.dtype)
     dz = z.new_empty((z.shape[0] if inputs.need_anchors else 0, z.shape[1]), dtype=acc)
     with_keys = inputs.need_keys and key_z is not None
     return dz, z.new_empty((key_z.shape[0] if with_keys else 0, z.shape[1]), dtype=acc)
+
+
+def check_arguments(inputs: ContrastiveLossInputs) -> None:
+    """Refuses what ``contrastive_loss(*inputs)`` refuses, and does nothing else."""
+    _ops.check_arguments(*(getattr(inputs, name) for name in CheckArgumentsInputs._fields))
 
 
 # ---- the one autograd formula ----

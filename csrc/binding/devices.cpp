@@ -16,7 +16,6 @@ struct Entry {
   void* (*current_stream)(at::Device device);
 };
 
-// The devices that this build has kernels for.
 const Entry kDevices[] = {
     {at::kCPU, cpu::kBackend, [](at::Device) -> void* { return nullptr; }},
 #if defined(CLCE_CUDA)
@@ -27,14 +26,19 @@ const Entry kDevices[] = {
 
 }  // namespace
 
+std::vector<at::DeviceType> device_types() {
+  std::vector<at::DeviceType> types;
+  for (const Entry& entry : kDevices) types.push_back(entry.type);
+  return types;
+}
+
 BackendOnStream backend_for(const at::Tensor& tensor) {
   const at::Device device = tensor.device();
   for (const Entry& entry : kDevices) {
     if (entry.type == device.type()) return {entry.backend, entry.current_stream(device)};
   }
-  TORCH_CHECK_NOT_IMPLEMENTED(
-      false, "embeddings are on ", device,
-      " but this clce_ext was built without CUDA kernels; clce_ext.build_info() tells more");
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "clce_ext has no kernels for ", device,
+                              "; clce_ext.build_info() tells more");
 }
 
 }  // namespace clce::binding

@@ -4,13 +4,14 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceType.h>
 
+#include <vector>
+
 #include "backend.h"
 
 namespace clce::binding {
 
-// The kinds of device that the ops are registered for. CUDA is among them in builds without its kernels too,
-// so that backend_for() can say what is missing.
-inline constexpr at::DeviceType kDeviceTypes[] = {at::kCPU, at::kCUDA};
+// The kinds of device that this build has kernels for.
+std::vector<at::DeviceType> device_types();
 
 // A backend's functions, and the stream to give them.
 struct BackendOnStream : Backend {

@@ -1,11 +1,12 @@
-// The Python module clce_ext._C: importing it registers the ops. It tells how it was built, and what Python
-// needs to know of the tensors that the ops exchange.
+// The Python module clce_ext._C: importing it registers the kernels. It tells how it was built, and its
+// constants.
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
 #include <utility>
 
 #include "backend.h"
+#include "binding/devices.h"
 #include "cpu/tile.h"
 
 #define CLCE_STRING_(x) #x
@@ -24,7 +25,9 @@ pybind11::list names_of_rows(int count, std::initializer_list<std::pair<int, con
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "How clce_ext was built, and its constants; importing it registers torch.ops.clce_ext.*.";
+  m.doc() =
+      "How clce_ext was built, and its constants; importing it registers the kernels of "
+      "torch.ops.clce_ext.*.";
   m.def("build", [] {
     pybind11::dict info;
     info["version"] = CLCE_STRING(CLCE_VERSION);
@@ -44,6 +47,16 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("cpu_capability", [] { return clce::cpu::tile_kernels<float>().capability; });
 
+  pybind11::list device_types;
+  for (const at::DeviceType type : clce::binding::device_types()) {
+    device_types.append(at::DeviceTypeName(type, /*lower_case=*/true));
+  }
+  m.attr("DEVICE_TYPES") = device_types;
+  m.attr("ENGINES") = pybind11::make_tuple("fused");
+
+  // clce_ext has these in Python too, where nothing may be compiled; a test compares them.
+  m.attr("NORM_EPS") = clce::kNormEps;
+  m.attr("BOUNDED_LOGIT") = clce::kBoundedLogit;
   m.attr("ROW_PADDING") = clce::kRowPadding;
   m.attr("STATISTICS") = names_of_rows(clce::kNumStatistics, {{clce::kNumPos, "n_pos"},
                                                               {clce::kNumNeg, "n_neg"},

@@ -1,5 +1,5 @@
-// Where torch begins: the ops torch.ops.clce_ext.*, each made of calls of a backend (calls.h), and their
-// schemas. Autograd and fake kernels are in Python (clce_ext/ops.py).
+// Where torch begins: the ops torch.ops.clce_ext.*, each made of calls of a backend (calls.h). Their schemas,
+// fake kernels and autograd are in Python (clce_ext/ops.py), as is what serves devices without kernels.
 //
 // torch hands an op's arguments over one by one, in the schema's order: each function below gathers them into
 // structs with names at its beginning.
@@ -9,8 +9,6 @@
 #include <c10/core/DeviceGuard.h>
 #include <torch/library.h>
 
-#include <cstring>
-#include <string>
 #include <string_view>
 #include <tuple>
 
@@ -193,67 +191,25 @@ std::tuple<Tensor, Tensor> statistics_backward_op(
   return {gradients.danchors, gradients.dkeys};
 }
 
-// Declares an op and what runs it: one function on every device, as backend_for() looks at the tensors.
+// Registers what runs an op: one function on every device with kernels, as backend_for() looks at the
+// tensors.
 template <class Function>
-void define(torch::Library& library, const char* schema, Function* function) {
-  library.def(schema);
-  const std::string name(schema, std::strcspn(schema, "("));
-  for (const at::DeviceType type : kDeviceTypes) {
-    library.impl(name.c_str(), torch::dispatch(type, function));
-  }
+void serve(torch::Library& library, const char* name, Function* function) {
+  for (const at::DeviceType type : device_types()) library.impl(name, torch::dispatch(type, function));
 }
 
 }  // namespace
 
-TORCH_LIBRARY(clce_ext, library) {
-  define(
-      library,
-      "contrastive_loss(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels, "
-      "Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta, str summation, "
-      "str denominator, float debias, bool detach_weights, bool normalize, int ignore_index, str reduction)"
-      " -> (Tensor loss, Tensor num_terms, Tensor statistics, Tensor derivatives, Tensor z, Tensor norms, "
-      "Tensor key_z, Tensor key_norms)",
-      contrastive_loss_op);
-  define(
-      library,
-      "contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics, Tensor derivatives, "
-      "Tensor z, Tensor norms, Tensor? key_z, Tensor? key_norms, Tensor? labels, Tensor? key_labels, "
-      "Tensor? temperature_tensor, float temperature, SymInt dim, int views, int? key_offset, float beta, "
-      "bool normalize, int ignore_index, str reduction, bool need_embeddings, bool need_keys, "
-      "bool need_temperature)"
-      " -> (Tensor embeddings, Tensor keys, Tensor temperature)",
-      contrastive_loss_backward_op);
-  define(
-      library,
-      "check_arguments(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels, "
-      "Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta, str summation, "
-      "str denominator, float debias, str reduction)"
-      " -> ()",
-      check_arguments_op);
-  define(library, "prepare(Tensor x, bool normalize) -> (Tensor z, Tensor norms)", prepare_op);
-  define(library, "prepare_backward(Tensor dz, Tensor z, Tensor norms, SymInt dim, bool normalize) -> Tensor",
-         prepare_backward_op);
-  define(
-      library,
-      "statistics(Tensor z, Tensor? key_z, Tensor? labels, Tensor? key_labels, Tensor? temperature_tensor, "
-      "float temperature, SymInt dim, int? key_offset, float beta, bool normalized, int ignore_index)"
-      " -> Tensor",
-      statistics_op);
-  define(library,
-         "loss_from_statistics(Tensor statistics, Tensor? temperature_tensor, float temperature, float beta, "
-         "str summation, str denominator, float debias, bool detach_weights, str reduction)"
-         " -> (Tensor loss, Tensor num_terms, Tensor derivatives)",
-         loss_from_statistics_op);
-  define(
-      library,
-      "statistics_backward(Tensor derivatives, Tensor statistics, Tensor z, Tensor? key_z, Tensor? labels, "
-      "Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset, "
-      "float beta, bool normalized, int ignore_index, bool need_anchors, bool need_keys)"
-      " -> (Tensor dz, Tensor dkeys)",
-      statistics_backward_op);
-  // Made of torch's own operations: any device.
-  library.def("temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor",
-              torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, temperature_gradient));
+// The schemas are in clce_ext/ops.py, which has the ops where nothing is compiled too.
+TORCH_LIBRARY_FRAGMENT(clce_ext, library) {
+  serve(library, "contrastive_loss", contrastive_loss_op);
+  serve(library, "contrastive_loss_backward", contrastive_loss_backward_op);
+  serve(library, "check_arguments", check_arguments_op);
+  serve(library, "prepare", prepare_op);
+  serve(library, "prepare_backward", prepare_backward_op);
+  serve(library, "statistics", statistics_op);
+  serve(library, "loss_from_statistics", loss_from_statistics_op);
+  serve(library, "statistics_backward", statistics_backward_op);
 }
 
 }  // namespace clce::binding

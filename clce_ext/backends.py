@@ -1,0 +1,117 @@
+"""What computes on which device: compiled kernels where there are some, otherwise plain torch operations.
+
+Kernels are registered for their kinds of device by the compiled part, the portable backend is registered here
+for all others (CompositeExplicitAutograd). So torch's dispatcher chooses, and no call pays for it.
+
+Environment:
+    CLCE_ENGINE    "portable", or an engine of the compiled part ("fused"): compute in this way or raise
+                   ValueError; for tests and benchmarks
+    CLCE_PORTABLE  "0": NotImplementedError where only the portable backend could compute
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from clce_ext.compiled import BUILD_IT, DEVICE_TYPES, ENGINES, C
+from clce_ext.portable.ops import OPS, temperature_gradient
+
+_engine: str | None = None  # asked for by CLCE_ENGINE
+_overrides: torch.library.Library | None = (
+    None  # of the kernels, where the portable backend shall replace them
+)
+_warned = False
+
+
+def use_engine(engine: str | None) -> None:
+    """As CLCE_ENGINE: None is the kernels where there are some. An error waits for the first call."""
+    global _engine, _overrides
+    _engine = engine
+    if _overrides is not None:
+        _overrides._destroy()  # the kernels are what they were
+        _overrides = None
+    if engine is None or engine in ENGINES:
+        return
+    _overrides = torch.library.Library("clce_ext", "IMPL")
+    for name, op in OPS.items():
+        for device_type in DEVICE_TYPES:
+            _overrides.impl(name, _served(op), device_type.upper(), allow_override=True)
+
+
+@contextmanager
+def engine(name: str | None) -> Iterator[None]:
+    """:func:`use_engine` for a while. Not for several threads."""
+    before = _engine
+    use_engine(name)
+    try:
+        yield
+    finally:
+        use_engine(before)
+
+
+def serving(device_type: str) -> str:
+    """The engine that computes on a kind of device."""
+    kernels = device_type in DEVICE_TYPES and _engine != "portable"
+    return (_engine or ENGINES[0]) if kernels else "portable"
+
+
+def register() -> None:
+    """The portable backend for all devices without kernels; what CLCE_ENGINE says. Once, after schemas."""
+    for name, op in OPS.items():
+        _library.impl(name, _served(op), "CompositeExplicitAutograd")
+    _library.impl("temperature_gradient", temperature_gradient, "CompositeExplicitAutograd")
+    use_engine(os.environ.get("CLCE_ENGINE") or None)
+
+
+_library = torch.library.Library("clce_ext", "IMPL")
+
+
+def _served(op: Callable) -> Callable:
+    """The op as the dispatcher calls it: if it may, and without autograd and autocast, as a kernel runs."""
+
+    @functools.wraps(op)
+    def call(*args):
+        device = next(x for x in args if isinstance(x, torch.Tensor)).device
+        _allow_portable(device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return op(*args)
+
+    return call
+
+
+def _allow_portable(device: torch.device) -> None:
+    global _warned
+    if _engine not in (None, "portable"):
+        if _engine in ENGINES:
+            raise ValueError(f"CLCE_ENGINE={_engine!r} has no kernels for {device}")
+        choices = ", ".join(repr(name) for name in (*ENGINES, "portable"))
+        raise ValueError(f"CLCE_ENGINE must be one of {choices} here, got {_engine!r}")
+    if os.environ.get("CLCE_PORTABLE") == "0":
+        raise NotImplementedError(
+            f"embeddings are on {device} but {_why(device.type)}, and CLCE_PORTABLE=0 forbids to compute in "
+            "plain torch operations; clce_ext.build_info() tells more"
+        )
+    if _engine is None and not _warned:
+        _warned = True
+        warnings.warn(
+            f"clce_ext computes on {device} in plain torch operations, which is slower than its kernels: "
+            f"{_why(device.type)}; clce_ext.build_info() tells more, CLCE_PORTABLE=0 makes this an error",
+            stacklevel=3,
+        )
+
+
+def _why(device_type: str) -> str:
+    if C is None:
+        return f"clce_ext's compiled part is missing (build it with {BUILD_IT})"
+    if device_type == "cuda":
+        return (
+            "this clce_ext was built without CUDA kernels "
+            "(install a CUDA torch and its toolkit, set CUDA_HOME, build again)"
+        )
+    return f"clce_ext has no kernels for this kind of device (but for {', '.join(sorted(DEVICE_TYPES))})"

@@ -1,0 +1,87 @@
+"""Panels to statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from clce_ext.arguments import Statistics
+from clce_ext.portable.panels import Contrast, Panel
+from clce_ext.portable.rows import wide_dtype
+
+
+def statistics(c: Contrast) -> Tensor:
+    """[9, M] in the accumulation dtype: what :class:`clce_ext.arguments.Statistics` names."""
+    rows = c.anchors.rows
+    n_pos, n_neg = c.counts()
+    wide = torch.zeros((6, c.anchors.count), dtype=wide_dtype(rows.device.type), device=rows.device)
+    wide[0], wide[1] = n_pos, n_neg
+    add_up = _bounded if c.bounded else _unbounded
+    add_up(c, wide[2], *wide[3:])
+    if c.beta == 0:
+        wide[4] = wide[1].log()  # of as many numbers e^0
+    numbers = wide.to(rows.dtype)
+    high = numbers[3:]
+    # What rounding took from the logarithms, where they are not infinite.
+    low = torch.where(high.isfinite(), wide[3:] - high, 0).to(rows.dtype)
+    out = c.anchors.put_back(torch.cat([numbers, low]), 1)
+    if c.anchors.count < c.anchors.total:  # the ignored: logarithms of nothing
+        s = Statistics(*out)
+        out[3:6].masked_fill_((s.n_pos == 0) & (s.n_neg == 0), -torch.inf)
+    return out
+
+
+def _add(total: Tensor, panel: Panel, values: Tensor) -> None:
+    total[panel.rows] += values.sum(1)
+    if panel.mirrored:
+        total[panel.columns] += values.sum(0)
+
+
+def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_wn: Tensor) -> None:
+    """Sums of plain exponentials, then their logarithms."""
+    for panel in c.panels():
+        s = c.logits(panel)
+        e = torch.exp(s, out=c.scratch(1, panel))
+        panel.set_selves(s, 0)
+        panel.set_selves(e, 0)
+        if panel.positive is not None:
+            _add(sum_pos, panel, torch.where(panel.positive, s, 0))
+            _add(lse_pos, panel, torch.where(panel.positive, e, 0))
+            e.masked_fill_(panel.positive, 0)
+        if c.beta == 1:
+            _add(lse_w, panel, e)
+            e.mul_(e)
+        elif c.beta != 0:
+            w = s.mul_(c.beta).exp_()
+            panel.set_selves(w, 0)
+            if panel.positive is not None:
+                w.masked_fill_(panel.positive, 0)
+            _add(lse_w, panel, w)
+            e.mul_(w)
+        _add(lse_wn, panel, e)
+    for sums in (lse_pos, lse_w, lse_wn):
+        sums.log_()
+
+
+def _unbounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_wn: Tensor) -> None:
+    """Logarithms of sums from the first, each with a maximum of its own."""
+    factors = [(lse_wn, 1 + c.beta)] + ([(lse_w, c.beta)] if c.beta != 0 else [])
+    for logs in (lse_pos, lse_w, lse_wn):
+        logs.fill_(-torch.inf)
+
+    def add(logs: Tensor, panel: Panel, x: Tensor) -> None:
+        logs[panel.rows] = torch.logaddexp(logs[panel.rows], x.logsumexp(1))
+        if panel.mirrored:
+            logs[panel.columns] = torch.logaddexp(logs[panel.columns], x.logsumexp(0))
+
+    for panel in c.panels():
+        s = c.logits(panel).to(sum_pos.dtype)
+        if panel.positive is not None:
+            panel.set_selves(s, 0)
+            _add(sum_pos, panel, torch.where(panel.positive, s, 0))
+        panel.set_selves(s, -torch.inf)
+        if panel.positive is not None:
+            add(lse_pos, panel, torch.where(panel.positive, s, -torch.inf))
+            s = s.masked_fill(panel.positive, -torch.inf)
+        for logs, factor in factors:
+            add(logs, panel, s * factor)
