@@ -15,7 +15,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
@@ -79,10 +79,16 @@ def _served(op: Callable) -> Callable:
     def call(*args):
         device = next(x for x in args if isinstance(x, torch.Tensor)).device
         _allow_portable(device)
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.no_grad(), _no_autocast(device.type):
             return op(*args)
 
     return call
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager:
+    if not torch.is_autocast_enabled(device_type):  # not all kinds of device know autocast
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def _allow_portable(device: torch.device) -> None:

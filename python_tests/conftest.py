@@ -1,21 +1,34 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 import clce_ext
+from clce_ext import backends
 
 DEVICES = ["cpu"]
 if torch.cuda.is_available() and clce_ext.build_info()["cuda"]:
     DEVICES.append("cuda")
 
 
-@pytest.fixture(params=DEVICES)
-def device(request) -> str:
-    """Every device that this build and this machine can run."""
-    return request.param
+@pytest.fixture(params=[*DEVICES, "portable"])
+def device(request) -> Iterator[str]:
+    """Every device that this build and this machine can run; and the CPU with its kernels switched off."""
+    if request.param != "portable":
+        yield request.param
+        return
+    with backends.engine("portable"):
+        yield "cpu"
+
+
+@pytest.fixture(params=[None, "portable"], ids=["kernels", "portable"])
+def engine(request) -> Iterator[str | None]:
+    """For tests of the CPU alone: with its kernels, and without."""
+    with backends.engine(request.param):
+        yield request.param
 
 
 @pytest.fixture(autouse=True)

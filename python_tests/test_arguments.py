@@ -58,7 +58,7 @@ KEY_LABELS = torch.arange(9) % 2
         (ValueError, "key_offset needs labels", {"labels": None, "keys": X, "key_offset": 0}),
     ],
 )  # fmt: skip
-def test_bad_arguments(error, message, change):
+def test_bad_arguments(error, message, change, engine):
     arguments = {"embeddings": X, "labels": LABELS} | change
     embeddings = arguments.pop("embeddings")
     labels = arguments.pop("labels")
@@ -87,7 +87,8 @@ def test_bad_clce_arguments():
 
 @pytest.mark.skipif(clce_ext.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to put a tensor on")
-def test_cuda_tensor_without_cuda_kernels():
+def test_cuda_tensor_without_cuda_kernels(monkeypatch):
+    monkeypatch.setenv("CLCE_PORTABLE", "0")
     with pytest.raises(NotImplementedError, match="build_info"):
         clce_ext.hard_negative_contrastive_loss(X.cuda(), LABELS.cuda())
 
@@ -102,6 +103,10 @@ def test_mixed_devices():
 
 def test_build_info():
     info = clce_ext.build_info()
-    assert {"version", "torch", "cpu_capability", "cuda", "cuda_archs", "features"} <= set(info)
+    assert {"version", "torch", "cpu_capability", "cuda", "cuda_archs", "features", "backends"} <= set(info)
+    assert info["backends"] == {
+        "cpu": "fused", "cuda": "fused" if info["cuda"] else "portable", "mps": "portable", "xpu": "portable",
+        "others": "portable",
+    }  # fmt: skip
     assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
     assert (info["cuda"] is None) == (not info["cuda_archs"])

@@ -214,7 +214,7 @@ def test_half_precision_logits_do_not_overflow(device):
 
 
 @pytest.mark.parametrize("learnable", [False, True])
-def test_temperature_below_zero_or_zero(learnable):
+def test_temperature_below_zero_or_zero(learnable, engine):
     x, labels = torch.randn(6, 4), torch.arange(6) % 2
     for value in (0.0, -0.5, float("nan"), float("inf")):
         temperature = torch.tensor(value) if learnable else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ def saved_bytes(rows: int) -> int:
     return sum(storages.values())
 
 
-def test_bytes_saved_for_backward_are_linear():
+def test_bytes_saved_for_backward_are_linear(engine):
     small, large = saved_bytes(512), saved_bytes(2048)
     assert large <= 4 * small
     # The normalised embeddings, the labels and some twenty numbers a row.
@@ -48,7 +49,11 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.slow
-def test_peak_memory_of_a_large_batch():
+@pytest.mark.parametrize("engine", ["fused", "portable"])
+def test_peak_memory_of_a_large_batch(engine):
     """Forward and backward at B 32768, D 128 (a B x B float32 matrix alone would be 4096 MiB)."""
-    run = subprocess.run([sys.executable, "-c", SCRIPT, "32768"], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "32768"], capture_output=True, text=True, check=True,
+        env=os.environ | {"CLCE_ENGINE": engine},
+    )  # fmt: skip
     assert float(run.stdout) <= 160

@@ -152,4 +152,4 @@ def _intervals(numbers: Tensor, blocks: list[slice]) -> list[list[int]]:
     """The least and the largest of the numbers of each block."""
     if not blocks:
         return []
-    return torch.stack([torch.stack(torch.aminmax(numbers[block])) for block in blocks]).tolist()
+    return torch.stack([torch.stack(torch.aminmax(numbers[block])) for block in blocks]).cpu().tolist()
