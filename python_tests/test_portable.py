@@ -225,3 +225,14 @@ def test_several_panels(size, monkeypatch):
                 loss.backward()
             results.append((loss.detach(), leaf.grad))
         torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+def test_one_kind_of_pair_does_not_overflow_into_the_other(beta, engine):
+    """Bounded logits at both ends of their range, and an upstream gradient as mixed precision scales it."""
+    x = torch.tensor([[1.0, 0.0]]) * torch.tensor([1.0, 1.0, -1.0, -1.0])[:, None] + 1e-3 * torch.randn(4, 2)
+    for labels in (torch.tensor([0, 0, 1, 1]), torch.tensor([0, 1, 0, 1])):
+        leaf = x.clone().requires_grad_()
+        options = {"temperature": (1 + beta) / 43, "beta": beta, "reduction": "sum"}
+        (clce_ext.hard_negative_contrastive_loss(leaf, labels, **options) * 65536).backward()
+        assert leaf.grad.isfinite().all()

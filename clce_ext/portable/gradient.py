@@ -70,20 +70,26 @@ class _Bounded(_Coefficients):
         return torch.add(rows, of_anchor[None, panel.columns], out=self.c.scratch(which, panel))
 
     def __call__(self, panel: Panel) -> Tensor:
-        c = self.c
+        c, differ = self.c, panel.negative
         s, g = c.logits(panel), c.scratch(1, panel)
+        w = torch.mul(s, c.beta, out=c.scratch(3, panel)).exp_() if c.beta not in (0, 1) else None
+        e = s.exp_()
+        positive = None
+        if differ is not None:
+            # Exponentials are 0 where they are another kind of pair's: their gradient might overflow.
+            positive = torch.addcmul(e, e, differ, value=-1, out=c.scratch(5, panel))
+            e.mul_(differ)
+            if w is not None:
+                w.mul_(differ)
+            by_sum = self._pairs(self.by_sum, panel, 2)
+            by_sum = torch.addcmul(by_sum, by_sum, differ, value=-1, out=c.scratch(2, panel))
+            torch.addcmul(by_sum, self._pairs(self.pos, panel, 1), positive, out=positive)
+        wn = self._pairs(self.wn, panel, 1)
         if c.beta == 0:
-            e = s.exp_()
-            torch.mul(self._pairs(self.wn, panel, 1), e, out=g)
-        else:  # w (wn e + by_w), where w = e^(beta s)
-            w = torch.mul(s, c.beta, out=c.scratch(3, panel)).exp_() if c.beta != 1 else s
-            e = s.exp_()
-            by_w = self._pairs(self.w, panel, 2)
-            torch.addcmul(by_w, self._pairs(self.wn, panel, 1), e, out=g).mul_(w)
-        if panel.positive is None:
-            return g
-        positive = self._pairs(self.by_sum, panel, 2).addcmul(self._pairs(self.pos, panel, 3), e)
-        return torch.where(panel.positive, positive, g)
+            torch.mul(wn, e, out=g)
+        else:
+            torch.addcmul(self._pairs(self.w, panel, 2), wn, e, out=g).mul_(e if w is None else w)
+        return g if positive is None else g.add_(positive)
 
 
 class _Unbounded(_Coefficients):
@@ -104,6 +110,6 @@ class _Unbounded(_Coefficients):
         g = term(2, 1 + self.c.beta)
         if self.c.beta != 0:
             g += term(1, self.c.beta)
-        if panel.positive is None:
+        if panel.negative is None:
             return g
         return torch.where(panel.positive, at(self.by_sum) + term(0, 1.0), g)

@@ -32,9 +32,9 @@ def statistics(c: Contrast) -> Tensor:
 
 
 def _add(total: Tensor, panel: Panel, values: Tensor) -> None:
-    total[panel.rows] += values.sum(1)
+    total[panel.rows].add_(values.sum(1))
     if panel.mirrored:
-        total[panel.columns] += values.sum(0)
+        total[panel.columns].add_(values.sum(0))
 
 
 def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_wn: Tensor) -> None:
@@ -44,18 +44,19 @@ def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_w
         e = torch.exp(s, out=c.scratch(1, panel))
         panel.set_selves(s, 0)
         panel.set_selves(e, 0)
-        if panel.positive is not None:
-            _add(sum_pos, panel, torch.where(panel.positive, s, 0))
-            _add(lse_pos, panel, torch.where(panel.positive, e, 0))
-            e.masked_fill_(panel.positive, 0)
+        if panel.negative is not None:
+            _add(sum_pos, panel, torch.addcmul(s, s, panel.negative, value=-1))
+            positives = e.clone()
+            e.mul_(panel.negative)
+            _add(lse_pos, panel, positives.sub_(e))
         if c.beta == 1:
             _add(lse_w, panel, e)
             e.mul_(e)
         elif c.beta != 0:
             w = s.mul_(c.beta).exp_()
             panel.set_selves(w, 0)
-            if panel.positive is not None:
-                w.masked_fill_(panel.positive, 0)
+            if panel.negative is not None:
+                w.mul_(panel.negative)
             _add(lse_w, panel, w)
             e.mul_(w)
         _add(lse_wn, panel, e)
@@ -76,11 +77,11 @@ def _unbounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse
 
     for panel in c.panels():
         s = c.logits(panel).to(sum_pos.dtype)
-        if panel.positive is not None:
+        if panel.negative is not None:
             panel.set_selves(s, 0)
             _add(sum_pos, panel, torch.where(panel.positive, s, 0))
         panel.set_selves(s, -torch.inf)
-        if panel.positive is not None:
+        if panel.negative is not None:
             add(lse_pos, panel, torch.where(panel.positive, s, -torch.inf))
             s = s.masked_fill(panel.positive, -torch.inf)
         for logs, factor in factors:
