@@ -1,4 +1,6 @@
-"""Builds clce_ext._C: CPU kernels always, CUDA kernels where a CUDA torch and its toolkit are found.
+"""Builds clce_ext._C: CPU kernels, and CUDA kernels where a CUDA torch and its toolkit are found.
+
+Without a C++ compiler nothing is built, and clce_ext computes in plain torch operations.
 
 Environment:
     CLCE_CUDA=auto|0|1        auto (default): with CUDA where possible; 1: fail where it is not
@@ -73,6 +75,11 @@ def decide_cuda() -> tuple[bool, str]:
     if wanted in ("1", "on", "yes"):
         raise SystemExit(f"CLCE_CUDA=1 but CUDA kernels cannot be built: {reason}")
     return False, reason
+
+
+def has_compiler() -> bool:
+    named = os.environ.get("CXX", "").split()[:1]
+    return platform.system() == "Windows" or any(map(shutil.which, named or ("c++", "g++", "clang++")))
 
 
 def torch_has_blas() -> bool:
@@ -211,8 +218,16 @@ class BuildExtension(cpp_extension.BuildExtension):
 
     def run(self):
         super().run()
+        if not self.extensions:
+            return
         what = "CPU and CUDA kernels" if WITH_CUDA else "CPU kernels only"
         print(f"clce_ext {VERSION}: built with {what} ({WHY})")
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExtension})
+if not has_compiler():
+    if os.environ.get("CLCE_CUDA") in ("1", "on", "yes"):
+        raise SystemExit(
+            "CUDA kernels are asked for, but there is no C++ compiler (c++, g++, clang++ or $CXX)"
+        )
+    print(f"clce_ext {VERSION}: built without kernels (no C++ compiler: c++, g++, clang++ or $CXX)")
+setup(ext_modules=[extension()] if has_compiler() else [], cmdclass={"build_ext": BuildExtension})

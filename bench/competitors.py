@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 import clce_ext
 from bench.cases import DTYPES, Case, Inputs
+from clce_ext.arguments import ContrastiveLossInputs, ContrastiveLossOutputs, LossOptions
+from clce_ext.ops import PortableFunction
 from python_tests import reference
 
 Loss = Callable[[Inputs], torch.Tensor]
@@ -66,6 +68,19 @@ def _ours_refuses(case: Case) -> str | None:
     if case.device.startswith("cuda") and clce_ext.build_info()["cuda"] is None:
         return "clce_ext was built without CUDA kernels"
     return None
+
+
+def _portable(case: Case) -> Loss:
+    options = LossOptions(**case.options)._asdict()
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        given = ContrastiveLossInputs(
+            embeddings=inputs.x, labels=inputs.labels, keys=inputs.keys, key_labels=None,
+            temperature_tensor=None, views=1, key_offset=None, **options,
+        )  # fmt: skip
+        return ContrastiveLossOutputs(*PortableFunction.apply(*given)).loss
+
+    return loss
 
 
 def _eager(case: Case) -> Loss:
@@ -169,6 +184,7 @@ COMPETITORS = {
     c.name: c
     for c in (
         Competitor("ours", _ours, _ours_refuses, capturable=True),
+        Competitor("portable", _portable),
         Competitor("eager", _eager, copies=14),
         Competitor("compile", _compiled, copies=6, capturable=True),
         Competitor("chunked", _chunked),

@@ -24,6 +24,7 @@ rounds of the time over the yardstick's in the same round. ``status``: ok, skipp
 
 LABELS = {
     "ours": "clce_ext",
+    "portable": "portable (panels in torch)",
     "eager": "eager PyTorch",
     "compile": "torch.compile",
     "chunked": "chunked + checkpoint",
@@ -33,6 +34,7 @@ LABELS = {
 }
 _COLORS = {
     "ours": "#0072b2",
+    "portable": "#882255",
     "eager": "#d55e00",
     "compile": "#009e73",
     "chunked": "#cc79a7",
@@ -40,7 +42,15 @@ _COLORS = {
     "inf-cl": "#56b4e9",
     "mm": "#666666",
 }
-_MARKERS = {"ours": "o", "eager": "s", "compile": "^", "chunked": "D", "metric-learning": "v", "inf-cl": "P"}
+_MARKERS = {
+    "ours": "o",
+    "portable": "*",
+    "eager": "s",
+    "compile": "^",
+    "chunked": "D",
+    "metric-learning": "v",
+    "inf-cl": "P",
+}
 
 _INTEGERS = ("threads", "cores", "batch", "dim", "per_class", "seed", "rounds", "inner", "peak_extra_bytes",
              "saved_bytes")  # fmt: skip

@@ -41,7 +41,8 @@ class Block:
         ]
 
 
-PEERS = ("ours", "eager", "compile", "chunked", "metric-learning")
+CPU = ("ours", "portable", "eager", "compile", "chunked")
+PEERS = ("ours", "portable", "eager", "compile", "chunked", "metric-learning")
 BF16 = ("bfloat16",)
 # In the order of their weight: where time runs out, the last ones are missing.
 PRESETS = {
@@ -51,11 +52,11 @@ PRESETS = {
         Block((256,), (32,), modes=("memory",), competitors=("ours",)),
     ),
     "cpu": (
-        Block((256, 1024, 4096), (128, 768), modes=TIMES),
-        Block((32768,), (128,), modes=("memory",), competitors=("ours", "chunked")),
-        Block((1024, 4096), (128,), modes=("memory",)),
+        Block((256, 1024, 4096), (128, 768), modes=TIMES, competitors=CPU),
+        Block((32768,), (128,), modes=("memory",), competitors=("ours", "portable", "chunked")),
+        Block((1024, 4096), (128,), modes=("memory",), competitors=CPU),
         Block((1024,), (128,), betas=(0.0,), modes=TIMES, competitors=PEERS),
-        Block((1024,), (128,), betas=(0.0,), problem="clip", modes=TIMES),
+        Block((1024,), (128,), betas=(0.0,), problem="clip", modes=TIMES, competitors=CPU),
     ),
     "h100": (
         Block((64, 256, 1024, 16384), (128,), BF16),

@@ -130,7 +130,7 @@ def hard_negative_contrastive_loss(
 
     Args:
         embeddings: [B, D], or [B, V, D] for V views of each image; float32, float64, bfloat16 or float16
-            (which are accumulated in float32); CPU or CUDA; any strides.
+            (which are accumulated in float32); any device, any strides.
         labels: [B] integers. None: every image is its own class, so that an image's other views are its
             positives (V >= 2); or, with keys and no key_labels, image i's positive is key i.
         keys: [N, D], embeddings' dtype: contrast against these instead of the batch itself.
@@ -165,7 +165,8 @@ def hard_negative_contrastive_loss(
             argument, what came and what is accepted. With ``distributed``, also where ranks differ in
             anything but their data, and on every rank if one rank's arguments are refused.
         RuntimeError: with ``distributed``, a rank died or did not call within the process group's timeout.
-        NotImplementedError: a device that this build has no kernels for (see ``clce_ext.build_info()``).
+        NotImplementedError: with ``CLCE_PORTABLE=0`` in the environment, a device that this build has no
+            kernels for (see ``clce_ext.build_info()``).
     """
     try:
         rows, views = _rows(embeddings)

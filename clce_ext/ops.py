@@ -28,6 +28,7 @@ from clce_ext.arguments import (
     StatisticsInputs,
     padded,
 )
+from clce_ext.portable.ops import OPS as PORTABLE_OPS
 from clce_ext.portable.rows import acc_dtype
 
 _ops = torch.ops.clce_ext
@@ -225,14 +226,14 @@ def only_first_derivative(
     return _OnlyFirstDerivative.apply(inputs, grad_output, *grads)
 
 
-def _backward(ctx, grad_loss, *_):
+def _backward(ctx, grad_loss, *_, op=_ops.contrastive_loss_backward):
     needs = ContrastiveLossInputs(*ctx.needs_input_grad)
     needs = NeededGradients(needs.embeddings, needs.keys, needs.temperature_tensor)
     if grad_loss is None or not any(needs):
         return _NO_GRADIENTS
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     with torch.no_grad():
-        grads = _ops.contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
+        grads = op(grad_loss, *saved, *ctx.options, *needs)
     grads = ContrastiveLossBackwardOutputs(*only_first_derivative(saved.z, grad_loss, grads))
     dtemperature = None
     if needs.need_temperature:
@@ -268,3 +269,17 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
         if any(grad is not None for grad in others):
             raise RuntimeError("clce_ext: of what contrastive_loss returns only the loss is differentiable")
         return _backward(ctx, grad_loss)
+
+
+class PortableFunction(torch.autograd.Function):
+    """:class:`HardNegativeContrastiveFunction` in plain torch operations on every device: a yardstick."""
+
+    @staticmethod
+    def forward(*args):
+        return PORTABLE_OPS["contrastive_loss"](*args)
+
+    setup_context = staticmethod(_setup_context)
+
+    @staticmethod
+    def backward(ctx, grad_loss, *_):
+        return _backward(ctx, grad_loss, op=PORTABLE_OPS["contrastive_loss_backward"])

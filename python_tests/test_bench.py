@@ -102,13 +102,19 @@ def test_table_check(run, tmp_path, capsys):
 def test_clip_case(tmp_path):
     stem = tmp_path / "clip"
     arguments = ["-B", "30", "-D", "16", "--problem", "clip", "--betas", "0", "--rounds", "3", "--no-plot"]
-    competitors = ["--competitors", "ours", "eager", "chunked", "metric-learning"]
+    competitors = ["--competitors", "ours", "portable", "eager", "chunked", "metric-learning"]
     assert main([*arguments, *competitors, "--shortest", "0.0001", "--out", str(stem)]) == 0
     rows = report.read_csv(stem.with_suffix(".csv"))
     full = {row["competitor"]: row["status"] for row in rows if row["mode"] == "full"}
-    assert full == {"ours": "ok", "eager": "ok", "chunked": "ok", "metric-learning": "skipped"}
+    assert full == {
+        "ours": "ok",
+        "portable": "ok",
+        "eager": "ok",
+        "chunked": "ok",
+        "metric-learning": "skipped",
+    }
     saved = {row["competitor"]: row["saved_bytes"] for row in rows if row["mode"] == "memory"}
-    assert saved["eager"] > 4 * 30 * 30 and saved.keys() == {"ours", "eager", "chunked"}
+    assert saved["eager"] > 4 * 30 * 30 and saved.keys() == {"ours", "portable", "eager", "chunked"}
 
 
 @pytest.mark.slow
