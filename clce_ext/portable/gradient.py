@@ -32,6 +32,7 @@ def gradients(
                 danchors[panel.columns].addmm_(g.T, rows[panel.rows], alpha=c.scale)
         if dkeys is not None:
             dkeys[panel.columns].addmm_(g.T, rows[panel.rows], alpha=c.scale)
+    c.release()
     return danchors, dkeys
 
 

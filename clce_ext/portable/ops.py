@@ -103,8 +103,6 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         norms = side.ordered(norms, 0) if norms.numel() else norms
         return side.put_back(prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim), 0)
 
-    dx = of_embeddings(danchors if inputs.need_embeddings else None, contrast.anchors, inputs.norms)
-    dkeys_x = of_embeddings(dkeys, contrast.keys, inputs.key_norms)
     dtemperature = inputs.statistics.new_empty(0)
     if inputs.need_temperature:
         side, dz = (contrast.keys, dkeys) if keys_give_dots else (contrast.anchors, danchors)
@@ -114,7 +112,8 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         dtemperature = temperature_gradient(
             torch.linalg.vecdot(side.rows, dz), by_scale, contrast.symmetric, t
         )
-    return dx, dkeys_x, dtemperature
+    dx = of_embeddings(danchors if inputs.need_embeddings else None, contrast.anchors, inputs.norms)
+    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dtemperature
 
 
 def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, t: Tensor) -> Tensor:
@@ -133,7 +132,7 @@ def prepare_backward_op(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normaliz
     checks.check_prepared(z, None, dim)
     checks.check_rows_of(z, dz, "dz", tuple(z.shape))
     checks.check_rows_of(z, norms, "norms", (z.shape[0] if normalize else 0,))
-    return prepare_backward(dz, z, norms, z.dtype, dim)
+    return prepare_backward(dz.clone(), z, norms, z.dtype, dim)
 
 
 def statistics_op(*args) -> Tensor:

@@ -15,14 +15,15 @@ from clce_ext.portable.rows import acc_dtype
 BOUNDED_LOGIT = 43.5
 
 
-def panel_size(device_type: str, count: int) -> int:
+def panel_size(device_type: str, count: int, dim: int) -> int:
     """Rows and columns of a panel: on a CPU a panel fits a core's cache, elsewhere launches shall be few.
 
-    Of few rows a third: smaller panels leave more below the diagonal out, but are more calls.
+    Of few rows a third: small panels leave more below the diagonal out, but are more calls. Of wide rows
+    more: their time goes to products, which like large panels.
     """
     if device_type != "cpu":
         return 2048
-    return min(512, max(256, math.ceil(count / 48) * 16))
+    return min(512 if dim < 512 else 704, max(256, math.ceil(count / 48) * 16))
 
 
 class Side:
@@ -104,9 +105,9 @@ class Contrast:
         self.key_classes = (
             self.classes if self.symmetric else (2 * torch.searchsorted(key_labels, key_labels)).to(acc)
         )
-        self.size = panel_size(z.device.type, max(self.anchors.count, self.keys.count))
-        area = min(self.size, self.anchors.count) * min(self.size, self.keys.count)
-        self._scratch = self.anchors.rows.new_empty((6, area))
+        self.size = panel_size(z.device.type, max(self.anchors.count, self.keys.count), z.shape[1])
+        self._area = min(self.size, self.anchors.count) * min(self.size, self.keys.count)
+        self._scratch: dict[int, Tensor] = {}
 
     def _places_of_selves(self, key_offset: int | None) -> Tensor | None:
         """Of every anchor its place among the keys, or -1; None where no anchor is a key."""
@@ -162,7 +163,13 @@ class Contrast:
 
     def scratch(self, which: int, panel: Panel) -> Tensor:
         shape = (panel.rows.stop - panel.rows.start, panel.columns.stop - panel.columns.start)
-        return self._scratch[which, : shape[0] * shape[1]].view(shape)
+        if which not in self._scratch:
+            self._scratch[which] = self.anchors.rows.new_empty(self._area)
+        return self._scratch[which][: shape[0] * shape[1]].view(shape)
+
+    def release(self) -> None:
+        """Gives the scratch back: what follows a walk over panels needs memory too."""
+        self._scratch.clear()
 
     def logits(self, panel: Panel) -> Tensor:
         """In scratch 0. Both passes make them by this call, which gives the same bits."""

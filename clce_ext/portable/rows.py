@@ -46,19 +46,19 @@ def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 
 def prepare_backward(dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
-    """The gradient [M, dim] of what :func:`prepare` was given, by that of its rows.
+    """The gradient [M, dim] of what :func:`prepare` was given, by that of its rows, which it may overwrite.
 
     Empty ``norms`` say that rows were not normalised.
     """
     grad = dz[:, :dim]
     if norms.numel() == 0:
-        return grad.to(dtype, copy=True, memory_format=torch.contiguous_format)
+        return grad.to(dtype).contiguous()
     rows = rows[:, :dim].to(grad.dtype)
     tiny = norms < NORM_EPS
     # Normalisation drops what lies along the row, but a row shorter than eps was divided by eps, no more.
     along = torch.where(tiny, 0, torch.linalg.vecdot(rows, grad))[:, None]
-    grad = torch.addcmul(grad, rows, along, value=-1).div_(norms.clamp_min(NORM_EPS)[:, None])
+    grad.addcmul_(rows, along, value=-1).div_(norms.clamp_min(NORM_EPS)[:, None])
     # What was divided by eps is too large for a float16, and a zero vector must not make a step infinite.
     largest = torch.finfo(torch.float16 if dtype == torch.float16 else grad.dtype).max
     bound = torch.full_like(norms, torch.inf).masked_fill_(tiny, largest)[:, None]
-    return grad.clamp_(-bound, bound).to(dtype)
+    return grad.clamp_(-bound, bound).to(dtype).contiguous()
