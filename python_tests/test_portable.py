@@ -140,6 +140,7 @@ def test_device_without_kernels():
     script = """
 import torch, clce_ext
 from python_tests.elsewhere import here, there
+torch.manual_seed(0)
 x, keys, labels = torch.randn(40, 6), torch.randn(50, 6), torch.arange(40) % 4
 key_labels = torch.arange(50) % 5
 for dtype in (torch.float32, torch.bfloat16):
@@ -159,8 +160,8 @@ for dtype in (torch.float32, torch.bfloat16):
             back = here if place is there else lambda x: x
             results.append([back(loss.detach()), *[back(leaf.grad) for leaf in leaves]])
         for theirs, ours in zip(*results, strict=True):
-            rtol, atol = (1e-4, 1e-6) if dtype == torch.float32 else (2e-2, 1e-3)
-            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=atol)
+            allowed = 1e-4 if dtype == torch.float32 else 2e-2
+            assert (ours - theirs).norm() <= allowed * theirs.norm()
 try:
     clce_ext.hard_negative_contrastive_loss(there(x), labels)
 except ValueError as error:
