@@ -1040,12 +1040,45 @@ void test_launches() {
   }
 }
 
+// Of panels: a product and a kernel for each in the forward pass, three products and a kernel in the backward
+// pass, and in self-contrast no panel below the diagonal.
+template <class Format>
+void test_panel_launches() {
+  Case c;
+  c.m = 256;
+  c.n = 512;
+  c.d = 16;
+  c.panel_rows = 128;
+  c.panel_columns = 64;
+  for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint}) {
+    c.geometry = geometry;
+    const int sides = geometry == Geometry::kSelf ? 1 : 2;
+    // Rows 0 to 127: columns from 0, 64, 128, 192. Rows 128 to 255: from 128, 192.
+    const int panels = geometry == Geometry::kSelf ? 6 : 16;
+    executor::clear_launches();
+    Experiment<Format>(c, 1).run();
+    std::vector<std::string> kernels;
+    for (const auto& launch : executor::launches()) kernels.push_back(launch.kernel);
+    auto count = [&](const char* name) { return std::count(kernels.begin(), kernels.end(), name); };
+    CHECK_EQ(count("prepare_kernel"), sides);
+    CHECK_EQ(count("panel_sums_kernel"), panels);
+    CHECK_EQ(count("panel_gradients_kernel"), panels);
+    CHECK_EQ(count("product_kernel"), 4 * panels);
+    CHECK_EQ(count("gradient_factors_kernel"), 1);
+    CHECK_EQ(count("clear_kernel"), 1 + sides);
+    CHECK_EQ(count("multiply_kernel"), Format::kDType == DType::kFloat16 ? sides : 0);
+    CHECK_EQ(count("forward_kernel") + count("backward_kernel") + count("reduce_kernel"), 0);
+  }
+}
+
 // A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it.
 template <class Format>
 void test_not_numbers() {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
-    for (bool unbounded : {false, true}) {
+    for (int i = 0; i < 4; ++i) {
+      const bool unbounded = i % 2;
       Case c;
+      if (i >= 2) c = with_panels(c);
       c.m = 70;
       c.d = 24;
       c.unbounded = unbounded;
@@ -1066,9 +1099,11 @@ void test_not_numbers() {
 template <class Format>
 void test_same_logits_in_both_passes() {
   for (double temperature : {0.5, 0.07, 0.03, 0.02, 0.013, 0.01}) {
-    for (bool unbounded : {false, true}) {
+    for (int i = 0; i < 4; ++i) {
+      const bool unbounded = i % 2;
       for (int64_t d : {24, 200}) {
         Case c;
+        if (i >= 2) c = with_panels(c);
         c.m = 2;
         c.d = d;
         c.labels = Labels::kSame;
@@ -1174,6 +1209,59 @@ TEST("plan/shares and workspace") {
   }
 }
 
+// Where panels are, by whom they can be asked for, and that they take a workspace of constant size.
+TEST("plan/panels") {
+  const auto panels = [](const ContrastArgs& args) {
+    const bool forward = cuda::plan_forward(args, Architecture::kSm80).panels;
+    CHECK_EQ(cuda::plan_backward(args, Architecture::kSm80).panels, forward);
+    return forward;
+  };
+  ContrastArgs args = plan_args(DType::kBFloat16, 32768, 32768, 768, true);
+  CHECK(!panels(args));  // nobody multiplies
+  args.engine = EngineChoice::kPanels;
+  CHECK(!panels(args));
+  args.product = plain_product<BFloat16>();
+  CHECK(panels(args));
+  args.engine = EngineChoice::kFused;
+  CHECK(!panels(args));
+  args.engine = EngineChoice::kAuto;
+  CHECK(panels(args));
+  for (DType dtype : kDTypes) {
+    args.dtype = dtype;
+    const int64_t widest = dtype == DType::kFloat64 ? 64 : 256;
+    for (int64_t stride : {widest, widest + 8}) {
+      args.stride = args.dim = stride;
+      for (int64_t rows : {2047, 2048}) {
+        args.num_anchors = args.num_keys = rows;
+        CHECK_EQ(panels(args), stride > widest && rows == 2048);
+      }
+    }
+  }
+  args.engine = EngineChoice::kPanels;
+  args.num_anchors = args.num_keys = 3;
+  CHECK(panels(args));
+  args.num_keys = 0;
+  CHECK(!panels(args));
+
+  args.engine = EngineChoice::kAuto;
+  for (DType dtype : kDTypes) {
+    args.dtype = dtype;
+    for (bool symmetric : {false, true}) {
+      args.symmetric = symmetric;
+      for (int64_t rows : {4096, 32768, 262144}) {
+        args.num_anchors = args.num_keys = rows;
+        const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+        const auto backward = cuda::plan_backward(args, Architecture::kSm80);
+        CHECK_EQ(forward.workspace_bytes - forward.panel_at, size_t(16) << 20);
+        const bool half = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+        CHECK_EQ(backward.workspace_bytes - backward.panel_at, size_t(half ? 24 : 16) << 20);
+        CHECK_EQ(backward.gradients_at - backward.panel_at, size_t(half ? 16 : 0) << 20);
+        CHECK_EQ(forward.groups, dtype == DType::kFloat64 ? (symmetric ? 96 : 32) : (symmetric ? 40 : 8));
+      }
+    }
+  }
+}
+
 // Sizes whose plans docs/cuda.md speaks of.
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
@@ -1204,6 +1292,8 @@ void add_others() {
                                           test_same_logits_in_both_passes<Format>);
   static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
                                             test_launches<Format>);
+  static const check::Registration panels(std::string(Format::kName) + "/launches of panels",
+                                          test_panel_launches<Format>);
   static const check::Registration numbers(std::string(Format::kName) + "/NaN and infinity",
                                            test_not_numbers<Format>);
 }
