@@ -57,10 +57,14 @@ void backward_as(const BackwardArgs& given, const BackwardPlan& plan, void* stre
     int64_t rows;
   } const wanted[] = {{given.danchors, args.num_anchors}, {given.dkeys, args.num_keys}};
   launch_factors(params, given, factors, stream);
-  for (const auto& side : wanted) {
-    if (side.gradient) clear(side.gradient, size_t(side.rows * args.stride) * sizeof(T), stream);
+  // The products leave padding alone; an anchor that is alone has no panel.
+  if (args.dim < args.stride || args.num_anchors == 1) {
+    for (const auto& side : wanted) {
+      if (side.gradient) clear(side.gradient, size_t(side.rows * args.stride) * sizeof(T), stream);
+    }
   }
-  // In self-contrast the panel's columns are anchors too.
+  // In self-contrast the panel's columns are anchors too. The panels of the first rows then reach every
+  // anchor as a column before they reach it as a row.
   void* const of_columns = args.symmetric ? given.danchors : given.dkeys;
   for_each_panel(args, plan.shape, [&](const Panel& panel) {
     multiply_logits(args, panel, dots, params.stride, stream);
@@ -68,12 +72,12 @@ void backward_as(const BackwardArgs& given, const BackwardPlan& plan, void* stre
     launch(panel_gradients_kernel<Traits>, "panel_gradients_kernel",
            panel_grid(panel, Traits::kRows, Traits::kColumns), Traits::kThreads, Traits::kSharedBytes, stream,
            params);
-    MatrixProduct::Operand gradients{params.gradients, params.stride, false};
-    add_gradient(args, gradients, panel.rows, rows_from(args, args.keys, panel.column), panel.columns,
-                 given.danchors, panel.row, stream);
-    gradients.transposed = true;
-    add_gradient(args, gradients, panel.columns, rows_from(args, args.anchors, panel.row), panel.rows,
-                 of_columns, panel.column, stream);
+    const MatrixProduct::Operand gradients{params.gradients, params.stride, false};
+    const MatrixProduct::Operand transposed{params.gradients, params.stride, true};
+    multiply_gradient(args, transposed, panel.columns, rows_from(args, args.anchors, panel.row), panel.rows,
+                      of_columns, panel.column, panel.row > 0, stream);
+    multiply_gradient(args, gradients, panel.rows, rows_from(args, args.keys, panel.column), panel.columns,
+                      given.danchors, panel.row, args.symmetric || panel.column > 0, stream);
   });
   if constexpr (kHasUnit<Element>) {
     for (const auto& side : wanted) {

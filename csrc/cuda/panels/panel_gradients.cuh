@@ -31,7 +31,9 @@ struct PanelGradientsTraits {
   using T = AccumulationType<Element>;
   using Params = PanelGradientsParams<Element, T>;
   static constexpr bool kUnbounded = kUnbounded_;
-  static constexpr int kThreads = 256, kWarps = kThreads / 32, kMinBlocks = kUnbounded ? 1 : 2;
+  static constexpr int kThreads = 256, kWarps = kThreads / 32;
+  // Unbounded logits in float64 need more registers than two blocks leave.
+  static constexpr int kMinBlocks = kUnbounded && sizeof(T) == 8 ? 1 : 2;
   static constexpr int kVector = 16 / int(sizeof(T));  // columns of a lane
   static constexpr int kColumns = 32 * kVector, kRows = kColumns, kPlaces = kRows + kColumns;
   // Rows whose logits a warp has on their way at once.

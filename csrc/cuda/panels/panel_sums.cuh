@@ -15,8 +15,8 @@ namespace clce::cuda {
 template <class T>
 struct PanelSumsParams {
   Panel panel;
-  const T* dots;   // [panel rows][stride]
-  int64_t stride;  // even
+  const T* dots;    // [panel rows][stride]
+  uint32_t stride;  // even
   Labels anchor_labels, key_labels;
   Scale<T> scale;
   T beta;
@@ -31,12 +31,14 @@ template <class T_, bool kUnbounded_>
 struct PanelSumsTraits {
   using T = T_;
   using Params = PanelSumsParams<T>;
-  using F = std::conditional_t<sizeof(T) == 8, Fragment<32, 32, 2, 2>, Fragment<128, 128, 2, 4>>;
+  // 32 logits a thread. (Twice as many in 128 x 128 would need a few registers more than the 128 of two
+  // blocks.)
+  using F = std::conditional_t<sizeof(T) == 8, Fragment<32, 32, 2, 2>, Fragment<64, 128, 2, 4>>;
   using Sums = TileSums<T, F, kUnbounded_>;
   using LabelsOfTile = TileLabels<F::kM + F::kN>;
   static constexpr bool kUnbounded = kUnbounded_;
   static constexpr int kPlaces = F::kM + F::kN;
-  static constexpr int kThreads = F::kThreads, kMinBlocks = kUnbounded ? 1 : 2;
+  static constexpr int kThreads = F::kThreads, kMinBlocks = 2;
   static constexpr int kLabelsAt = Sums::kBytes, kSharedBytes = kLabelsAt + LabelsOfTile::kBytes;
   static_assert(kThreads >= kPlaces, "each row and each column of the tile has a thread");
 };
@@ -49,25 +51,22 @@ struct PanelSumsBlock {
   static constexpr int kM = F::kM, kN = F::kN;
 
   const Params& p;
-  const F f;
   const typename Traits::Sums sums;
   const typename Traits::LabelsOfTile labels;  // of the tile's rows, then of its columns
-  // Of the tile: its first row and column, and how many of them the panel has.
-  const int64_t row, column;
-  const int rows, columns;
 
   CLCE_DEVICE explicit PanelSumsBlock(const Params& params)
-      : p(params),
-        f(),
-        sums(ptx::dynamic_shared()),
-        labels(ptx::dynamic_shared() + Traits::kLabelsAt),
-        row(p.panel.row + int64_t(blockIdx.y) * kM),
-        column(p.panel.column + int64_t(blockIdx.x) * kN),
-        rows(at_most(p.panel.row + p.panel.rows - row, kM)),
-        columns(at_most(p.panel.column + p.panel.columns - column, kN)) {}
+      : p(params), sums(ptx::dynamic_shared()), labels(ptx::dynamic_shared() + Traits::kLabelsAt) {}
 
-  CLCE_DEVICE void load(T (&dots)[F::kMI][F::kNI][4]) const {
-    const T* const first = p.dots + (row - p.panel.row) * p.stride + (column - p.panel.column);
+  // The tile's first row and column, and how many of them the panel has: computed where they are used, as
+  // registers are scarce.
+  CLCE_DEVICE int64_t row() const { return p.panel.row + int64_t(blockIdx.y) * kM; }
+  CLCE_DEVICE int64_t column() const { return p.panel.column + int64_t(blockIdx.x) * kN; }
+  CLCE_DEVICE int rows() const { return at_most(p.panel.rows - int64_t(blockIdx.y) * kM, kM); }
+  CLCE_DEVICE int columns() const { return at_most(p.panel.columns - int64_t(blockIdx.x) * kN, kN); }
+
+  CLCE_DEVICE void load(const F& f, T (&dots)[F::kMI][F::kNI][4]) const {
+    const T* const first = p.dots + blockIdx.y * uint32_t(kM) * p.stride + blockIdx.x * uint32_t(kN);
+    const int num_rows = rows(), num_columns = columns();
 #pragma unroll
     for (int mi = 0; mi < F::kMI; ++mi) {
 #pragma unroll
@@ -76,11 +75,11 @@ struct PanelSumsBlock {
 #pragma unroll
         for (int ni = 0; ni < F::kNI; ++ni) {
           const int c = f.col(ni, 0);
-          const T* const from = first + r * p.stride + c;
+          const T* const from = first + (uint32_t(r) * p.stride + uint32_t(c));
           ptx::Pair<T> pair{T(0), T(0)};
-          if (r < rows && c + 1 < columns) {
+          if (r < num_rows && c + 1 < num_columns) {
             pair = ptx::global_load(reinterpret_cast<const ptx::Pair<T>*>(from));
-          } else if (r < rows && c < columns) {
+          } else if (r < num_rows && c < num_columns) {
             pair.low = ptx::global_load(from);
           }
           dots[mi][ni][2 * half] = pair.low;
@@ -95,8 +94,8 @@ struct PanelSumsBlock {
     if (t >= Traits::kPlaces) return;
     const Labels& side = t < kM ? p.anchor_labels : p.key_labels;
     const int i = t < kM ? t : t - kM;
-    const bool within = i < (t < kM ? rows : columns);
-    labels.store(t, within ? load_label(side, (t < kM ? row : column) + i) : side.none, side.none);
+    const bool within = i < (t < kM ? rows() : columns());
+    labels.store(t, within ? load_label(side, (t < kM ? row() : column()) + i) : side.none, side.none);
   }
 
   CLCE_DEVICE void add_to_slot(int index, int64_t anchor, const PartialSums<T>& value) const {
@@ -105,15 +104,15 @@ struct PanelSumsBlock {
   }
 
   CLCE_DEVICE void run() const {
-    const int64_t above = column - row;  // of the tile's first pair: column - row of the whole
-    if (p.symmetric && above + columns - 1 <= 0) return;
+    const int64_t above = column() - row();  // of the tile's first pair, column less row
+    if (p.symmetric && above + columns() - 1 <= 0) return;
     T dots[F::kMI][F::kNI][4];
-    load(dots);
+    load(F::opaque(), dots);
     store_label();
     ptx::sync_threads();
 
-    const int self = self_difference(p.has_self, p.self_offset, row, column);
-    const bool on_diagonal = p.symmetric && above < rows;
+    const int self = self_difference(p.has_self, p.self_offset, row(), column());
+    const bool on_diagonal = p.symmetric && above < rows();
     const bool masked = !labels.all_valid() || on_diagonal || (self < kN && self > -kM);
     const F here = F::opaque();
     Pairs<F> pairs;
@@ -127,9 +126,9 @@ struct PanelSumsBlock {
     ptx::sync_threads();
 
     const int t = int(threadIdx.x);
-    if (t < rows) add_to_slot(int(blockIdx.x), row + t, sums.row(t, p.beta, masked));
-    if (p.symmetric && t >= kM && t - kM < columns) {
-      add_to_slot(p.row_slots + int(blockIdx.y), column + (t - kM), sums.col(t - kM, p.beta, masked));
+    if (t < rows()) add_to_slot(int(blockIdx.x), row() + t, sums.row(t, p.beta, masked));
+    if (p.symmetric && t >= kM && t - kM < columns()) {
+      add_to_slot(p.row_slots + int(blockIdx.y), column() + (t - kM), sums.col(t - kM, p.beta, masked));
     }
   }
 };

@@ -61,11 +61,11 @@ inline void multiply_logits(const ContrastArgs& args, const Panel& panel, void* 
   multiply(args, product, stream);
 }
 
-// Adds dL/ds times embeddings to rows [first, first + rows) of a gradient. Its padding is left alone, as 0
-// times an infinite dL/ds would not be 0.
-inline void add_gradient(const ContrastArgs& args, const MatrixProduct::Operand& gradients, int64_t rows,
-                         const MatrixProduct::Operand& embeddings, int64_t inner, void* total, int64_t first,
-                         void* stream) {
+// dL/ds times embeddings, of rows [first, first + rows) of a gradient. Padding is left alone, as 0 times an
+// infinite dL/ds would not be 0.
+inline void multiply_gradient(const ContrastArgs& args, const MatrixProduct::Operand& gradients, int64_t rows,
+                              const MatrixProduct::Operand& embeddings, int64_t inner, void* total,
+                              int64_t first, bool accumulate, void* stream) {
   if (!total) return;
   const int64_t acc_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
   MatrixProduct product;
@@ -76,7 +76,7 @@ inline void add_gradient(const ContrastArgs& args, const MatrixProduct::Operand&
   product.b = embeddings;
   product.c = static_cast<char*>(total) + first * args.stride * acc_bytes;
   product.c_stride = args.stride;
-  product.accumulate = true;
+  product.accumulate = accumulate;
   multiply(args, product, stream);
 }
 

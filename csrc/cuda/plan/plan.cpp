@@ -31,11 +31,11 @@ Engine engine_for(const ContrastArgs& args, Architecture architecture) {
 bool choose_panels(const ContrastArgs& args, Format format) {
   if (!args.product.multiply || args.num_anchors == 0 || args.num_keys == 0) return false;
   if (args.engine != EngineChoice::kAuto) return args.engine == EngineChoice::kPanels;
-  // Up to here a block of the backward pass holds a whole row of the gradient: 16-bit formats keep their own
-  // rows in shared memory too, the others compute each logit once. Beyond it the 16-bit tiles wait for L2 and
-  // the others compute logits again for each chunk of the row, while a panel costs the same passes over it
-  // for any width. (16 bit: bench/panel_model.py predicts 486 TFLOPS at 256 columns, where the fused tiles'
-  // prediction is 530, and 620 at 512, where it is 300.)
+  // Up to this width a block of the backward pass holds whole rows of the gradient, and in 16 bits its own
+  // rows in shared memory too. Wider 16-bit tiles wait for L2, and the other formats compute the logits again
+  // for each chunk of the row, while a panel is gone over as often for any width. (bench/panel_model.py
+  // predicts 450 effective TFLOPS at 256 columns of bfloat16 and 590 at 512; from docs/cuda.md's assumptions
+  // about tiles follow 530 and 300.)
   const int64_t widest = format == Format::kFloat64 ? 64 : 256;
   // Fewer pairs than a panel holds are too few for the products to fill a device, and for a product's time to
   // hide that each panel takes six launches.
@@ -124,9 +124,9 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
   size_t panel_bytes = 0;
   if (plan.panels) {
     plan.shape = panel_shape(args);
-    const int64_t tile = panel_tile(plan.engine.format);
-    plan.groups = ceil_div(plan.shape.columns, tile);
-    if (args.symmetric) plan.groups += ceil_div(plan.shape.rows, tile);
+    const PanelShape tile = panel_tile(args.dtype);
+    plan.groups = ceil_div(plan.shape.columns, tile.columns);
+    if (args.symmetric) plan.groups += ceil_div(plan.shape.rows, tile.rows);
     panel_bytes = acc_bytes(args.dtype) * size_t(plan.shape.rows) * size_t(plan.shape.columns);
   }
   // The pass over tiles sets the ticket to 0; without it, a single block of the merge needs none.

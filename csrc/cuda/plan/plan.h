@@ -14,11 +14,6 @@ namespace clce::cuda {
 // Threads of a block of the merge, whose sums of losses lie in the workspace.
 constexpr int kMergeThreads = 128;
 
-// A panel of logits, from which products begin and end.
-struct PanelShape {
-  int64_t rows, columns;
-};
-
 struct ForwardPlan {
   Engine engine;
   bool panels;       // by panels: the shape counts; else by fused tiles: tile and grid do
