@@ -153,12 +153,6 @@ ContrastiveLossBackwardInputs = namedtuple(
 )
 
 
-class ContrastiveLossBackwardOutputs(NamedTuple):
-    embeddings: Tensor
-    keys: Tensor
-    temperature: Tensor
-
-
 # ---- the parts of it, for losses whose keys arrive in pieces ----
 
 
