@@ -20,7 +20,6 @@ from clce_ext.arguments import (
     ContrastiveLossOutputs,
     Derivatives,
     LossFromStatisticsInputs,
-    NeededGradients,
     SavedTensors,
     Statistics,
     StatisticsBackwardInputs,
@@ -204,17 +203,17 @@ def _backward(ctx, grad_loss, *_):
     needs = [ctx.needs_input_grad[place] for place in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
     if grad_loss is None or not any(needs):
         return tuple(grads)
-    needs = NeededGradients(*needs)
+    need_embeddings, need_keys, need_temperature = needs
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     # Autograd is off already unless a graph of the gradients is built; switching it off costs the host time.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
         of_inputs = _contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
     dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, of_inputs)
-    if needs.need_embeddings:
+    if need_embeddings:
         grads[_EMBEDDINGS] = dx
-    if needs.need_keys:
+    if need_keys:
         grads[_KEYS] = dkeys
-    if needs.need_temperature:
+    if need_temperature:
         temperature = saved.temperature_tensor
         grads[_TEMPERATURE] = dtemperature.to(temperature.dtype).reshape(temperature.shape)
     return tuple(grads)
