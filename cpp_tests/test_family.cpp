@@ -63,14 +63,14 @@ PartialSums<T> accumulate(const Row& row, size_t begin, size_t end, T beta, bool
       one.exp_w = bounded ? std::exp(beta * s) : T(1);
       one.exp_wn = bounded ? std::exp((1 + beta) * s) : T(1);
     }
-    merge(sums, one, beta);
+    merge(sums, one, hardness(beta));
   }
   return sums;
 }
 
 template <class T>
 Statistics<T> statistics_of(const Row& row, T beta, bool bounded = false) {
-  return finalize(accumulate<T>(row, 0, row.s.size(), beta, bounded), beta);
+  return finalize(accumulate<T>(row, 0, row.s.size(), beta, bounded), hardness(beta));
 }
 
 std::vector<LossConfig> all_configs() {
@@ -225,8 +225,8 @@ void test_statistics() {
           // Any split of the keys gives the same.
           for (size_t cut : {size_t(0), row.s.size() / 3, row.s.size() / 2, row.s.size()}) {
             auto sums = accumulate<T>(row, 0, cut, T(beta), bounded);
-            merge(sums, accumulate<T>(row, cut, row.s.size(), T(beta), bounded), T(beta));
-            const auto merged = finalize(sums, T(beta));
+            merge(sums, accumulate<T>(row, cut, row.s.size(), T(beta), bounded), hardness(T(beta)));
+            const auto merged = finalize(sums, hardness(T(beta)));
             check_close(merged.n_pos, s.n_pos, 0, "merged n_pos");
             check_close(merged.n_neg, s.n_neg, 0, "merged n_neg");
             check_close(merged.sum_pos, s.sum_pos, relative * (1 + largest * positives), "merged sum_pos");

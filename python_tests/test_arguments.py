@@ -36,6 +36,8 @@ KEY_LABELS = torch.arange(9) % 2
          {"temperature": torch.ones(2)}),
         (TypeError, "temperature must be a floating-point tensor", {"temperature": torch.tensor(1)}),
         (ValueError, "beta must be finite and at least 0, got -1", {"beta": -1.0}),
+        (ValueError, "beta must be finite and at least 0, got inf", {"beta": float("inf")}),
+        (ValueError, "beta must be at most 10000, got 20000", {"beta": 2e4}),
         (ValueError, "summation must be 'in' or 'out', got 'inside'", {"summation": "inside"}),
         (ValueError, "denominator must be 'all' or 'negatives', got 'none'", {"denominator": "none"}),
         (ValueError, r"debias must be in \[0, 1\), got 1", {"debias": 1.0}),
