@@ -1,0 +1,483 @@
+#!/usr/bin/env python3
+"""Predicts the time of the loss's kernels from their machine code; needs nvcc, but no GPU.
+
+For each kernel the instructions that a warp issues per tile are counted per pipe, on the paths that are really
+taken; a multiprocessor's slowest pipe gives the time. Latencies, barriers and the ends of a grid are not in it:
+a kernel is never faster than this, and how much slower only a measurement tells. Assumptions about the device:
+gpu_table.py. What is known about the kernels' branches: pipe_rules.py.
+
+    python tools/pipe_model.py                              docs/performance.md's cases, on an H100
+    python tools/pipe_model.py --batch 8192 --dim 128 --gpu a100 --positives 0
+    python tools/pipe_model.py --hot forward --dim 128      where the instructions come from
+    python tools/pipe_model.py --check                      fails where a kernel has grown beyond pipe_table.json
+    python tools/pipe_model.py --write                      writes pipe_table.json and docs/performance.md's table
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import pipe_rules
+import sass
+import sass_flow
+from gpu_table import GPUS, H100, Gpu
+
+TABLE = sass.ROOT / "tools/pipe_table.json"
+PAGE = sass.ROOT / "docs/performance.md"
+GROWTH = 1.05  # beyond it --check fails
+
+# Unit of each pipe's count, and how many of it a multiprocessor does per clock.
+PIPES = {
+    "issue": lambda gpu: gpu.issue,
+    "tensor": lambda gpu: gpu.tensor16,
+    "tf32": lambda gpu: gpu.tensor_tf32,
+    "fma": lambda gpu: gpu.fma / 32,
+    "imad": lambda gpu: gpu.imad / 32,
+    "alu": lambda gpu: gpu.alu / 32,
+    "half_alu": lambda gpu: gpu.half_alu / 32,
+    "mufu": lambda gpu: gpu.mufu / 32,
+    "fp64": lambda gpu: gpu.fp64 / 32,
+    "shared": lambda gpu: gpu.shared_bytes / 128,
+    "fill": lambda gpu: gpu.l2_bytes,
+}
+
+_FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "FFMA32I", "FADD32I", "FMUL32I"}
+_HALF_ALU = {"F2F", "F2FP", "F2I", "I2F", "POPC", "FLO", "I2I", "F2I", "FRND"}
+_ALU = {
+    "IADD3", "IABS", "IMNMX", "VIMNMX", "VIADD", "VIADDMNMX", "ISETP", "FSETP", "FSET", "FMNMX", "FSEL", "SEL",
+    "LOP3", "PLOP3", "SHF", "LEA", "PRMT", "BMSK", "SGXT", "MOV", "BREV", "P2R", "R2P", "FCHK", "LOP", "CS2R",
+}  # fmt: skip
+_FP64 = {"DFMA", "DADD", "DMUL", "DSETP", "DMNMX"}
+_NO_PIPE = {
+    "BRA", "BSSY", "BSYNC", "BAR", "EXIT", "NOP", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "S2R", "S2UR", "R2UR", "VOTE",
+    "VOTEU", "ULDC", "LDC", "LDG", "STG", "CALL", "RET", "BREAK", "R2UR", "REDUX", "MEMBAR", "ERRBAR", "CCTL",
+    "ATOMG", "ATOM", "RED", "YIELD", "LD", "ST", "UMOV", "BRX", "MATCH", "ELECT", "ACQBULK", "FENCE", "LEPC",
+    "WARPGROUP", "NANOSLEEP", "KILL",
+}  # fmt: skip
+
+
+def width(name: str) -> int:
+    """Bits per lane that a memory instruction moves."""
+    for bits in (128, 64):
+        if f".{bits}" in name:
+            return bits
+    return 8 if re.search(r"\.[SU]8", name) else 16 if re.search(r"\.[SU]16", name) else 32
+
+
+def pipes_of(instruction: sass.Instruction) -> dict[str, float]:
+    """What one warp's instruction costs, in the units of PIPES; predicated ones cost as if they ran."""
+    op, name = instruction.op, instruction.name
+    cost: dict[str, float] = {"issue": 1}
+    if op == "HMMA":
+        shape = re.search(r"\.(1688|16816|1684)\b", name)
+        if shape is None:
+            raise ValueError(f"HMMA of unknown shape: {name}")
+        depth = {"1684": 4, "1688": 8, "16816": 16}[shape[1]]
+        cost["tf32" if ".TF32" in name else "tensor"] = 2 * 16 * 8 * depth
+    elif op in _FMA:
+        cost["fma"] = 1
+    elif op in ("IMAD", "IMUL", "XMAD", "IDP"):
+        # The same pipe does both; integers at half of Hopper's rate.
+        cost["imad"] = 1
+    elif op in _HALF_ALU:
+        cost["half_alu"] = 1
+    elif op in _FP64:
+        cost["fp64"] = 1
+    elif op == "MUFU":
+        cost["mufu"] = 1
+    elif op in ("LDS", "STS"):
+        cost["shared"] = max(1, width(name) // 32)  # wavefronts of 128 bytes, no bank conflicts
+    elif op == "LDSM":
+        cost["shared"] = int(name.rsplit(".", 1)[1]) if name[-1].isdigit() else 1
+    elif op == "SHFL":
+        cost["shared"] = 1
+    elif op == "LDGSTS":
+        cost["shared"] = max(1, width(name) // 32)
+        cost["fill"] = 4 * width(name)
+    elif op.startswith("U") and op not in ("ULDC", "UMOV"):
+        pass  # the uniform datapath: an issue slot
+    elif op in _ALU:
+        cost["alu"] = 1
+    elif op not in _NO_PIPE:
+        raise ValueError(f"instruction of unknown pipe: {name}")
+    return cost
+
+
+@dataclass(frozen=True)
+class Fragment:
+    m: int
+    n: int
+    warps_m: int
+    warps_n: int
+
+    @property
+    def warps(self) -> int:
+        return self.warps_m * self.warps_n
+
+    @property
+    def pieces_n(self) -> int:  # of 8 columns, per warp
+        return self.n // self.warps_n // 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a kernel's name tells about its tile; the templates are those of csrc/cuda/tile/shapes.cuh."""
+
+    kernel: str  # "forward" or "backward"
+    engine: str
+    maxima: bool
+    logits: Fragment
+    depth: int  # columns of embeddings per step
+    stages: int
+    dims: int = 0  # backward: columns of the gradient per block
+    step: int = 0  # backward: rows of the other side per step of the second product
+    resident: bool = False
+
+    def steps(self, columns: int) -> int:
+        return 1 if self.resident else -(-columns // self.depth)
+
+    def flop(self, columns: int) -> int:
+        """Of one tile's products, padding and all."""
+        first = 2 * self.logits.m * self.logits.n * self.steps(columns) * self.depth
+        return first + 2 * self.logits.m * self.logits.n * self.dims
+
+
+def parse_shape(name: str) -> Shape | None:
+    """None for kernels that do not walk tiles."""
+    match = re.match(r"(forward|backward)_kernel<\w+Traits<((?:\w+Engine)(?:<\w+>)?), (\w+)<(.*)>, (\w+)> ?>$", name)
+    if match is None:
+        if re.match(r"(forward|backward)_kernel", name):
+            raise ValueError(f"a kernel's name has another form: {name}")
+        return None
+    kernel, engine, kind, arguments, maxima = match.groups()
+    numbers = [int(x) for x in re.findall(r"(?<![\w])\d+", arguments)]
+    common = dict(kernel=kernel, engine=engine, maxima=maxima == "true")
+    if kind == "ForwardShape":
+        m, warps_m, warps_n, depth, stages, _ = numbers
+        return Shape(**common, logits=Fragment(m, m, warps_m, warps_n), depth=depth, stages=stages)
+    logits, gradients = Fragment(*numbers[:4]), Fragment(*numbers[4:8])
+    if kind == "ResidentShape":
+        stages, _ = numbers[8:]
+        return Shape(**common, logits=logits, depth=gradients.n, stages=stages, dims=gradients.n, step=logits.n,
+                     resident=True)  # fmt: skip
+    if kind == "StreamingShape":
+        depth, step, stages, _ = numbers[8:]
+        return Shape(**common, logits=logits, depth=depth, stages=stages, dims=gradients.n, step=step)
+    raise ValueError(f"a shape without an entry here: {kind}")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Self-contrast of one batch."""
+
+    batch: int
+    dim: int
+    engine: str = "HalfEngine<bf16>"
+    beta: float = 1.0
+    per_class: int = 8
+    positives: float | None = None  # share of warps' tiles that hold a positive pair; None: labels in any order
+    bounded: bool = True
+
+    @property
+    def columns(self) -> int:
+        per_16_bytes = {"HalfEngine<bf16>": 8, "HalfEngine<f16>": 8, "FmaEngine<double>": 2}.get(self.engine, 4)
+        return -(-self.dim // per_16_bytes) * per_16_bytes
+
+    def share_with_positives(self, shape: Shape) -> float:
+        if self.positives is not None:
+            return self.positives
+        pairs = shape.logits.m * shape.logits.n / shape.logits.warps
+        return 1 - math.exp(-pairs * (self.per_class - 1) / max(self.batch - 1, 1))
+
+
+@dataclass
+class Counts:
+    """Of one tile, all warps of a block together, in the units of PIPES."""
+
+    shape: Shape
+    total: Counter
+    constructs: Counter  # issue slots by source construct
+
+    @property
+    def slots_per_warp(self) -> float:
+        return self.total["issue"] / self.shape.logits.warps
+
+    def cycles(self, gpu: Gpu) -> dict[str, float]:
+        """Of a multiprocessor, per pipe."""
+        cycles = {pipe: self.total[pipe] / rate(gpu) for pipe, rate in PIPES.items()}
+        # Integer products and float32 share a pipe.
+        cycles["fma"] += cycles.pop("imad")
+        cycles["tensor"] += cycles.pop("tf32")
+        cycles["alu"] = max(cycles["alu"] + cycles.pop("half_alu") * 0.25, cycles["alu"])
+        return cycles
+
+
+def construct_of(source: tuple[tuple[str, int], ...]) -> str:
+    """The line of the kernel's run(), and what it calls."""
+    texts = [sass_flow.text_at(place) for place in reversed(source[:-1])]
+    texts = [text for text in texts if text]
+    return " > ".join(text[:64] for text in texts[:3])
+
+
+def count(kernel: sass.Kernel, shape: Shape, case: Case, tiles: float = 64) -> Counts:
+    flow = sass_flow.Flow(kernel.code)
+    rules = pipe_rules.rules_for(shape, case, tiles)
+    frequencies = flow.frequencies(rules)
+    total: Counter = Counter()
+    constructs: Counter = Counter()
+    for i in flow.walk(rules):
+        block = flow.blocks[i]
+        often = frequencies[i] / tiles * shape.logits.warps
+        if often < 1e-9:
+            continue
+        for instruction in kernel.code.instructions[block.first : block.end]:
+            for pipe, cost in pipes_of(instruction).items():
+                total[pipe] += cost * often
+            constructs[construct_of(instruction.source)] += often
+    counts = Counts(shape, total, constructs)
+    flop = counts.total["tensor"] + counts.total["tf32"]
+    if flop and abs(flop / shape.flop(case.columns) - 1) > 0.01:
+        raise sass_flow.UnknownBranch(
+            f"{kernel.name}: {flop:.0f} FLOP per tile counted, {shape.flop(case.columns)} expected"
+        )
+    return counts
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One launch of tiles."""
+
+    counts: Counts
+    tiles: float  # of all blocks
+    blocks: int
+    memory_bytes: float
+    gpu: Gpu
+
+    @property
+    def cycles(self) -> dict[str, float]:
+        return self.counts.cycles(self.gpu)
+
+    @property
+    def binds(self) -> str:
+        return max(self.cycles, key=self.cycles.__getitem__)
+
+    @property
+    def seconds(self) -> float:
+        """Blocks that one multiprocessor more than another walks make all wait."""
+        per_tile = max(self.cycles.values())
+        per_block = self.tiles / self.blocks
+        busiest = max(self.tiles / self.gpu.multiprocessors, math.ceil(self.blocks / self.gpu.multiprocessors) * per_block)
+        work = busiest * per_tile / self.gpu.clock
+        return max(work, self.memory_bytes / self.gpu.memory) + self.gpu.launch
+
+
+class Model:
+    def __init__(self, kernels: list[sass.Kernel]):
+        self.kernels: list[tuple[sass.Kernel, Shape]] = []
+        for kernel in kernels:
+            shape = parse_shape(kernel.name)
+            # Double precision is there for gradcheck: nobody waits for it.
+            if shape is not None and "double" not in shape.engine:
+                self.kernels.append((kernel, shape))
+
+    def _of(self, which: str, case: Case) -> list[tuple[sass.Kernel, Shape]]:
+        found = [
+            (kernel, shape)
+            for kernel, shape in self.kernels
+            if shape.kernel == which and shape.engine == case.engine and shape.maxima != case.bounded
+        ]
+        if not found:
+            raise SystemExit(f"no {which} kernel for {case.engine}")
+        return found
+
+    def forward(self, case: Case, gpu: Gpu) -> Pass:
+        """As csrc/cuda plans it: large tiles where they fill the device."""
+        found = sorted(self._of("forward", case), key=lambda pair: pair[1].logits.m)
+        kernel, shape = found[-1]
+        tiles = -(-case.batch // shape.logits.m)
+        if tiles * (tiles + 1) // 2 < 128:
+            kernel, shape = found[0]
+            tiles = -(-case.batch // shape.logits.m)
+        groups = min(tiles, 32)
+        blocks = groups * (groups + 1) // 2
+        total = tiles * (tiles + 1) / 2
+        acc = 8 if "double" in shape.engine else 4
+        # Embeddings and labels once; slots written and read by the merge.
+        memory = case.batch * (case.columns * 16 / self._per_16_bytes(case) + 8 + 2 * 6 * acc * groups)
+        return Pass(count(kernel, shape, case, max(total / blocks, 2)), total, blocks, memory, gpu)
+
+    @staticmethod
+    def _per_16_bytes(case: Case) -> int:
+        return {"HalfEngine<bf16>": 8, "HalfEngine<f16>": 8, "FmaEngine<double>": 2}.get(case.engine, 4)
+
+    def backward(self, case: Case, gpu: Gpu) -> Pass:
+        """The narrowest shape that makes the fewest chunks."""
+        found = sorted(self._of("backward", case), key=lambda pair: pair[1].dims)
+        fewest = -(-case.columns // found[-1][1].dims)
+        kernel, shape = next(pair for pair in found if -(-case.columns // pair[1].dims) <= fewest)
+        chunks = -(-case.columns // shape.dims)
+        rows, others = -(-case.batch // shape.logits.m), -(-case.batch // shape.logits.n)
+        blocks = rows * chunks
+        splits = max(1, min(128 * kernel.blocks // blocks, others, 16)) if others >= 4 else 1
+        acc = 8 if "double" in shape.engine else 4
+        memory = case.batch * (case.columns * (16 / self._per_16_bytes(case) + acc) + 8 + 14 * acc)
+        counts = count(kernel, shape, case, max(others / splits, 2))
+        return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu)
+
+    def small(self, case: Case, gpu: Gpu) -> float:
+        """prepare, merge_loss, prepare_backward: device memory and launches alone."""
+        element, acc = 16 / self._per_16_bytes(case), 4
+        prepare = case.batch * case.columns * 2 * element
+        merge = case.batch * 20 * acc
+        back = case.batch * case.columns * (2 * element + acc)
+        return (prepare + merge + back) / gpu.memory + 3 * gpu.launch
+
+
+def effective_tflops(case: Case, seconds: float) -> float:
+    """As bench/cases.py counts: 2 B^2 D forward and 4 B^2 D backward, symmetry not subtracted."""
+    return 6 * case.batch**2 * case.dim / seconds * 1e-12
+
+
+# bfloat16, B 32768, beta 1, 8 images a class, in any order: what the page shows, and what is aimed at.
+CASES = [Case(32768, dim) for dim in (128, 256, 512, 768, 1024)]
+GOAL_TFLOPS = {128: 450, 256: 450}
+GOAL_FORWARD_MS = {128: 0.45}
+
+
+def report(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
+    """A markdown table."""
+    lines = [
+        "| D | pass | tile | issue slots per warp | " + " | ".join(n for n in PIPES if n not in ("imad", "tf32", "half_alu", "fp64")) + " | binds | time |",  # noqa: E501
+    ]
+    lines.append("|---" * (lines[0].count("|") - 1) + "|")
+    totals = []
+    for case in cases:
+        passes = {"forward": model.forward(case, gpu), "backward": model.backward(case, gpu)}
+        for name, p in passes.items():
+            logits, cycles = p.counts.shape.logits, p.cycles
+            shown = [f"{cycles[n]:,.0f}" for n in PIPES if n in cycles and n != "fp64"]
+            lines.append(
+                f"| {case.dim} | {name} | {logits.m} × {logits.n} | {p.counts.slots_per_warp:,.0f} | "
+                + " | ".join(shown)
+                + f" | {p.binds} | {p.seconds * 1e3:.3f} ms |"
+            )
+        forward, backward, small = passes["forward"].seconds, passes["backward"].seconds, model.small(case, gpu)
+        totals.append((case, forward, backward, small))
+    lines += ["", "| B | D | forward | backward | the rest | effective TFLOP/s | aimed at |", "|---" * 7 + "|"]
+    for case, forward, backward, small in totals:
+        goal = GOAL_TFLOPS.get(case.dim)
+        aim = f"≥ {goal}" if goal else "–"
+        if case.dim in GOAL_FORWARD_MS:
+            aim += f", forward ≤ {GOAL_FORWARD_MS[case.dim]} ms"
+        lines.append(
+            f"| {case.batch} | {case.dim} | {forward * 1e3:.2f} ms | {backward * 1e3:.2f} ms | {small * 1e3:.2f} ms | "
+            f"{effective_tflops(case, forward + backward + small):.0f} | {aim} |"
+        )
+    return lines
+
+
+def hot_spots(p: Pass, most: int = 16) -> list[str]:
+    slots, warps = p.counts.constructs, p.counts.shape.logits.warps
+    whole = sum(slots.values())
+    return [
+        f"{n / warps:8.1f} slots per warp and tile {n / whole:6.1%}  {name}" for name, n in slots.most_common(most)
+    ]
+
+
+def natural_dim(shape: Shape) -> int:
+    """At which the committed table counts a kernel."""
+    return shape.dims or 128
+
+
+def table_of(kernels: list[sass.Kernel]) -> dict[str, dict[str, float]]:
+    """Per kernel: issue slots per warp, and cycles of shared memory, of one tile without and with positives."""
+    table = {}
+    for kernel, shape in Model(kernels).kernels:
+        row = {}
+        for key, share in (("", 0.0), ("_positives", 1.0)):
+            case = Case(32768, natural_dim(shape), engine=shape.engine, positives=share, bounded=not shape.maxima)
+            counts = count(kernel, shape, case)
+            row[f"slots{key}"] = round(counts.slots_per_warp, 1)
+            row[f"shared{key}"] = round(counts.total["shared"], 1)
+        table[f"sm_{kernel.arch} {kernel.name}"] = row
+    return dict(sorted(table.items()))
+
+
+def grown(now: dict, committed: dict) -> list[str]:
+    """What has to be explained, or written down again with --write."""
+    faults = [f"no entry: {name}" for name in now if name not in committed]
+    faults += [f"no such kernel any more: {name}" for name in committed if name not in now]
+    for name in now:
+        for key, value in now[name].items():
+            before = committed.get(name, {}).get(key)
+            if before is not None and value > before * GROWTH:
+                faults.append(f"{name}: {key} {before} -> {value}")
+    return faults
+
+
+BEGIN, END = "<!-- made by `tools/pipe_model.py --write` -->", "<!-- end -->"
+
+
+def page_with(lines: list[str]) -> str:
+    text = PAGE.read_text()
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n\n" + "\n".join(lines) + "\n\n" + END + rest.split(END)[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+")
+    parser.add_argument("--dim", type=int, nargs="+")
+    parser.add_argument("--engine", default="HalfEngine<bf16>", help="as kernels' names have it")
+    parser.add_argument("--gpu", choices=GPUS, default="h100")
+    parser.add_argument("--beta", type=float, default=1.0)
+    parser.add_argument("--per-class", type=int, default=8)
+    parser.add_argument("--positives", type=float, help="share of warps' tiles with a positive pair, 0 to 1")
+    parser.add_argument("--unbounded", action="store_true", help="the kernels for logits that are not bounded")
+    parser.add_argument("--hot", choices=("forward", "backward"), help="where the instructions come from")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--jobs", type=int)
+    args = parser.parse_args()
+
+    if args.check or args.write:
+        kernels = sass.kernels(["80", "90"], jobs=args.jobs)
+        table = table_of(kernels)
+        page = report(Model([k for k in kernels if k.arch == "90"]), CASES, H100)
+        if args.write:
+            TABLE.write_text(json.dumps(table, indent=1) + "\n")
+            PAGE.write_text(page_with(page))
+            return 0
+        faults = grown(table, json.loads(TABLE.read_text()))
+        if page_with(page) != PAGE.read_text():
+            faults.append(f"{PAGE.name} does not show what the model says now")
+        print("\n".join([*page, ""]))
+        print("\n".join(faults or [f"{len(table)} kernels, none has grown"]))
+        if faults:
+            print("If that is meant: tools/pipe_model.py --write", file=sys.stderr)
+        return 1 if faults else 0
+
+    gpu = GPUS[args.gpu]
+    chosen = dict(engine=args.engine, beta=args.beta, per_class=args.per_class, positives=args.positives,
+                  bounded=not args.unbounded)  # fmt: skip
+    dims = args.dim or [case.dim for case in CASES]
+    cases = [dataclasses.replace(Case(b, d), **chosen) for b in args.batch or [32768] for d in dims]
+    model = Model(sass.kernels([gpu.arch], jobs=args.jobs))
+    for case in cases if args.hot else []:
+        p = getattr(model, args.hot)(case, gpu)
+        print(f"{args.hot}, {case}, {p.counts.slots_per_warp:.0f} slots per warp and tile")
+        print("\n".join(hot_spots(p)))
+    if not args.hot:
+        print("\n".join(report(model, cases, gpu)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
