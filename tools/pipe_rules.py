@@ -1,5 +1,5 @@
-"""What the machine code does not say about the kernels of csrc/cuda: which way their branches go, how often their
-loops turn. One rule per source line that decides; sass_flow.py tells how they are applied.
+"""What the machine code does not say about the kernels of csrc/cuda: which way their branches go, how often
+their loops turn. One rule per source line that decides; sass_flow.py tells how they are applied.
 
 Where a kernel changes, its new branches need rules here; the model refuses to count it until then.
 """
@@ -34,12 +34,15 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),
         # Once per tile.
         Rule("if (step == 0) store_label(label);", share=1 / steps),
-        Rule("if (step == 0) load_other(tile);", share=1 / steps),
-        Rule("if (tile + 1 < end) load_other(tile + 1);", share=always),
+        # One branch of the machine code decides this and what load_other asks: a thread for each row.
+        Rule("if (step == 0) load_other(tile);", share=logits.n / threads / steps),
+        Rule("if (t < kN) store_row(", share=always, within="if (step == 0) load_other(tile);"),
+        Rule("if (tile + 1 < end) load_other(tile + 1);", share=logits.n / threads),
+        Rule("if (t < kN) store_row(", share=always, within="if (tile + 1 < end) load_other(tile + 1);"),
         Rule("if (steps == 1) ptx::sync_threads();", share=float(steps == 1)),
         # Self-contrast from bench/: every row has a label, none is ignored, labels are small numbers.
         Rule("if (p.symmetric) {", share=always),
-        Rule("for (; rest >= p.groups - first; ++first)", trips=10),  # before the walk: it costs nothing there
+        Rule("for (; rest >= p.groups - first; ++first)", trips=10),  # before the walk: not counted
         Rule("return has_label()", share=min(1.0, (logits.m + logits.n) / threads)),
         Rule("if (has_label()) labels.store(", share=min(1.0, (logits.m + logits.n) / threads)),
         Rule("if (row >= side.rows) return side.none;", share=never, leaves=True),
@@ -86,7 +89,7 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("const T weight = side.weights ?", share=never),
         Rule("if (bound > 0 && bound < T(1e30)) {", share=always),
         Rule("if (side.derivatives) {", share=always),
-        Rule("for (int64_t row = threadIdx.x; row < n; row += Traits::kThreads) {", trips=case.batch / threads),
+        Rule("for (int64_t row = threadIdx.x; row < n;", trips=case.batch / threads),
         # After the walk.
         Rule("if (p.grad_loss)", share=always),
         Rule("if (p.num_terms) {", share=always),

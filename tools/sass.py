@@ -1,7 +1,7 @@
 """Compiles the CUDA kernels and reads their machine code (SASS) back; needs nvcc and nvdisasm, but no GPU.
 
-What is compiled stays in build/sass, by the content of csrc and the compiler's version: tools that look at the
-same kernels compile them once.
+What is compiled stays in build/sass, by the content of csrc and the compiler's version: tools that look at
+the same kernels compile them once.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Code:
     labels: dict[str, int] = field(default_factory=dict)  # index of the instruction that follows
 
 
-@dataclass
+@dataclass(eq=False)
 class Kernel:
     name: str  # demangled, without what all names have
     arch: str

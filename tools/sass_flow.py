@@ -1,9 +1,9 @@
 """How often each instruction of a kernel runs: basic blocks, loops, and what is known about its branches.
 
-A branch is named by the source text that it was compiled from: the text of the innermost source line that has a
-rule. A rule gives the share of warps that go into the statement's body, or a loop's trips. Which of the
-branch's two ways leads into the body is found from the lines that lie only on it. A branch without a rule is an
-error, so a kernel that changes is not counted by rules made for another.
+A branch is named by the source text that it was compiled from: the text of the innermost source line that has
+a rule. A rule gives the share of warps that go into the statement's body, or a loop's trips. Which of the
+branch's two ways leads into the body is found from the lines that lie only on it. A branch without a rule is
+an error, so a kernel that changes is not counted by rules made for another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import sass
 
-NEGLIGIBLE = 6  # instructions: branches around so few are taken to execute them
+NEGLIGIBLE = 6  # instructions: a branch around fewer is counted as if it never skipped them
 
 
 class UnknownBranch(Exception):
@@ -29,6 +29,7 @@ class Rule:
     trips: float | None = None  # of a loop, each time it is reached
     leaves: bool = False  # the body is return, continue or break: nothing of it is to be seen
     walk: bool = False  # the loop over tiles
+    within: str = ""  # part of a line that the source line was inlined at
 
 
 @functools.cache
@@ -45,15 +46,18 @@ def text_at(place: tuple[str, int]) -> str:
 
 @functools.cache
 def statement(place: tuple[str, int]) -> range:
-    """The lines of the statement that begins here, with its body in braces."""
+    """The lines of the statement that begins here: with its body in braces, without its `else`."""
     path, first = place
     depth, lines = 0, _lines(path)
     for line in range(first, len(lines) + 1):
         text = lines[line - 1].split("//")[0].strip()
         if line == first and text.startswith("}"):
             text = text[1:]
-        depth += text.count("{") - text.count("}")
-        if depth <= 0 and (text.endswith((";", "}")) or (line > first and text.startswith("}"))):
+        for character in text:
+            depth += (character == "{") - (character == "}")
+            if depth == 0 and character == "}" and line > first:
+                return range(first, line)
+        if depth == 0 and text.endswith((";", "}")):
             return range(first, line + 1)
     return range(first, first + 1)
 
@@ -158,7 +162,7 @@ class Flow:
         return successor in self.loops and bool(self.dominators[i] >> successor & 1)
 
     def _forward_reach(self, start: int, frm: int) -> set[int]:
-        """Blocks that can run after the branch at the end of `frm` went to `start`, in the same turn of all loops."""
+        """What can run after the branch that ends `frm` went to `start`, in the same turn of all loops."""
         if self.is_back_edge(frm, start):
             return set()
         reach, todo = {start}, [start]
@@ -171,7 +175,7 @@ class Flow:
         return reach
 
     def _loop_exit(self, i: int) -> tuple[int, int, int] | None:
-        """(header, way that stays, way that leaves) if the branch decides whether the innermost loop goes on."""
+        """(header, way that stays, way that leaves) if the branch can leave a loop: the innermost such."""
         a, b = self.blocks[i].successors
         inside = [(len(body), header) for header, body in self.loops.items() if i in body]
         for _, header in sorted(inside):
@@ -184,7 +188,9 @@ class Flow:
         for depth, place in enumerate(branch.source):
             text = text_at(place)
             for rule in rules:
-                if rule.text in text:
+                if rule.text not in text:
+                    continue
+                if not rule.within or any(rule.within in text_at(p) for p in branch.source[depth + 1 :]):
                     return rule, depth
         return None
 
@@ -229,7 +235,10 @@ class Flow:
         if branch.op in ("EXIT", "RET"):
             return {falls: 1.0}
         skipped = self.blocks[taken].first - block.end
-        if 0 <= skipped < NEGLIGIBLE and not (found and found[0].trips is not None):
+        around = 0 <= skipped < NEGLIGIBLE and all(
+            b.successors == [i + k + 2] for k, b in enumerate(self.blocks[i + 1 : taken])
+        )
+        if around and not (found and found[0].trips is not None):
             return {falls: 1.0}
         if found is None:
             where = " < ".join(text_at(place) for place in branch.source[:4])
