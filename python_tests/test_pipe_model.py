@@ -13,6 +13,7 @@ sys.path.insert(0, str(TOOLS))
 import pipe_model  # noqa: E402
 import sass  # noqa: E402
 import sass_flow  # noqa: E402
+import sass_pipes  # noqa: E402
 from gpu_table import H100  # noqa: E402
 from sass_flow import Rule  # noqa: E402
 
@@ -149,18 +150,18 @@ def test_a_branch_without_a_rule_is_an_error(flow: sass_flow.Flow):
     ],
 )
 def test_pipes(name: str, pipe: str, cost: float):
-    found = pipe_model.pipes_of(sass.Instruction(0, "", name, ""))
+    found = sass_pipes.pipes_of(sass.Instruction(0, "", name, ""))
     assert found[pipe] == cost
     assert found["issue"] == 1
 
 
 def test_what_never_runs_costs_an_issue_slot_only():
-    assert pipe_model.pipes_of(sass.Instruction(0, "@!PT", "LDS", "RZ, [RZ]")) == {"issue": 1}
+    assert sass_pipes.pipes_of(sass.Instruction(0, "@!PT", "LDS", "RZ, [RZ]")) == {"issue": 1}
 
 
 def test_unknown_instructions_are_errors():
     with pytest.raises(ValueError, match="QGMMA"):
-        pipe_model.pipes_of(sass.Instruction(0, "", "QGMMA.64x8x32", ""))
+        sass_pipes.pipes_of(sass.Instruction(0, "", "QGMMA.64x8x32", ""))
 
 
 def test_growth_is_found():

@@ -235,9 +235,7 @@ class Flow:
         if branch.op in ("EXIT", "RET"):
             return {falls: 1.0}
         skipped = self.blocks[taken].first - block.end
-        around = 0 <= skipped < NEGLIGIBLE and all(
-            b.successors == [i + k + 2] for k, b in enumerate(self.blocks[i + 1 : taken])
-        )
+        around = 0 <= skipped < NEGLIGIBLE and taken in self.blocks[taken - 1].successors
         if around and not (found and found[0].trips is not None):
             return {falls: 1.0}
         if found is None:
