@@ -262,10 +262,20 @@ class Flow:
         n = len(self.blocks)
         matrix, entry = np.eye(n), np.zeros(n)
         entry[0] = 1
+        unknown = {}
         for i in self.reached:
-            for successor, chance in self._chances(i, rules).items():
+            try:
+                chances = self._chances(i, rules)
+            except UnknownBranch as reason:
+                # It counts only where the other rules lead here at all.
+                unknown[i], chances = reason, {self.blocks[i].successors[0]: 1.0}
+            for successor, chance in chances.items():
                 matrix[successor, i] -= chance
-        return np.linalg.solve(matrix, entry)
+        frequencies = np.linalg.solve(matrix, entry)
+        for i, reason in unknown.items():
+            if frequencies[i] > 1e-9:
+                raise reason
+        return frequencies
 
     def walk(self, rules: list[Rule]) -> set[int]:
         """The blocks of the loop over tiles."""
