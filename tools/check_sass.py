@@ -2,11 +2,13 @@
 """Reads what the compiler made of the CUDA kernels; needs nvcc and nvdisasm (see sass.py), but no GPU.
 
 Fails, with a table of all kernels, where one spills registers, keeps an array in local memory, takes more
-registers than its launch bounds leave to it, or does not use the tensor cores although its engine is made
+registers than its launch bounds leave to it, or does not use the tensor cores although its product is made
 for them.
 
-    python tools/check_sass.py                        sm_80 and sm_90, all of csrc/cuda/sources.txt
-    python tools/check_sass.py --arch 86 --only half  others; files whose name contains a word
+    python tools/check_sass.py                           sm_80 and sm_90, all of csrc/cuda/sources.txt
+    python tools/check_sass.py --arch 86 --only float16  others; files whose path contains a word
+
+Sources for a single architecture, such as 90a, are compiled for it where 90 is asked for.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import sass
 
 REGISTERS = 65536  # of a multiprocessor, all architectures since sm_80
-TENSOR_CORE_ENGINES = ("HalfEngine", "Tf32Engine")
+TENSOR_CORES = ("HalfEngine", "HalfProduct", "Tf32Engine", "Tf32Product")  # part of such kernels' names
 
 
 def number_of(kernel: sass.Kernel, *ops: str) -> int:
@@ -33,7 +35,7 @@ def faults_of(kernel: sass.Kernel) -> list[str]:
     per_warp = -(-kernel.registers // 8) * 8 * 32
     if per_warp * (kernel.threads // 32) * kernel.blocks > REGISTERS:
         faults.append("registers beyond launch bounds")
-    if any(engine in kernel.name for engine in TENSOR_CORE_ENGINES) and not number_of(kernel, "HMMA"):
+    if any(product in kernel.name for product in TENSOR_CORES) and not number_of(kernel, "HMMA"):
         faults.append("no tensor core instruction")
     return faults
 
@@ -43,7 +45,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", nargs="+", default=["80", "90"], help="compute capabilities, 80 for sm_80")
-    parser.add_argument("--only", default="", help="only source files whose name contains this")
+    parser.add_argument("--only", default="", help="only source files whose path contains this")
     parser.add_argument("--jobs", type=int)
     args = parser.parse_args()
 

@@ -57,14 +57,23 @@ class Shape:
     """What a kernel's name tells about its tile; the templates are those of csrc/cuda/tile/shapes.cuh."""
 
     kernel: str  # "forward" or "backward"
-    engine: str
-    maxima: bool
+    dtype: str  # of the products
+    unbounded: bool  # for logits that are not bounded
     logits: Fragment
     depth: int  # columns of embeddings per step
     stages: int
     dims: int = 0  # backward: columns of the gradient per block
     step: int = 0  # backward: rows of the other side per step of the second product
     resident: bool = False
+
+    def __str__(self) -> str:
+        logits = self.logits
+        text = (
+            f"{self.kernel} {self.dtype} {logits.m} x {logits.n}, {logits.warps_m} x {logits.warps_n} warps"
+        )
+        if self.dims:
+            text += f", {'resident' if self.resident else 'streaming'} {self.dims}"
+        return text + (", unbounded" if self.unbounded else "")
 
     def steps(self, columns: int) -> int:
         return 1 if self.resident else -(-columns // self.depth)
@@ -75,18 +84,30 @@ class Shape:
         return first + 2 * self.logits.m * self.logits.n * self.dims
 
 
+_DTYPES = {
+    "Half<bf16>": "bfloat16",
+    "Half<f16>": "float16",
+    "Tf32": "tf32",
+    "Fma<float>": "float32",
+    "Fma<double>": "float64",
+}
+ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4, "float64": 8}
+
+
 def parse_shape(name: str) -> Shape | None:
     """None for kernels that do not walk tiles."""
+    if not re.match(r"(forward|backward)_kernel<", name):
+        return None
     match = re.match(
-        r"(forward|backward)_kernel<\w+Traits<((?:\w+Engine)(?:<\w+>)?), (\w+)<(.*)>, (\w+)> ?>$", name
+        r"(forward|backward)_kernel<\w+Traits<(\w+)(?:Engine|Product)(<\w+>)?, "
+        r"(?:BoundedOnly<)?(\w+)<(.*)>, (\w+)> ?>$",
+        name,
     )
     if match is None:
-        if re.match(r"(forward|backward)_kernel", name):
-            raise ValueError(f"a kernel's name has another form: {name}")
-        return None
-    kernel, engine, kind, arguments, maxima = match.groups()
-    numbers = [int(x) for x in re.findall(r"(?<![\w])\d+", arguments)]
-    common = dict(kernel=kernel, engine=engine, maxima=maxima == "true")
+        raise ValueError(f"a kernel's name has another form: {name}")
+    kernel, product, element, kind, arguments, unbounded = match.groups()
+    numbers = [int(x) for x in re.findall(r"\b\d+", arguments)]
+    common = dict(kernel=kernel, dtype=_DTYPES[product + (element or "")], unbounded=unbounded == "true")
     if kind == "ForwardShape":
         m, warps_m, warps_n, depth, stages, _ = numbers
         return Shape(**common, logits=Fragment(m, m, warps_m, warps_n), depth=depth, stages=stages)
@@ -107,7 +128,7 @@ class Case:
 
     batch: int
     dim: int
-    engine: str = "HalfEngine<bf16>"
+    dtype: str = "bfloat16"
     beta: float = 1.0
     per_class: int = 8
     positives: float | None = (
@@ -116,11 +137,18 @@ class Case:
     bounded: bool = True
 
     @property
+    def element_bytes(self) -> int:
+        return ELEMENT_BYTES[self.dtype]
+
+    @property
+    def acc_bytes(self) -> int:
+        return max(4, self.element_bytes)
+
+    @property
     def columns(self) -> int:
-        per_16_bytes = {"HalfEngine<bf16>": 8, "HalfEngine<f16>": 8, "FmaEngine<double>": 2}.get(
-            self.engine, 4
-        )
-        return -(-self.dim // per_16_bytes) * per_16_bytes
+        """Of a row, padded to 16 bytes."""
+        per_16 = 16 // self.element_bytes
+        return -(-self.dim // per_16) * per_16
 
     def share_with_positives(self, shape: Shape) -> float:
         if self.positives is not None:
@@ -226,17 +254,17 @@ class Model:
         for kernel in kernels:
             shape = parse_shape(kernel.name)
             # Double precision is there for gradcheck: nobody waits for it.
-            if shape is not None and "double" not in shape.engine:
+            if shape is not None and shape.dtype != "float64":
                 self.kernels.append((kernel, shape))
 
     def _of(self, which: str, case: Case) -> list[tuple[sass.Kernel, Shape]]:
         found = [
             (kernel, shape)
             for kernel, shape in self.kernels
-            if shape.kernel == which and shape.engine == case.engine and shape.maxima != case.bounded
+            if shape.kernel == which and shape.dtype == case.dtype and shape.unbounded != case.bounded
         ]
         if not found:
-            raise SystemExit(f"no {which} kernel for {case.engine}")
+            raise SystemExit(f"no {which} kernel for {case.dtype}")
         return found
 
     def forward(self, case: Case, gpu: Gpu) -> Pass:
@@ -250,14 +278,10 @@ class Model:
         groups = min(tiles, 32)
         blocks = groups * (groups + 1) // 2
         total = tiles * (tiles + 1) / 2
-        acc = 8 if "double" in shape.engine else 4
         # Embeddings and labels once; slots written and read by the merge.
-        memory = case.batch * (case.columns * 16 / self._per_16_bytes(case) + 8 + 2 * 6 * acc * groups)
+        slots = 2 * 6 * case.acc_bytes * groups
+        memory = case.batch * (case.columns * case.element_bytes + 8 + slots)
         return Pass(count(kernel, shape, case, max(total / blocks, 2)), total, blocks, memory, gpu)
-
-    @staticmethod
-    def _per_16_bytes(case: Case) -> int:
-        return {"HalfEngine<bf16>": 8, "HalfEngine<f16>": 8, "FmaEngine<double>": 2}.get(case.engine, 4)
 
     def backward(self, case: Case, gpu: Gpu) -> Pass:
         """The narrowest shape that makes the fewest chunks."""
@@ -268,17 +292,16 @@ class Model:
         rows, others = -(-case.batch // shape.logits.m), -(-case.batch // shape.logits.n)
         blocks = rows * chunks
         splits = max(1, min(128 * kernel.blocks // blocks, others, 16)) if others >= 4 else 1
-        acc = 8 if "double" in shape.engine else 4
-        memory = case.batch * (case.columns * (16 / self._per_16_bytes(case) + acc) + 8 + 14 * acc)
+        row = case.columns * (case.element_bytes + case.acc_bytes) + 8 + 14 * case.acc_bytes
+        memory = case.batch * row
         counts = count(kernel, shape, case, max(others / splits, 2))
         return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu)
 
     def small(self, case: Case, gpu: Gpu) -> float:
         """prepare, merge_loss, prepare_backward: device memory and launches alone."""
-        element, acc = 16 / self._per_16_bytes(case), 4
-        prepare = case.batch * case.columns * 2 * element
-        merge = case.batch * 20 * acc
-        back = case.batch * case.columns * (2 * element + acc)
+        prepare = case.batch * case.columns * 2 * case.element_bytes
+        merge = case.batch * 20 * case.acc_bytes
+        back = case.batch * case.columns * (2 * case.element_bytes + case.acc_bytes)
         return (prepare + merge + back) / gpu.memory + 3 * gpu.launch
 
 
@@ -357,12 +380,12 @@ def table_of(kernels: list[sass.Kernel]) -> dict[str, dict[str, float]]:
         row = {}
         for key, share in (("", 0.0), ("_positives", 1.0)):
             case = Case(
-                32768, natural_dim(shape), engine=shape.engine, positives=share, bounded=not shape.maxima
+                32768, natural_dim(shape), dtype=shape.dtype, positives=share, bounded=not shape.unbounded
             )
             counts = count(kernel, shape, case)
             row[f"slots{key}"] = round(counts.slots_per_warp, 1)
             row[f"shared{key}"] = round(counts.total["shared"], 1)
-        table[f"sm_{kernel.arch} {kernel.name}"] = row
+        table[f"sm_{kernel.arch} {shape}"] = row
     return dict(sorted(table.items()))
 
 
@@ -393,7 +416,7 @@ def main() -> int:
     )
     parser.add_argument("--batch", type=int, nargs="+")
     parser.add_argument("--dim", type=int, nargs="+")
-    parser.add_argument("--engine", default="HalfEngine<bf16>", help="as kernels' names have it")
+    parser.add_argument("--dtype", choices=ELEMENT_BYTES, default="bfloat16")
     parser.add_argument("--gpu", choices=GPUS, default="h100")
     parser.add_argument("--beta", type=float, default=1.0)
     parser.add_argument("--per-class", type=int, default=8)
@@ -425,7 +448,7 @@ def main() -> int:
         return 1 if faults else 0
 
     gpu = GPUS[args.gpu]
-    chosen = dict(engine=args.engine, beta=args.beta, per_class=args.per_class, positives=args.positives,
+    chosen = dict(dtype=args.dtype, beta=args.beta, per_class=args.per_class, positives=args.positives,
                   bounded=not args.unbounded)  # fmt: skip
     dims = args.dim or [case.dim for case in CASES]
     cases = [dataclasses.replace(Case(b, d), **chosen) for b in args.batch or [32768] for d in dims]

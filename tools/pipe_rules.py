@@ -14,7 +14,7 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
     logits = shape.logits
     threads = 32 * logits.warps
     steps = shape.steps(case.columns)
-    vector = 2 if "double" in shape.engine else 4
+    vector = 16 // case.element_bytes
     second = 0 if shape.kernel == "forward" or shape.resident else logits.n // shape.step
     positives = case.share_with_positives(shape)
     one_exponential = case.beta in (0, 1)
@@ -28,7 +28,9 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("for (int i = 0; i < Traits::kStages - 1; ++i) load_next(i);", trips=shape.stages - 1),
         # Loads ahead stop at the walk's end, stages - 1 steps early: nearly never.
         Rule("if (ahead.row < all.row_end) {", share=always),
+        Rule("if (ahead.row >= all.row_end) return;", share=never, leaves=True),
         Rule("if (ahead_tile < end) {", share=always),
+        Rule("if (ahead_tile >= end) return;", share=never, leaves=True),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
         Rule("if (++ahead_step == steps) {", share=1 / steps),
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),

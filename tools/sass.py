@@ -123,13 +123,20 @@ def readable(names: list[str]) -> dict[str, str]:
         plain = done.stdout.rstrip("\n").split("\n")
     out = {}
     for mangled, name in zip(names, plain, strict=True):
-        name = re.sub(r"^void |clce::(cuda::)?|ptx::", "", name)
+        name = re.sub(r"^void |clce::(cuda::)?|ptx::|sm\d+::", "", name)
         out[mangled] = re.sub(r">\(.*\)$", ">", name)
     return out
 
 
-def sources() -> list[str]:
-    return (ROOT / "csrc/cuda/sources.txt").read_text().split()
+def sources_for(arch: str) -> list[tuple[str, str]]:
+    """Sources and what each is compiled for: with 90 those for all, and those for 90a alone as 90a."""
+    sources = []
+    for line in (ROOT / "csrc/cuda/sources.txt").read_text().splitlines():
+        source, _, only = line.partition(" ")
+        only = only.strip().replace(".", "")
+        if source.endswith(".cu") and only.rstrip("af") in ("", arch):
+            sources.append((source, only or arch))
+    return sources
 
 
 def _content(nvcc: str) -> str:
@@ -199,7 +206,7 @@ def _read(folder: Path, arch: str) -> list[Kernel]:
 
 
 def kernels(arches: list[str], only: str = "", jobs: int | None = None) -> list[Kernel]:
-    """Of all sources whose name contains `only`, in their order."""
+    """Of all sources whose path contains `only`, in their order."""
     nvcc = find_nvcc()
     nvdisasm = find_nvdisasm(nvcc)
     content = _content(nvcc)
@@ -210,8 +217,8 @@ def kernels(arches: list[str], only: str = "", jobs: int | None = None) -> list[
     with concurrent.futures.ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         work = [
             (pool.submit(_compile, nvcc, nvdisasm, source, arch, content), arch)
-            for arch in arches
-            for source in sources()
+            for asked in arches
+            for source, arch in sources_for(asked)
             if only in source
         ]
         return [kernel for job, arch in work for kernel in _read(job.result(), arch)]
