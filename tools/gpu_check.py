@@ -130,6 +130,8 @@ class Check:
             outcome = "are left out" if self.rehearse else "fail"
             print(f"no GPU that torch can use: the steps that need one {outcome}")
         needs_gpu = () if self.rehearse else ("gpu",)
+        probe = [python, str(ROOT / "tools/gpu_probe/run.py"), "--output", str(self.output / "probe")]
+        self.run("probe", probe, 60, needs=("nvcc", *needs_gpu))
         # Only for this GPU: a build for all takes minutes.
         env = {"TORCH_CUDA_ARCH_LIST": self.machine["capability"], "CLCE_CUDA": "1"} if gpu else {}
         self.run("build", [python, "setup.py", "build_ext", "--inplace"], 200, env, ("nvcc", *needs_gpu))
