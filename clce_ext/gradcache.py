@@ -35,8 +35,9 @@ class GradCache:
         micro_batch_size: images per forward pass.
         scaler: ``torch.amp.GradScaler`` where float16 needs loss scaling; ``.grad`` is then scaled too.
 
-    BatchNorm computes its statistics within each micro-batch (as with any accumulation), so they differ from
-    the whole batch's, and its running averages are updated twice per step. LayerNorm models are unaffected.
+    BatchNorm in training mode computes its statistics within each micro-batch (as with any accumulation), so
+    they differ from the whole batch's, and its running averages are updated twice per step. In evaluation
+    mode it normalises by its running averages, and gradient caching is exact, as it is with LayerNorm.
 
     Raises:
         TypeError: the model's outputs are not tensors, or the criterion's value is not one.
@@ -80,7 +81,7 @@ class GradCache:
         Returns:
             The detached scalar loss.
         """
-        # The device of the parameters decides, as DDP and torch.compile hide the attributes of the model.
+        # Its parameters say where the model is: wrappers such as DDP and torch.compile hide its attributes.
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         micro_batches = list(_split(inputs, self.micro_batch_size))
         autocast = _AutocastState(device.type)
@@ -113,7 +114,7 @@ class GradCache:
         if loss.dim() != 0:
             raise ValueError(f"criterion must return a scalar, got shape {tuple(loss.shape)}")
         if loss.requires_grad:
-            # Under autocast only forward passes belong; this also reaches the criterion's own parameters.
+            # Autocast is for forward passes only. This also fills .grad of the criterion's own parameters.
             with torch.autocast(loss.device.type, enabled=False):
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss.detach(), [x.grad for x in leaves]
@@ -161,7 +162,8 @@ class _AutocastState:
 
     Autocast caches the low-precision copies of the weights until its outermost block ends. Copies made under
     no_grad carry no graph, so a second forward pass that found them would leave the weights without
-    gradients."""
+    gradients.
+    """
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type

@@ -71,7 +71,7 @@ def test_neighbours_and_centroids(generator):
     order = generator.permutation(len(x))
     train, test = order[:90], order[90:]
     shuffled = generator.permutation(labels)
-    for accuracy in (metrics.knn_accuracy, metrics.centroid_accuracy):
+    for accuracy in (metrics.knn_accuracy, metrics.centroid_accuracy, metrics.probe_accuracy):
         assert accuracy(x[train], labels[train], x[test], labels[test]) > 0.99
         assert accuracy(x[train], shuffled[train], x[test], shuffled[test]) < 0.5
 

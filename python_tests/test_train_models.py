@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -9,10 +12,14 @@ from safetensors.torch import save_file
 from timm.models.beit import Beit
 from torch import nn
 
-from clce_ext import CLCELoss, LaCViTLoss, SCHaNeLoss
-from clce_ext.train import checkpoint, models, objectives
+from clce_ext import CLCELoss, GradCache, LaCViTLoss, SCHaNeLoss
+from clce_ext.train import checkpoint, models, plots
+from clce_ext.train.cli import parse
 from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.objectives import OBJECTIVES
+from clce_ext.train.stages import Stage
+from clce_ext.train.stages import stages as stages_of
 
 
 def create(name="beit_tiny_digits", classes=7, projection=False, **options) -> models.FineTuner:
@@ -90,6 +97,62 @@ def test_weights_of_timm_load_and_grids_are_resized(tmp_path):
         larger = create(checkpoint=str(tmp_path / file), image_size=48).backbone
         assert larger.state_dict()[table].shape[0] > saved.state_dict()[table].shape[0]
         assert larger(torch.randn(1, 3, 48, 48)).shape == (1, 7)
+
+
+def test_batch_norm_rests_where_weights_were_given(tmp_path):
+    """Running statistics stay in every mode of training; scales and shifts receive gradients."""
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "resnet.pth")
+    given = {"image_size": 32, "checkpoint": str(tmp_path / "resnet.pth")}
+    images = torch.randn(6, 3, 32, 32)
+    for options, rests in (
+        (given, True),
+        (given | {"batch_norm": "train"}, False),
+        ({"image_size": 32}, False),
+        ({"image_size": 32, "batch_norm": "frozen"}, True),
+    ):
+        model = create("resnet10t", **options)
+        before = {name: value.clone() for name, value in model.named_buffers()}
+        for mode in ("joint", "contrast"):
+            model.set_mode(mode)
+            model.train()
+            sum(output.square().sum() for output in model(images)).backward()
+        assert all(torch.equal(value, before[name]) for name, value in model.named_buffers()) == rests
+        norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+        assert norms and all(layer.weight.grad is not None for layer in norms)
+
+
+@pytest.mark.parametrize("name", ["beit_tiny_digits", "resnet10t", "convnext_atto"])
+def test_a_new_classifier_on_given_weights_starts_at_zero(tmp_path, name):
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 3])
+    size = {} if name == "beit_tiny_digits" else {"image_size": 32}
+    saved = timm.create_model(name, num_classes=11)
+    torch.save(saved.state_dict(), tmp_path / "eleven.pth")
+    headless = timm.create_model(name, num_classes=0)
+    torch.save(headless.state_dict(), tmp_path / "headless.pth")
+    for file in ("eleven.pth", "headless.pth"):
+        (logits,) = create(name, checkpoint=str(tmp_path / file), **size).eval()(images)[:1]
+        assert nn.functional.cross_entropy(logits, labels).item() == pytest.approx(math.log(7), abs=1e-6)
+    # Nobody needs the counters of BatchNorm, and files may leave them out.
+    state = {k: v for k, v in saved.state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "eleven.pth")
+    # A classifier that came with the weights is kept, and a model from scratch keeps timm's initialisation.
+    kept = create(name, classes=11, checkpoint=str(tmp_path / "eleven.pth"), **size).backbone
+    assert torch.equal(kept.get_classifier().weight, saved.get_classifier().weight)
+    assert create(name, **size).backbone.get_classifier().weight.any()
+
+
+def test_gradient_caching_is_exact_with_batch_norm_at_rest():
+    images, labels = torch.randn(8, 3, 32, 32), torch.tensor([0, 1, 2, 3] * 2)
+    criterion = CLCELoss()
+    gradients = {}
+    for batch_norm in ("frozen", "train"):
+        model = create("resnet10t", classes=4, image_size=32, batch_norm=batch_norm).double().train()
+        for size in (8, 3):
+            model.zero_grad()
+            GradCache(model, criterion, size)(images.double(), labels)
+            gradients[batch_norm, size] = torch.cat([p.grad.flatten() for p in model.parameters()])
+    assert torch.allclose(gradients["frozen", 8], gradients["frozen", 3], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(gradients["train", 8], gradients["train", 3], rtol=1e-2)
 
 
 def test_position_embeddings_are_resized(tmp_path):
@@ -173,11 +236,34 @@ def test_parameter_groups_cover_what_is_trained():
     assert decays[id(model.backbone.head.weight)] == 0.05
 
 
+def test_the_classifier_may_have_its_own_learning_rate():
+    model = create()
+    classifier = set(model.backbone.get_classifier().parameters())
+    for decay in (None, 0.7):
+        groups = models.parameter_groups(model, 1e-4, 0.05, decay, classifier_lr=5e-4)
+        rates = {p: group["lr"] for group in groups for p in group["params"]}
+        assert len(rates) == sum(len(g["params"]) for g in groups) == len(list(model.parameters()))
+        assert {p for p, rate in rates.items() if rate == 5e-4} == classifier
+        assert set(rates.values()) == {1e-4, 5e-4}
+        assert {g["weight_decay"] for g in groups if "classifier" in g} == {0, 0.05}
+
+
+@pytest.mark.parametrize("objective", ["ce", "clce"])
+def test_the_classifiers_default_learning_rate(objective):
+    (scratch,) = stages(objective=objective, lr=1e-3)
+    (given,) = stages(objective=objective, lr=1e-3, checkpoint="weights.pth")
+    (chosen,) = stages(objective=objective, lr=1e-3, checkpoint="weights.pth", head_lr=2e-3)
+    assert [s.lr for s in (scratch, given, chosen)] == [1e-3] * 3
+    assert [s.classifier_lr for s in (scratch, given, chosen)] == pytest.approx([1e-3, 5e-3, 2e-3])
+    head = stages(objective="schane", lr=1e-3, head_lr=1e-2)[1]
+    assert head.lr == head.classifier_lr == 1e-2
+
+
 # Objectives
 
 
-def stages(**options) -> list[objectives.Stage]:
-    return objectives.stages(TrainConfig.from_dict(options))
+def stages(**options) -> list[Stage]:
+    return stages_of(TrainConfig.from_dict(options))
 
 
 def test_stages_add_up_to_the_epochs():
@@ -222,6 +308,22 @@ def test_soft_targets_feed_the_cross_entropy_half():
     assert torch.equal(found, wanted)
     # Mixing labels with their partner's dominant class moves the contrastive half too.
     assert not torch.equal(clce.criterion(logits, z, labels, targets=0.2 * hard + 0.8 * hard.flip(0)), found)
+
+
+def test_an_objective_says_everything_about_itself(capsys):
+    """Choices, help, colours, stages and the docs agree with its record."""
+    docs = (Path(__file__).resolve().parent.parent / "docs" / "training.md").read_text()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    help_text = " ".join(capsys.readouterr().out.split())
+    for name, record in OBJECTIVES.items():
+        assert record.name == name and plots.color(name) == record.color
+        assert f"\n| `{name}` |" in docs
+        assert record.summary in help_text
+        first, *others = stages(objective=name)
+        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, record.soft_targets)
+        assert len(others) == record.two_stage
+    assert len({record.color for record in OBJECTIVES.values()}) == len(OBJECTIVES)
 
 
 def test_both_views_count_in_joint_stages():

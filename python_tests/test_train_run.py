@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import random
@@ -21,9 +22,10 @@ from safetensors.torch import load_file
 from clce_ext.train import compare, evaluate
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
-from clce_ext.train.config import OBJECTIVES, TrainConfig, read_yaml
+from clce_ext.train.config import TrainConfig, read_yaml
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.loop import train
+from clce_ext.train.objectives import OBJECTIVES
 
 from .training import QUICK, command_line, quick_config, results, rows, without_times, write_digit_images
 
@@ -473,11 +475,45 @@ def test_compare(tmp_path, monkeypatch):
     }
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
-    # Again: nothing is trained, the report is made anew.
+    # Again: nothing is trained, the report is made again.
     (tmp_path / "report.html").unlink()
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+
+
+def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
+    """Where weights are given: in the results of a run, of clce-eval and of a comparison, and in reports."""
+    torch.manual_seed(5)
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("beit_tiny_digits").state_dict(), weights)
+    options = QUICK | {"checkpoint": str(weights), "eval_embeddings": "final"}
+    arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
+    assert compare.main([*arguments, "--output", str(tmp_path)]) == 0
+    runs = {(o, s): tmp_path / "runs" / f"{o}-seed{s}" for o in ("ce", "clce") for s in (0, 1)}
+    untouched = {key: results(folder)["untouched"] for key, folder in runs.items()}
+    for seed in (0, 1):
+        assert untouched["ce", seed] == untouched["clce", seed]
+        assert set(untouched["ce", seed]) == {"knn", "centroid", "probe"} <= set(results(runs["ce", seed]))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["objective"] for row in table] == ["untouched", "untouched", "ce", "ce", "clce", "clce"]
+    assert float(table[1]["centroid"]) == untouched["ce", 1]["centroid"] and table[1]["top1"] == ""
+    assert all(row["split"] == "val" and row["images"] == "600" for row in table)
+    report = (tmp_path / "report.html").read_text()
+    assert "Untouched is the given backbone" in report and "Centroid against untouched" in report
+    assert "Untouched is the given backbone" in (runs["ce", 0] / "report.html").read_text()
+    # It is the backbone of the weights: a run that changes nothing leaves its figures.
+    still = train(
+        TrainConfig.from_dict(options | {"lr": 1e-12, "min_lr": 0.0, "output": str(tmp_path / "still")})
+    )
+    assert still["untouched"] == {name: still[name] for name in still["untouched"]} == untouched["ce", 0]
+    command = ["--checkpoint", str(runs["clce", 0]), "--output", str(tmp_path / "e.json")]
+    assert evaluate.main(command) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["untouched"] == untouched["clce", 0]
+    weights.unlink()
+    assert evaluate.main(command) == 0
+    assert "the untouched backbone is not judged" in capsys.readouterr().err
 
 
 def test_compare_errors(capsys, tmp_path):
@@ -527,8 +563,8 @@ def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, way", [("ce", "none"), ("clce", "gather")])
-def test_torchrun_matches_one_process(tmp_path, objective, way):
+@pytest.mark.parametrize("objective, distributed_loss", [("ce", "none"), ("clce", "gather")])
+def test_torchrun_matches_one_process(tmp_path, objective, distributed_loss):
     """Two processes of 10 images are one of 20, the contrast included."""
     options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
     train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
@@ -542,7 +578,11 @@ def test_torchrun_matches_one_process(tmp_path, objective, way):
         "--master-port",
         str(port),
     ]
-    command += ["-m", "clce_ext.train", *command_line(options | {"batch_size": 10, "distributed_loss": way})]
+    command += [
+        "-m",
+        "clce_ext.train",
+        *command_line(options | {"batch_size": 10, "distributed_loss": distributed_loss}),
+    ]
     command += ["--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

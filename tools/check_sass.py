@@ -19,7 +19,7 @@ import sys
 import sass
 
 REGISTERS = 65536  # of a multiprocessor, all architectures since sm_80
-TENSOR_CORES = ("HalfEngine", "HalfProduct", "Tf32Engine", "Tf32Product")  # part of such kernels' names
+TENSOR_CORE_PRODUCTS = ("HalfProduct", "Tf32Product")
 
 
 def number_of(kernel: sass.Kernel, *ops: str) -> int:
@@ -35,7 +35,7 @@ def faults_of(kernel: sass.Kernel) -> list[str]:
     per_warp = -(-kernel.registers // 8) * 8 * 32
     if per_warp * (kernel.threads // 32) * kernel.blocks > REGISTERS:
         faults.append("registers beyond launch bounds")
-    if any(product in kernel.name for product in TENSOR_CORES) and not number_of(kernel, "HMMA"):
+    if any(product in kernel.name for product in TENSOR_CORE_PRODUCTS) and not number_of(kernel, "HMMA"):
         faults.append("no tensor core instruction")
     return faults
 

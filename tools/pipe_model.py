@@ -54,7 +54,7 @@ class Fragment:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a kernel's name tells about its tile; the templates are those of csrc/cuda/tile/shapes.cuh."""
+    """What a kernel's name tells about its tile; the templates are those of csrc/cuda/sm80/shapes.cuh."""
 
     kernel: str  # "forward" or "backward"
     dtype: str  # of the products
@@ -99,7 +99,7 @@ def parse_shape(name: str) -> Shape | None:
     if not re.match(r"(forward|backward)_kernel<", name):
         return None
     match = re.match(
-        r"(forward|backward)_kernel<\w+Traits<(\w+)(?:Engine|Product)(<\w+>)?, "
+        r"(forward|backward)_kernel<\w+Traits<(\w+)Product(<\w+>)?, "
         r"(?:BoundedOnly<)?(\w+)<(.*)>, (\w+)> ?>$",
         name,
     )

@@ -6,14 +6,21 @@ The modules, from the outside in:
     evaluate     clce-eval: a finished run -> kNN, few-shot episodes, embedding quality
     compare      clce-compare: objectives x seeds -> one report
     loop         the run: stages, epochs, checkpoints, resuming
-    objectives   ce, supcon, lacvit, schane, clce: stages, outputs and losses
+    trainer      one stage's updates: batches, optimizer, schedule, gradients
+    judge        a model's outputs for a split, and what they are worth
+    results      the figures of finished runs, for reports and tables
+    report       plots and the HTML report
+    stages       what a run does first and next, and what it minimises
+    criteria     what a stage minimises, with its halves for the records
     models       timm's models with a projection head; the small BEiT for digits
     data         data sets, few-shot subsets, class-balanced batches, augmentations
     metrics      accuracy, neighbours, few-shot episodes, geometry of the embeddings
     checkpoint   atomic writing, reading with clear errors
     records      metrics.csv, TensorBoard, progress bar
-    report       plots and the HTML report
+    processes    one process, or those that torchrun started
+    seeds        random numbers as functions of a key
     config       every option once: command line, recipe file, config.yaml
+    objectives   ce, supcon, lacvit, schane, clce: one record each
 """
 
 from .errors import TrainingError

@@ -8,6 +8,7 @@ killed, the newest directory of that name is complete.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from .errors import TrainingError
+from .errors import TrainingError, first_line
 
 _PREFIX = "step-"
 
@@ -80,9 +81,8 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zip, pickle and the file system each raise their own
         raise TrainingError(
-            f"{folder}: damaged checkpoint ({type(error).__name__}: {_first_line(error)}); delete this "
-            "directory to "
-            "go on from the one before it"
+            f"{folder}: damaged checkpoint ({type(error).__name__}: {first_line(error)}); delete this "
+            "directory to go on from the one before it"
         ) from error
     return weights, training
 
@@ -102,16 +102,29 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         state = load_state_dict(str(path), weights_only=True)
     except safetensors.SafetensorError as error:
         raise TrainingError(
-            f"--checkpoint {path}: truncated or not a safetensors file ({_first_line(error)})"
+            f"--checkpoint {path}: truncated or not a safetensors file ({first_line(error)})"
         ) from error
     except Exception as error:
         raise TrainingError(
             f"--checkpoint {path}: truncated, or not a file of weights ({type(error).__name__}: "
-            f"{_first_line(error)})"
+            f"{first_line(error)})"
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TrainingError(f"--checkpoint {path}: holds no state dict (names to tensors)")
     return state
+
+
+def read_classes(run: Path) -> list[str]:
+    """The names of the classes that a finished run was trained on.
+
+    Raises:
+        TrainingError: its model.safetensors is damaged.
+    """
+    try:
+        with safetensors.safe_open(run / "model.safetensors", "pt") as file:
+            return json.loads(file.metadata()["classes"])
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
+        raise TrainingError(f"--checkpoint {run}: model.safetensors is damaged ({error})") from error
 
 
 def _flush(path: Path) -> None:
@@ -120,7 +133,3 @@ def _flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0][:200]

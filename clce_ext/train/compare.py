@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .config import OBJECTIVES, TrainConfig, add_options, read_yaml
+from .checkpoint import read_classes
+from .config import TrainConfig, add_options, read_yaml
 from .errors import TrainingError, run_command
+from .objectives import OBJECTIVES
+from .results import read_run, untouched_records, write_table
 
 _OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
-the same command again goes on where it was interrupted, and makes the report anew.
+the same command again goes on where it was interrupted, and makes the report again.
 
 example:
   clce-compare --data digits --shots 10 --objectives ce supcon schane clce --seeds 0 1 2 --output runs/compare
@@ -77,9 +77,11 @@ def compare(
     if options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     _train_all(configs)
-    runs = {o: [_record(configs[o, s]) for s in seeds] for o in objectives}
-    _write_csv(output / "results.csv", runs)
-    classes = _classes(configs[objectives[0], seeds[0]])
+    runs = {o: [read_run(_folder(output, o, s)) for s in seeds] for o in objectives}
+    trained = [record for records in runs.values() for record in records]
+    # All objectives start from the same backbones, one per seed: those of the first objective stand for all.
+    write_table(output / "results.csv", untouched_records(runs[objectives[0]]) + trained)
+    classes = read_classes(_folder(output, objectives[0], seeds[0]))
     path = output / "report.html"
     write_comparison_report(path, configs[objectives[0], seeds[0]], runs, classes, baseline)
     return path
@@ -98,50 +100,6 @@ def _train_all(configs: dict[tuple[str, int], TrainConfig]) -> None:
 
 def _folder(output: Path, objective: str, seed: int) -> Path:
     return output / "runs" / f"{objective}-seed{seed}"
-
-
-def _record(config: TrainConfig) -> Any:
-    from safetensors.torch import load_file
-
-    from .report import RunRecord
-
-    folder = Path(config.output)
-    tensors = load_file(folder / "embeddings.safetensors")
-    return RunRecord(
-        config.objective,
-        config.seed,
-        json.loads((folder / "results.json").read_text()),
-        _rows(folder / "metrics.csv"),
-        tensors["embeddings"].numpy(),
-        tensors["labels"].numpy(),
-    )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    with path.open(newline="") as file:
-        return [
-            {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
-            for row in csv.DictReader(file)
-        ]
-
-
-def _classes(config: TrainConfig) -> list[str]:
-    from safetensors import safe_open
-
-    with safe_open(Path(config.output) / "model.safetensors", "pt") as file:
-        return json.loads(file.metadata()["classes"])
-
-
-def _write_csv(path: Path, runs: dict[str, list[Any]]) -> None:
-    from .checkpoint import write_text
-
-    rows = [record.results for records in runs.values() for record in records]
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,19 +6,48 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from .errors import TrainingError
+from .objectives import OBJECTIVES, Objective
 
-OBJECTIVES = ("ce", "supcon", "lacvit", "schane", "clce")
+# A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
+NEW_CLASSIFIER_RATE = 5
 
 
-def option(default: Any, help: str, choices: Sequence[str] | None = None) -> Any:
-    metadata = {"help": help, "choices": tuple(choices) if choices else None}
+def _objectives(having: Callable[[Objective], object]) -> str:
+    return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
+
+
+class Accepted(NamedTuple):
+    """The values an option may have, in words and as a test."""
+
+    words: str
+    test: Callable[[Any], bool]
+
+
+_COUNT = Accepted("an integer >= 1", lambda value: value >= 1)
+_POSITIVE = Accepted("a number > 0", lambda value: value > 0)
+_NOT_NEGATIVE = Accepted("a number >= 0", lambda value: value >= 0)
+_SHARE = Accepted("a number in [0, 1]", lambda value: 0 <= value <= 1)
+_RANGE = Accepted(
+    "two numbers, the smaller first",
+    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1]),
+)
+_DECAY = Accepted("a number in (0, 1]", lambda value: 0 < value <= 1)
+
+
+def option(
+    default: Any, help: str, accepted: Accepted | None = None, choices: Sequence[str] | None = None
+) -> Any:
+    """A field of TrainConfig. None is accepted wherever the field's type allows it."""
+    if choices:
+        accepted = Accepted(f"one of {', '.join(choices)}", lambda value: value in choices)
+    metadata = {"help": help, "choices": tuple(choices) if choices else None, "accepted": accepted}
     if isinstance(default, (list, tuple)):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -36,87 +65,130 @@ class TrainConfig:
     download: bool = option(False, "let torchvision download the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the validation split (default: val, test or validation)")
-    shots: int | None = option(None, "train on K images per class, drawn with --seed")
+    shots: int | None = option(None, "train on K images per class, drawn with --seed", _COUNT)
     hold_out_classes: list[str] = option(  # noqa: RUF009
         [], "classes left out of training: the novel ones of few-shot episodes"
     )
     images_per_class: int | None = option(
-        None, "class-balanced batches: K images of each of batch-size / K classes (default: plain shuffling)"
+        None,
+        "class-balanced batches: K images of each of batch-size / K classes (default: plain shuffling)",
+        _COUNT,
     )
-    image_size: int | None = option(None, "side in pixels (default: the model's)")
+    image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[float] = option([], "range of the random crop's area (default: 0.08 1, digits 0.8 1)")  # noqa: RUF009
-    hflip: float | None = option(None, "probability of a horizontal flip (default: 0.5, digits 0)")
+    scale: list[float] = option([], "range of the random crop's area (default: 0.08 1, digits 0.8 1)", _RANGE)  # noqa: RUF009
+    hflip: float | None = option(None, "probability of a horizontal flip (default: 0.5, digits 0)", _SHARE)
     color_jitter: float | None = option(None, "strength of colour jitter (default: 0.4, digits 0)")
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: float = option(0.0, "probability of erasing a rectangle")
-    workers: int = option(0, "processes that load images")
+    random_erasing: float = option(0.0, "probability of erasing a rectangle", _SHARE)
+    workers: int = option(0, "processes that load images", _NOT_NEGATIVE)
 
     # Model
     model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
-    drop: float = option(0.0, "dropout before the classifier")
-    drop_path: float = option(0.0, "stochastic depth")
-    projection_dim: int = option(128, "outputs of the projection head (supcon, lacvit)")
+    drop: float = option(0.0, "dropout before the classifier", _SHARE)
+    drop_path: float = option(0.0, "stochastic depth", _SHARE)
+    batch_norm: str | None = option(
+        None,
+        "BatchNorm's running statistics: frozen normalises by those of the given weights, train by each "
+        "batch's and updates them (default: frozen with --pretrained or --checkpoint, else train)",
+        choices=("frozen", "train"),
+    )
+    projection_dim: int = option(
+        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})", _COUNT
+    )
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
-    objective: str = option("clce", "what to minimise", OBJECTIVES)
-    weight: float = option(0.9, "clce: lambda, the share of the contrastive half")
-    temperature: float | None = option(None, "tau of the contrastive loss (default: the loss's own)")
-    beta: float | None = option(None, "hardness of the negatives' weights in schane and clce (default: 1)")
-    label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
-    views: int | None = option(None, "augmented views per image (default: 2 for supcon and lacvit, else 1)")
-    mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce")
-    cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce")
-    mix_prob: float = option(1.0, "probability of mixing a batch")
+    objective: str = option(
+        "clce",
+        "what to minimise: " + "; ".join(f"{o.name}, {o.summary}" for o in OBJECTIVES.values()),
+        choices=tuple(OBJECTIVES),
+    )
+    weight: float = option(0.9, "clce: lambda, the share of the contrastive half", _SHARE)
+    temperature: float | None = option(
+        None,
+        "tau of the contrastive loss (default: "
+        + ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
+        + ")",
+        _POSITIVE,
+    )
+    beta: float | None = option(
+        None,
+        f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
+        _NOT_NEGATIVE,
+    )
+    label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
+    views: int | None = option(
+        None,
+        f"augmented views per image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)",
+        _COUNT,
+    )
+    mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
+    cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
+    mix_prob: float = option(1.0, "probability of mixing a batch", _SHARE)
     head_epochs: int | None = option(
         None, "two-stage objectives: how many of --epochs train the head (default: a quarter, at least 1)"
     )
     head_backbone: str = option(
-        "frozen", "two-stage objectives: the backbone in the head stage", ("frozen", "trained")
+        "frozen", "two-stage objectives: the backbone in the head stage", choices=("frozen", "trained")
     )
 
     # Optimisation
-    epochs: int = option(20, "epochs altogether, all stages")
-    batch_size: int = option(64, "images per step and process: what the contrastive loss compares")
+    epochs: int = option(20, "epochs altogether, all stages", _COUNT)
+    batch_size: int = option(64, "images per step and process: what the contrastive loss compares", _COUNT)
     micro_batch_size: int | None = option(
-        None, "images per forward pass (gradient caching); default: the batch"
+        None, "images per forward pass (gradient caching); default: the batch", _COUNT
     )
     opt: str = option("adamw", "timm's optimizer")
-    lr: float = option(5e-4, "learning rate")
-    head_lr: float | None = option(None, "learning rate of the head stage (default: --lr)")
-    weight_decay: float = option(0.05, "weight decay")
-    layer_decay: float | None = option(None, "layer-wise decay of the learning rate")
+    lr: float = option(5e-4, "learning rate", _POSITIVE)
+    head_lr: float | None = option(
+        None,
+        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
+        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
+        _POSITIVE,
+    )
+    weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
+    layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up, at the start of each stage")
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up, at the start of each stage", _NOT_NEGATIVE)
     warmup_lr: float = option(1e-6, "where the warm-up starts")
     min_lr: float = option(1e-6, "where the schedule ends")
     clip_grad: float | None = option(None, "largest norm of the gradients")
-    ema: float | None = option(None, "decay of averaged weights, which are then evaluated and kept")
+    ema: float | None = option(
+        None,
+        "decay of averaged weights, which are then evaluated and kept",
+        Accepted("a number in (0, 1)", lambda value: 0 < value < 1),
+    )
 
     # Machine
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
-    amp: str = option("none", "autocast", ("none", "bfloat16", "float16"))
+    amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
     distributed_loss: str = option(
-        "none", "under torchrun: contrast with the other processes' images", ("none", "gather", "ring")
+        "none",
+        "under torchrun: contrast with the other processes' images",
+        choices=("none", "gather", "ring"),
     )
-    seed: int = option(0, "of weights, few-shot subset, order, augmentation and dropout")
+    seed: int = option(
+        0,
+        "of weights, few-shot subset, order, augmentation and dropout",
+        Accepted("an integer >= 0", lambda value: value >= 0),
+    )
 
     # Run
     output: str = option("runs/train", "directory of the run")
     resume: bool = option(False, "go on from the newest checkpoint in --output, if there is one")
     overwrite: bool = option(False, "delete a run that is already in --output")
-    checkpoint_epochs: int = option(1, "epochs from one checkpoint to the next")
-    checkpoint_steps: int | None = option(None, "also write a checkpoint every N steps")
-    keep_checkpoints: int = option(2, "checkpoints kept")
-    eval_every: int = option(1, "epochs from one validation to the next")
+    checkpoint_epochs: int = option(1, "epochs from one checkpoint to the next", _COUNT)
+    checkpoint_steps: int | None = option(None, "also write a checkpoint every N steps", _COUNT)
+    keep_checkpoints: int = option(2, "checkpoints kept", _COUNT)
+    eval_every: int = option(1, "epochs from one validation to the next", _COUNT)
     eval_embeddings: str = option(
-        "final", "judge the embeddings (neighbours, centroids, geometry)", ("never", "final", "epoch")
+        "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on")
+    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
     tensorboard: bool = option(True, "write TensorBoard events")
     progress: bool = option(True, "progress bar")
 
@@ -124,59 +196,20 @@ class TrainConfig:
         hints = typing.get_type_hints(TrainConfig)
         for field in dataclasses.fields(self):
             value = _convert(field.name, getattr(self, field.name), hints[field.name])
-            choices = field.metadata["choices"]
-            if choices and value not in choices:
-                raise TrainingError(f"{flag(field.name)} must be one of {', '.join(choices)}, got {value!r}")
+            accepted = field.metadata["accepted"]
+            if accepted and value is not None and not accepted.test(value):
+                raise TrainingError(f"{flag(field.name)} must be {accepted.words}, got {value!r}")
             setattr(self, field.name, value)
-        self._check_ranges()
+        self._check_together()
 
-    def _check_ranges(self) -> None:
-        for name in (
-            "epochs",
-            "batch_size",
-            "keep_checkpoints",
-            "checkpoint_epochs",
-            "projection_dim",
-            "eval_images",
-            "eval_every",
-        ):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "an integer >= 1")
-        for name in (
-            "shots",
-            "micro_batch_size",
-            "images_per_class",
-            "image_size",
-            "checkpoint_steps",
-            "views",
-        ):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "an integer >= 1")
-        for name in ("weight", "drop", "drop_path", "label_smoothing", "random_erasing", "mix_prob"):
-            _require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "a number in [0, 1]")
-        _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "a number in (0, 1)")
-        _require(
-            self.temperature is None or self.temperature > 0, "temperature", self.temperature, "a number > 0"
-        )
-        _require(self.beta is None or self.beta >= 0, "beta", self.beta, "a number >= 0")
-        _require(self.lr > 0, "lr", self.lr, "a number > 0")
-        for name in ("workers", "mixup", "cutmix", "weight_decay", "warmup_epochs"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "a number >= 0")
-        _require(self.hflip is None or 0 <= self.hflip <= 1, "hflip", self.hflip, "a number in [0, 1]")
-        _require(
-            self.layer_decay is None or 0 < self.layer_decay <= 1,
-            "layer_decay", self.layer_decay, "a number in (0, 1]",
-        )  # fmt: skip
-        _require(
-            not self.scale or (len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1]),
-            "scale", self.scale, "two numbers, the smaller first",
-        )  # fmt: skip
-        _require(self.seed >= 0, "seed", self.seed, "an integer >= 0")
+    def _check_together(self) -> None:
+        """Options that only make sense together."""
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise TrainingError(
                 f"--batch-size {self.batch_size} must be a multiple of --images-per-class "
                 f"{self.images_per_class}"
             )
-        if self.two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
+        if OBJECTIVES[self.objective].two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
             raise TrainingError(
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
                 f"got {self.resolved_head_epochs} of {self.epochs}"
@@ -184,16 +217,30 @@ class TrainConfig:
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise TrainingError(f"mixup and CutMix need an even --batch-size, got {self.batch_size}")
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
-            raise TrainingError("mixup and CutMix mix single views: use --views 1 with ce, schane or clce")
+            single = _objectives(lambda o: o.views == 1)
+            raise TrainingError(f"mixup and CutMix mix single views: use --views 1 with one of {single}")
 
     @property
-    def two_stage(self) -> bool:
-        """A contrastive stage, then a stage that trains the head."""
-        return self.objective in ("supcon", "lacvit", "schane")
+    def data_is_folder(self) -> bool:
+        """Whether ``data`` is a directory, not the name of a data set."""
+        return self.data != "digits" and ":" not in self.data and not self.data.lower().startswith("hfds/")
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the backbone starts from given weights."""
+        return self.pretrained or self.checkpoint is not None
+
+    @property
+    def resolved_batch_norm(self) -> str:
+        return self.batch_norm or ("frozen" if self.has_weights else "train")
+
+    @property
+    def resolved_head_lr(self) -> float:
+        return self.head_lr or self.lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
 
     @property
     def resolved_views(self) -> int:
-        return self.views or (2 if self.objective in ("supcon", "lacvit") else 1)
+        return self.views or OBJECTIVES[self.objective].views
 
     @property
     def resolved_head_epochs(self) -> int:
@@ -254,11 +301,6 @@ def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) ->
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _require(ok: bool, name: str, value: Any, accepted: str) -> None:
-    if not ok:
-        raise TrainingError(f"{flag(name)} must be {accepted}, got {value!r}")
 
 
 def _kind(hint: Any) -> tuple[type, bool, bool]:

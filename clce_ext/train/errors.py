@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
@@ -13,6 +13,16 @@ class TrainingError(RuntimeError):
 
 class UnreadableImageError(TrainingError):
     """An image file that cannot be decoded; the message names it."""
+
+
+def listing(names: Sequence[object], most: int = 12) -> str:
+    """The names, separated by commas; those beyond ``most`` are only counted."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def first_line(error: BaseException) -> str:
+    """What is worth quoting of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def timm_makes(what: str, factory: Callable[..., Any]) -> Callable[..., Any]:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from . import metrics, models
-from .checkpoint import write_text
+from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
-from .data import Images, evaluation_loader, load_all_classes, load_data, subset
+from .data import Images, load_all_classes, load_data
 from .errors import TrainingError, run_command
-from .evaluation import Outputs, neighbours, quality, run_model
-from .processes import choose_device
+from .judge import Judge, Outputs, frozen, quality
+from .objectives import UNTOUCHED
+from .processes import Processes, choose_device
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
@@ -67,7 +68,8 @@ def _command(arguments: Sequence[str] | None) -> None:
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figures = evaluate(options)
-    for name, value in figures.items():
+    untouched = {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
+    for name, value in ({k: v for k, v in figures.items() if k != UNTOUCHED} | untouched).items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
     if options.output:
         write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
@@ -75,19 +77,19 @@ def _command(arguments: Sequence[str] | None) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The figures by name; accuracies are fractions."""
-    judge = _Judge(Path(options.checkpoint), options)
+    run = _FinishedRun(Path(options.checkpoint), options)
     figures: dict[str, Any] = {}
     same_data = options.data is None
     if same_data:
-        figures |= judge.trained_classes()
-    classes = options.classes or (judge.config.hold_out_classes if same_data else [])
+        figures |= run.trained_classes()
+    classes = options.classes or (run.config.hold_out_classes if same_data else [])
     # Episodes of the classes that the model was trained on would flatter it: only on demand.
     if classes or not same_data:
-        figures |= judge.episodes(classes)
+        figures |= run.episodes(classes)
     return figures
 
 
-class _Judge:
+class _FinishedRun:
     """A run's model with the options of its evaluation."""
 
     def __init__(self, folder: Path, options: argparse.Namespace) -> None:
@@ -98,12 +100,14 @@ class _Judge:
                 f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
             )
         self.options = options
-        trained = TrainConfig.from_dict(read_yaml(folder / "config.yaml"), str(folder / "config.yaml"))
+        self.trained = trained = TrainConfig.from_dict(
+            read_yaml(folder / "config.yaml"), str(folder / "config.yaml")
+        )
         self.config = dataclasses.replace(
             trained,
             data=options.data or trained.data,
             data_dir=options.data_dir or trained.data_dir,
-            # Another data set names its splits its own way.
+            # Another data set may name its splits otherwise.
             train_split=None if options.data else trained.train_split,
             val_split=None if options.data else trained.val_split,
             batch_size=options.batch_size,
@@ -115,15 +119,27 @@ class _Judge:
             pretrained=False,
             checkpoint=str(folder),
         )
-        self.device = choose_device(options.device)
-        self.classes = _classes(folder)
+        self.classes = read_classes(folder)
+        group = Processes(choose_device(options.device))
         model = models.create_model(self.config, len(self.classes), with_projection=False)
-        self.model = model.to(self.device)
-        self.input = models.input_config(self.model, self.config)
+        self.model = model.to(group.device)
+        self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
 
     def outputs(self, images: Images) -> Outputs:
-        loader = evaluation_loader(images, self.config, self.input)
-        return run_model(self.model, loader, self.device, self.config.amp)
+        return self.judge.outputs(self.model, images)
+
+    def untouched_backbone(self) -> models.FineTuner | None:
+        """What the run started from, where it started from weights that can still be read."""
+        if not self.trained.has_weights:
+            return None
+        weights = {"pretrained": self.trained.pretrained, "checkpoint": self.trained.checkpoint}
+        try:
+            return models.create_model(
+                dataclasses.replace(self.config, **weights), len(self.classes), with_projection=False
+            ).to(self.judge.group.device)
+        except TrainingError as error:
+            print(f"clce-eval: the untouched backbone is not judged: {error}", file=sys.stderr)
+            return None
 
     def trained_classes(self) -> dict[str, Any]:
         """Accuracy, neighbours and geometry on the run's own validation images."""
@@ -134,10 +150,16 @@ class _Judge:
                 f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
                 f"{len(self.classes)}; what differs: {', '.join(differ[:8])}"
             )
+        most, seed = self.config.eval_images, self.config.seed
+        train_part = data.train.sample(most, seed)
         val = self.outputs(data.val)
-        part = val.take(self.config.eval_images, self.config.seed)
-        train = self.outputs(subset(data.train, self.config.eval_images, self.config.seed))
-        return {**val.classification(len(self.classes)), **neighbours(train, part), **quality(part)}
+        part = val.take(most, seed)
+        figures = val.classification(len(self.classes))
+        figures |= frozen(self.outputs(train_part), part) | quality(part)
+        if (backbone := self.untouched_backbone()) is not None:
+            part = self.judge.outputs(backbone, data.val).take(most, seed)
+            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), part)
+        return figures
 
     def episodes(self, classes: Sequence[str]) -> dict[str, Any]:
         images, names = load_all_classes(self.config, classes)
@@ -152,16 +174,6 @@ class _Judge:
                 name = f"{o.ways}way_{shots}shot_{head}"
                 figures |= {name: interval.mean, f"{name}_ci95": interval.half_width}
         return figures
-
-
-def _classes(folder: Path) -> list[str]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(folder / "model.safetensors", "pt") as file:
-            return json.loads(file.metadata()["classes"])
-    except (SafetensorError, OSError, KeyError, TypeError) as error:
-        raise TrainingError(f"--checkpoint {folder}: model.safetensors is damaged ({error})") from error
 
 
 if __name__ == "__main__":

@@ -5,38 +5,30 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import random
 import shutil
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from safetensors.torch import load_file
-from timm.data import Mixup
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from ..gradcache import GradCache
-from . import checkpoint, evaluation, models, objectives, report
+from . import checkpoint, judge, models, report
 from .config import TrainConfig, flag, read_yaml
-from .data import Data, evaluation_loader, load_data, subset, training_loader
-from .errors import TrainingError, timm_makes
+from .data import Data, load_data
+from .errors import TrainingError
+from .objectives import OBJECTIVES, UNTOUCHED
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
+from .seeds import seed_all
+from .stages import Stage, stages
+from .trainer import Trainer
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 _FREE_TO_CHANGE = {
     "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
      "output", "overwrite", "progress", "resume", "tensorboard", "workers",
 }  # fmt: skip
-_KEPT_PIXELS = 64 << 20
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -72,129 +64,76 @@ class Position:
 
 class _Run:
     def __init__(self, config: TrainConfig, group: Processes, folder: Path, with_map: bool) -> None:
-        self.with_map = with_map
-        self.config, self.group, self.folder, self.device = config, group, folder, group.device
-        _seed(config.seed)  # the same weights in every process
+        self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
+        seed_all(config.seed)  # the same weights in every process
         self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
-        self.stages = objectives.stages(config)
-        self.model = models.create_model(config, len(self.data.classes), objectives.has_projection(config))
-        self.model.to(self.device)
+        # Embeddings are judged with these as references.
+        self.train_part = self.data.train.sample(config.eval_images, config.seed)
+        self.stages = stages(config)
+        self.model = models.create_model(
+            config, len(self.data.classes), OBJECTIVES[config.objective].projection
+        )
+        self.model.to(group.device)
         self.input = models.input_config(self.model, config)
-        self.batches: dict[str, Iterable] = {}  # of evaluation
-        self.last_outputs: evaluation.Outputs | None = None  # of the validation images, after the last epoch
-        self.averaged: ModelEmaV3 | None = None
+        self.judge = judge.Judge(config, self.input, group)
+        self.val_outputs: judge.Outputs | None = None  # of the current weights, once evaluated
         self.position = Position()
-        self.mean = Mean()
-        self.optimizer_state: dict[str, Any] | None = None
-        rows: list[dict[str, Any]] = []
+        self.mean = Mean()  # of the losses of the current epoch
+        self.rows: list[dict[str, Any]] = []  # of metrics.csv
+        self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
+        self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
         if config.resume and checkpoint.checkpoints(folder):
-            rows = self._restore(checkpoint.checkpoints(folder)[-1])
-        self.rows = rows
-        self.records = Records(folder, config.tensorboard, rows) if group.is_main else None
-        if group.is_main and not rows and self.position.step == 0:
+            self._restore(checkpoint.checkpoints(folder)[-1])
+        elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
+        self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
 
     # The run
 
     def execute(self) -> dict[str, Any]:
         try:
+            if self.config.has_weights and self.untouched is None and self.config.eval_embeddings != "never":
+                self.untouched = self._judge_embeddings(self.judge.outputs(self.model, self.data.val))
             while self.position.stage < len(self.stages):
                 self._train_stage(self.stages[self.position.stage])
                 self.position = dataclasses.replace(
                     self.position, stage=self.position.stage + 1, epoch=0, batch=0, epoch_seconds=0.0
                 )
-                if self.averaged is not None:  # the next stage goes on from the averaged weights
-                    self.model.load_state_dict(self.averaged.module.state_dict())
-                    self.averaged = None
-                self.optimizer_state = None
             return self._finish()
         finally:
             if self.records is not None:
                 self.records.close()
 
-    def _train_stage(self, stage: objectives.Stage) -> None:
-        config = self.config
-        self.model.set_mode(stage.mode)
-        self.model.zero_grad(set_to_none=True)  # what the last stage left on parameters that now rest
-        self.loader, self.sampler = training_loader(
-            self.data.train, config, self.input, stage.views, self.group.rank, self.group.world_size
-        )
-        self._prepare_optimizer(stage)
-        self.criterion = stage.criterion.to(self.device)
-        self.net = self._wrapped_model()
-        self.grad_cache = None
-        if config.micro_batch_size and config.micro_batch_size < config.batch_size:
-            self.grad_cache = GradCache(self.net, self.criterion, config.micro_batch_size, self.scaler)
-        self.mixup = None
-        if stage.mixing and (config.mixup or config.cutmix):
-            self.mixup = Mixup(
-                mixup_alpha=config.mixup,
-                cutmix_alpha=config.cutmix,
-                prob=config.mix_prob,
-                label_smoothing=0.0,  # the losses smooth the mixed targets
-                num_classes=len(self.data.classes),
-            )
+    def _train_stage(self, stage: Stage) -> None:
+        trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
+        if self.trainer_state is not None:
+            trainer.restore(self.trainer_state)
+            self.trainer_state = None
         while self.position.epoch < stage.epochs:
-            self._train_epoch(stage)
-            self._end_epoch(stage)
-
-    def _prepare_optimizer(self, stage: objectives.Stage) -> None:
-        config = self.config
-        groups = models.parameter_groups(self.model, stage.lr, config.weight_decay, config.layer_decay)
-        self.optimizer = timm_makes(f"--opt {config.opt}", create_optimizer_v2)(
-            groups, config.opt, lr=stage.lr, weight_decay=config.weight_decay
-        )
-        # timm's schedules are functions of the number of updates: nothing of them needs saving.
-        self.scheduler, _ = timm_makes(f"--sched {config.sched}", create_scheduler_v2)(
-            self.optimizer,
-            sched=config.sched,
-            num_epochs=stage.epochs,
-            warmup_epochs=config.warmup_epochs,
-            warmup_lr=min(config.warmup_lr, stage.lr),
-            min_lr=min(config.min_lr, stage.lr),
-            step_on_epochs=False,
-            updates_per_epoch=len(self.sampler),
-        )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "float16")
-        if config.ema and self.averaged is None:
-            self.averaged = ModelEmaV3(self.model, decay=config.ema, use_warmup=True)
-        if self.averaged is not None:
-            self.averaged.module.set_mode(stage.mode)
-        if self.optimizer_state is not None:
-            self.optimizer.load_state_dict(self.optimizer_state["optimizer"])
-            self.scaler.load_state_dict(self.optimizer_state["scaler"])
-            self.optimizer_state = None
-
-    def _wrapped_model(self) -> nn.Module:
-        net: nn.Module = self.model
-        if self.config.compile:
-            net = torch.compile(net)
-        if self.group.world_size > 1:
-            net = DistributedDataParallel(
-                net, device_ids=[self.device] if self.device.type == "cuda" else None
-            )
-        return net
+            self._train_epoch(trainer)
+            self._end_epoch(trainer)
+        if trainer.averaged is not None:
+            self.model.load_state_dict(trainer.averaged.module.state_dict())
 
     # An epoch
 
-    def _train_epoch(self, stage: objectives.Stage) -> None:
-        position = self.position
-        self.last_outputs = None
-        self.net.train()
-        # A stage starts its own order of images, so stages count their epochs on.
+    def _train_epoch(self, trainer: Trainer) -> None:
+        position, stage, sampler = self.position, trainer.stage, trainer.sampler
+        self.val_outputs = None
+        trainer.net.train()
+        # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         epoch = position.epoch + sum(s.epochs for s in self.stages[: position.stage])
-        self.sampler.set_position(epoch, position.batch)
-        per_batch = self.sampler.global_batch
+        sampler.set_position(epoch, position.batch)
         bar = progress_bar(
-            len(self.sampler) * per_batch,
-            position.batch * per_batch,
+            len(sampler) * sampler.global_batch,
+            position.batch * sampler.global_batch,
             f"{stage.name} {position.epoch + 1}/{stage.epochs}",
             self.config.progress and self.group.is_main,
         )
         with bar:
             start = time.perf_counter()
-            for images, labels in self.loader:
-                parts = self._train_step(stage, images, labels)
+            for images, labels in trainer.loader:
+                parts = self._train_step(trainer, images, labels)
                 self.mean.add(parts, len(labels))
                 position.batch += 1
                 position.step += 1
@@ -202,75 +141,45 @@ class _Run:
                 position.epoch_seconds += now - start
                 start = now
                 bar.set_postfix({k: f"{v:.4f}" for k, v in parts.items()}, refresh=False)
-                bar.update(per_batch)
+                bar.update(sampler.global_batch)
                 every = self.config.checkpoint_steps
-                if every and position.step % every == 0 and position.batch < len(self.sampler):
-                    self._save()
+                if every and position.step % every == 0 and position.batch < len(sampler):
+                    self._save(trainer)
                     start = time.perf_counter()
 
-    def _train_step(self, stage: objectives.Stage, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def _train_step(self, trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, float]:
         # Dropout, drop-path and mixup are functions of (seed, process, step): a resumed run repeats them.
-        _seed(self.config.seed, self.group.rank, self.position.step)
-        self.scheduler.step_update(self._stage_step())
-        if stage.views == 1:
-            images = images[:, 0]
-        labels = labels.to(self.device, non_blocking=True)
-        extra: dict[str, Tensor] = {}
-        if self.mixup is not None:
-            images, extra["targets"] = self.mixup(images.to(self.device), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self._gradients(images, labels, extra)
-        parts = {name: float(value) for name, value in {"loss": loss, **self.criterion.parts}.items()}
+        seed_all(self.config.seed, self.group.rank, self.position.step)
+        step = self.position.batch + self.position.epoch * len(trainer.sampler)  # of this stage
+        parts = trainer.gradients(images, labels, step)
         if not all(math.isfinite(value) for value in parts.values()):
-            self._stop_on_non_finite(stage, parts)
-        if self.config.clip_grad is not None:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.averaged is not None:
-            self.averaged.update(self.model, step=self._stage_step())  # its warm-up is each stage's own
+            self._stop_on_non_finite(trainer, parts)
+        trainer.update(step)
         return parts
 
-    def _stage_step(self) -> int:
-        return self.position.batch + self.position.epoch * len(self.sampler)
-
-    def _gradients(self, images: Tensor, labels: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        """Fills .grad and returns the loss of this process's whole batch."""
-        with evaluation.autocast(self.device, self.config.amp):
-            if self.grad_cache is not None:
-                return self.grad_cache(images, labels, **extra)
-            outputs = self.net(images.to(self.device, non_blocking=True))
-            loss = self.criterion(*outputs, labels, **extra)
-        self.scaler.scale(loss).backward()
-        return loss.detach()
-
-    def _stop_on_non_finite(self, stage: objectives.Stage, parts: dict[str, float]) -> None:
+    def _stop_on_non_finite(self, trainer: Trainer, parts: dict[str, float]) -> None:
         values = ", ".join(f"{name} {value}" for name, value in parts.items())
         raise TrainingError(
-            f"the loss is not finite ({values}) in stage {stage.name}, epoch {self.position.epoch + 1}, "
-            f"step {self.position.step}, at learning rate {self.optimizer.param_groups[-1]['lr']:.3g}; the "
-            "weights "
-            "before this step are untouched in the last checkpoint. Try a lower --lr, --clip-grad 1, longer "
-            "--warmup-epochs, or --amp bfloat16 or none in place of float16"
+            f"the loss is not finite ({values}) in stage {trainer.stage.name}, epoch "
+            f"{self.position.epoch + 1}, step {self.position.step}, at learning rate "
+            f"{trainer.learning_rate:.3g}; the weights before this step are untouched in the last "
+            "checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or --amp bfloat16 or none "
+            "in place of float16"
         )
 
-    def _end_epoch(self, stage: objectives.Stage) -> None:
-        position = self.position
-        sums = [Mean(s) for s in self.group.gather(self.mean.sums)]
-        for other in sums[1:]:
-            for name, (total, count) in other.sums.items():
-                sums[0].add({name: total / count}, count)
-        images = len(self.sampler) * self.sampler.global_batch
+    def _end_epoch(self, trainer: Trainer) -> None:
+        """Evaluates, writes the epoch's row, and a checkpoint where one is due."""
+        position, stage, sampler = self.position, trainer.stage, trainer.sampler
+        images = len(sampler) * sampler.global_batch
         is_last = position.epoch + 1 == stage.epochs
         judged = is_last or (position.epoch + 1) % self.config.eval_every == 0
         row = {
             "stage": stage.name,
             "epoch": position.epoch,
             "step": position.step,
-            "lr": max(group["lr"] for group in self.optimizer.param_groups),
-            **sums[0].values(),
-            **(self._evaluate(stage, self.config.eval_embeddings == "epoch") if judged else {}),
+            "lr": trainer.learning_rate,
+            **Mean.joined(self.group.gather(self.mean.sums)).values(),
+            **(self._evaluate(trainer) if judged else {}),
             "seconds": round(position.epoch_seconds, 3),
             "images_per_second": round(images / max(position.epoch_seconds, 1e-9), 1),
         }
@@ -279,43 +188,28 @@ class _Run:
         self.mean = Mean()
         self.rows.append(row)
         if self.records is not None:
-            self.records.add(row)
+            self.records.write(self.rows)
             left = sum(s.epochs for s in self.stages[position.stage :]) - position.epoch
             if self.config.progress:
                 print(epoch_line(row, stage.epochs, left * row["seconds"]), flush=True)
         if is_last or position.epoch % self.config.checkpoint_epochs == 0:
-            self._save()
+            self._save(trainer)
 
     # Evaluation
 
-    def _evaluate(self, stage: objectives.Stage, embeddings: bool) -> dict[str, Any]:
-        model = self.model if self.averaged is None else self.averaged.module
-        result = self.last_outputs = self._pass(model, "val")
+    def _evaluate(self, trainer: Trainer) -> dict[str, Any]:
+        model = trainer.best_model
+        val = self.val_outputs = self.judge.outputs(model, self.data.val)
         values: dict[str, Any] = {}
-        if stage.mode != "contrast":
-            values |= result.classification(len(self.data.classes))
-        if embeddings:
-            values |= evaluation.neighbours(self._pass(model, "train"), result)
+        if trainer.stage.mode != "contrast":
+            values |= val.classification(len(self.data.classes))
+        if self.config.eval_embeddings == "epoch":
+            values |= judge.neighbours(self.judge.outputs(model, self.train_part), val)
         return values
-
-    def _pass(self, model: models.FineTuner, split: str) -> evaluation.Outputs:
-        """The outputs of all validation images, or of at most ``eval_images`` training images."""
-        if split not in self.batches:
-            images = self.data.val
-            if split == "train":
-                images = subset(self.data.train, self.config.eval_images, self.config.seed)
-            loader = evaluation_loader(
-                images, self.config, self.input, self.group.rank, self.group.world_size
-            )
-            # Small data sets are decoded once.
-            is_small = len(images) * math.prod(self.input["input_size"]) < _KEPT_PIXELS
-            self.batches[split] = list(loader) if is_small else loader
-        outputs = evaluation.run_model(model, self.batches[split], self.device, self.config.amp)
-        return evaluation.Outputs.join(self.group.gather(outputs))
 
     def _finish(self) -> dict[str, Any]:
         config = self.config
-        val = self.last_outputs or self._pass(self.model, "val")
+        val = self.val_outputs or self.judge.outputs(self.model, self.data.val)
         results: dict[str, Any] = {
             "objective": config.objective,
             "model": config.model,
@@ -323,7 +217,8 @@ class _Run:
             "seed": config.seed,
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
-            "val_images": len(self.data.val),
+            "split": "val",
+            "images": len(self.data.val),
             "epochs": config.epochs,
             "steps": self.position.step,
             "seconds": round(self.position.seconds, 3),
@@ -333,13 +228,18 @@ class _Run:
         part = None
         if config.eval_embeddings != "never":
             part = val.take(config.eval_images, config.seed)
-            results |= evaluation.neighbours(self._pass(self.model, "train"), part)
-            results |= evaluation.quality(part)
+            results |= self._judge_embeddings(part) | judge.quality(part)
+        if self.untouched is not None:
+            results[UNTOUCHED] = self.untouched
         if self.group.is_main:
             self._write_results(results, part)
         return results
 
-    def _write_results(self, results: dict[str, Any], val: evaluation.Outputs | None) -> None:
+    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Any]:
+        part = val.take(self.config.eval_images, self.config.seed)
+        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
+
+    def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         metadata = {
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
@@ -356,30 +256,29 @@ class _Run:
         # Last: a run with results.json is finished.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         if self.config.progress:
-            shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid")}
+            shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
             print(f"{figures}\nreport: {self.folder / 'report.html'}")
 
     # Checkpoints
 
-    def _save(self) -> None:
+    def _save(self, trainer: Trainer) -> None:
         sums = self.group.gather(self.mean.sums)
         if not self.group.is_main:
             return
         training = {
             "position": dataclasses.asdict(self.position),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "averaged": self.averaged.module.state_dict() if self.averaged is not None else None,
+            **trainer.state(),
             "sums": sums,
             "rows": self.rows,
+            "untouched": self.untouched,
             "world_size": self.group.world_size,
         }
         checkpoint.save_checkpoint(
             self.folder, self.position.step, self.model.state_dict(), training, self.config.keep_checkpoints
         )
 
-    def _restore(self, folder: Path) -> list[dict[str, Any]]:
+    def _restore(self, folder: Path) -> None:
         weights, training = checkpoint.load_checkpoint(folder)
         if training["world_size"] != self.group.world_size:
             raise TrainingError(
@@ -394,13 +293,11 @@ class _Run:
             ) from error
         self.position = Position(**training["position"])
         self.mean = Mean(training["sums"][self.group.rank])
-        if training["averaged"] is not None:
-            self.averaged = ModelEmaV3(self.model, decay=self.config.ema, use_warmup=True)
-            self.averaged.module.load_state_dict(training["averaged"])
-        self.optimizer_state = {"optimizer": training["optimizer"], "scaler": training["scaler"]}
+        self.rows = training["rows"]
+        self.untouched = training["untouched"]
+        self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
-        return training["rows"]
 
 
 def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -433,15 +330,3 @@ def _check_same_run(saved: Path, config: TrainConfig) -> None:
     if changed:
         details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
         raise TrainingError(f"--resume: {saved} has other options: {details}")
-
-
-def _seed(*key: int) -> None:
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def load_embeddings(folder: Path) -> dict[str, Tensor]:
-    """``embeddings`` [N, D] and ``labels`` [N] of a finished run's validation images."""
-    return load_file(folder / "embeddings.safetensors")

@@ -48,6 +48,23 @@ def centroid_accuracy(
     return float(np.mean(classifier.predict(normalized(test)) == test_labels))
 
 
+def probe_accuracy(
+    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+) -> float:
+    """Accuracy of logistic regression on frozen embeddings, normalised (a linear probe)."""
+    if len(np.unique(train_labels)) < 2:
+        return float(np.mean(test_labels == train_labels[0]))
+    # Normalised embeddings are short: scikit-learn's default of C = 1 would hold the weights too small.
+    probe = _logistic_regression(normalized(train), train_labels, C=10, max_iter=1000)
+    return float(probe.score(normalized(test), test_labels))
+
+
+def _logistic_regression(x: np.ndarray, labels: np.ndarray, **options: float) -> LogisticRegression:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # one that has not quite converged still classifies
+        return LogisticRegression(**options).fit(x, labels)
+
+
 def alignment(x: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance of two normalised embeddings of one class (Wang & Isola, arXiv 2005.10242); 0
     is best.
@@ -168,8 +185,8 @@ def few_shot_episodes(
     if len(large) < ways or ways < 2:
         raise TrainingError(
             f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
-            f"{max(ways, 2)} classes "
-            f"of {shots + queries} images; {len(large)} of {len(members)} classes are large enough"
+            f"{max(ways, 2)} classes of {shots + queries} images; "
+            f"{len(large)} of {len(members)} classes are large enough"
         )
     generator = np.random.default_rng(seed)
     accuracy: dict[str, list[float]] = {"centroid": [], "logistic": []}
@@ -181,8 +198,6 @@ def few_shot_episodes(
         query = x[rows[:, shots:].ravel()]  # [ways * queries, D]
         means = normalized(support.reshape(ways, shots, -1).mean(axis=1))
         accuracy["centroid"].append(np.mean((query @ means.T).argmax(axis=1) == query_labels))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a head that has not quite converged is still a head
-            head = LogisticRegression(max_iter=200).fit(support, support_labels)
+        head = _logistic_regression(support, support_labels, max_iter=200)
         accuracy["logistic"].append(np.mean(head.predict(query) == query_labels))
     return {name: confidence_interval(np.array(values)) for name, values in accuracy.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ from timm.layers import trunc_normal_
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.beit import Beit, checkpoint_filter_fn
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoint import read_weights
 from .config import TrainConfig
-from .errors import TrainingError
+from .errors import TrainingError, first_line, listing
 
 default_cfgs = generate_default_cfgs(
     {
@@ -82,13 +82,19 @@ class FineTuner(nn.Module):
     ``"contrast"``  (projections [B, P],), or the embeddings where there is no projection head
     ``"head"``      (logits,) with the backbone frozen: evaluation mode, no gradient
     ==============  ====================================================================================
+
+    With ``frozen_batch_norm`` BatchNorm normalises by its running statistics in training too, and leaves them
+    as they are; its scales and shifts are trained all the same.
     """
 
     MODES = ("joint", "logits", "contrast", "head")
 
-    def __init__(self, backbone: nn.Module, projection_dim: int | None = None) -> None:
+    def __init__(
+        self, backbone: nn.Module, projection_dim: int | None = None, frozen_batch_norm: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone
+        self.frozen_batch_norm = frozen_batch_norm
         width = backbone.head_hidden_size if hasattr(backbone, "head_hidden_size") else backbone.num_features
         self.projection = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
@@ -113,6 +119,10 @@ class FineTuner(nn.Module):
         super().train(mode)
         if self.mode == "head":
             self.backbone.eval()
+        elif self.frozen_batch_norm:
+            for layer in self.backbone.modules():
+                if isinstance(layer, _BatchNorm):
+                    layer.eval()
         return self
 
     def embed(self, images: Tensor) -> Tensor:
@@ -154,24 +164,39 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     if config.image_size:
         arguments["img_size"] = config.image_size
     backbone = _create_backbone(config, arguments)
+    has_classifier = config.pretrained and backbone.pretrained_cfg["num_classes"] == num_classes
     if config.checkpoint:
-        load_backbone(backbone, config.checkpoint, config.model)
+        has_classifier = load_backbone(backbone, config.checkpoint, config.model)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing()
     classifier = backbone.get_classifier()
     if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
         raise TrainingError(f"--model {config.model}: has no single classifier layer to train")
     try:
-        model = FineTuner(backbone, config.projection_dim if with_projection else None)
+        model = FineTuner(
+            backbone,
+            config.projection_dim if with_projection else None,
+            frozen_batch_norm=config.resolved_batch_norm == "frozen",
+        )
         agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
     except Exception as error:
         raise TrainingError(
             f"--model {config.model}: does not fall into embeddings and a classifier "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
+    if config.has_weights and not has_classifier:
+        _start_at_zero(classifier)
     return model
+
+
+def _start_at_zero(classifier: nn.Module) -> None:
+    """All classes equally likely: a new classifier's random preferences would first have to be unlearned, and
+    their gradients would meanwhile pull at the given backbone."""
+    layer = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
 
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
@@ -194,10 +219,9 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
             raise TrainingError(f"--model {config.model}: {type(error).__name__}: {error}") from error
         raise TrainingError(
             f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
-            f"({type(error).__name__}: {_first_line(error)}). On a machine without the network, save them "
-            "elsewhere "
-            f"(timm.create_model({config.model!r}, pretrained=True), then safetensors.torch.save_file of its "
-            "state_dict()) and pass --checkpoint FILE"
+            f"({type(error).__name__}: {first_line(error)}). On a machine without the network, save them "
+            f"elsewhere (timm.create_model({config.model!r}, pretrained=True), then "
+            "safetensors.torch.save_file of its state_dict()) and pass --checkpoint FILE"
         ) from error
 
 
@@ -212,9 +236,12 @@ def _gives_its_own_logits(model: FineTuner, input_size: tuple[int, int, int]) ->
     return same
 
 
-def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
+def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> bool:
     """Loads weights as timm does: position embeddings and relative-position tables are resized to the model's
-    grid, and a classifier of other classes is left out.
+    grid, and a classifier of another number of classes is left out.
+
+    Returns:
+        Whether the classifier was loaded too.
 
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
@@ -230,19 +257,22 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> None:
         for key in classifier:
             if key in state and state[key].shape != own[key].shape:
                 del state[key]
-        missing = [k for k in own if k not in state and k not in classifier]
+        # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
+        needed = [k for k in own if k not in classifier and not k.endswith("num_batches_tracked")]
+        missing = [k for k in needed if k not in state]
         unknown = [k for k in state if k not in own]
         misshapen = [k for k in own if k in state and state[k].shape != own[k].shape]
     except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({_first_line(error)})") from error
+        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({first_line(error)})") from error
     if missing or unknown or misshapen:
-        parts = [f"missing {_some(missing)}"] if missing else []
-        parts += [f"unknown {_some(unknown)}"] if unknown else []
+        parts = [f"missing {listing(missing, 4)}"] if missing else []
+        parts += [f"unknown {listing(unknown, 4)}"] if unknown else []
         parts += [
             f"{k} is {list(state[k].shape)}, the model's is {list(own[k].shape)}" for k in misshapen[:3]
         ]
         raise TrainingError(f"--checkpoint {path}: not weights of {name}: {'; '.join(parts)}")
     backbone.load_state_dict(state, strict=False)
+    return all(key in state for key in classifier)
 
 
 def _classifier_keys(backbone: nn.Module) -> list[str]:
@@ -252,10 +282,17 @@ def _classifier_keys(backbone: nn.Module) -> list[str]:
 
 
 def parameter_groups(
-    model: FineTuner, lr: float, weight_decay: float, layer_decay: float | None
+    model: FineTuner,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float | None,
+    classifier_lr: float | None = None,
 ) -> list[dict[str, Any]]:
     """timm's groups of the backbone (no weight decay on biases, norms and what the model exempts; layer-wise
-    learning rates) and those of the projection head, of the parameters that require gradients."""
+    learning rates) and those of the projection head, of the parameters that require gradients.
+
+    A classifier with a learning rate of its own forms groups of its own, marked ``"classifier": True``.
+    """
     backbone = model.backbone
     exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
     if layer_decay is not None:
@@ -268,7 +305,21 @@ def parameter_groups(
         )
     if model.projection is not None:
         groups += timm.optim.param_groups_weight_decay(model.projection, weight_decay=weight_decay)
-    return [{"lr": lr, **group} for group in groups if group["params"]]
+    groups = [{"lr": lr, **group} for group in groups]
+    if classifier_lr is not None and classifier_lr != lr:
+        own = {id(p) for p in backbone.get_classifier().parameters()}
+        classifier = [
+            group
+            | {
+                "params": [p for p in group["params"] if id(p) in own],
+                "lr": classifier_lr,
+                "classifier": True,
+            }
+            for group in groups
+        ]
+        rest = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
+        groups = rest + classifier
+    return [group for group in groups if group["params"]]
 
 
 def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:
@@ -277,11 +328,3 @@ def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:
     if config.image_size:
         resolved["input_size"] = (3, config.image_size, config.image_size)
     return resolved
-
-
-def _some(names: Sequence[str], most: int = 4) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,155 +1,97 @@
-"""The objectives: stages, what the model gives in each, and the loss. Each is a few lines on the loss family.
+"""The objectives: one record each, from which options, stages, model, plots and reports take what they need.
 
-ce
-    Cross-entropy.
-clce
-    (1 - lambda) cross-entropy + lambda LACLN on the embeddings that the classifier sees (CLCE, arXiv
-    2402.14551).
-lacvit
-    Stage 1: two views, non-linear projection head, label-aware contrastive loss; stage 2: projection dropped,
-    head trained with cross-entropy (LaCViT, arXiv 2303.18013). That the backbone rests in stage 2 is this
-    project's reading; ``head_backbone: trained`` is the other one.
-supcon
-    The same two stages with the supervised contrastive loss (SupCon, arXiv 2004.11362) and its temperature.
-schane
-    Stage 1: one view, hard-negative contrastive loss on the embeddings themselves (SCHaNe, arXiv 2308.14893);
-    stage 2: head trained with cross-entropy. The loss is the paper's; the two stages, without a projection
-    head, are this project's reading.
+To add one, add its record here, a row to the table in docs/training.md, and a test.
 """
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
-from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import clce_ext
 
-from .config import TrainConfig
-
 
 @dataclass(frozen=True)
-class Stage:
-    """One part of a run: ``mode`` names the model's outputs (models.FineTuner), ``criterion`` compares
-    them."""
+class Objective:
+    """What ``--objective NAME`` minimises.
+
+    ``outputs`` names what the model gives in the first stage (models.FineTuner), and so what is minimised:
+
+    ==============  ==================================================================
+    ``"logits"``    cross-entropy
+    ``"joint"``     ``loss(logits, embeddings, labels)``
+    ``"contrast"``  ``loss(embeddings, labels)``; a second stage trains the classifier
+    ==============  ==================================================================
+    """
 
     name: str
-    mode: str
-    epochs: int
-    views: int
-    lr: float
-    criterion: nn.Module
-    mixing: bool = False  # mixup and CutMix apply
+    summary: str  # a line for --help
+    color: str  # in plots
+    outputs: str
+    loss: type[nn.Module] | None = None
+    options: tuple[str, ...] = ()  # the options of a run that the loss takes
+    views: int = 1  # augmented views per image
+    projection: bool = False  # contrast happens behind a projection head, which is then dropped
+
+    @property
+    def two_stage(self) -> bool:
+        """Contrast leaves the classifier untrained, so a second stage trains it by cross-entropy."""
+        return self.outputs == "contrast"
+
+    @property
+    def soft_targets(self) -> bool:
+        """Whether the first stage can compare with the mixed labels of mixup and CutMix."""
+        return not self.two_stage
+
+    @property
+    def temperature(self) -> float | None:
+        """The default of the loss, where it has one."""
+        return None if self.loss is None else inspect.signature(self.loss).parameters["temperature"].default
 
 
-class CrossEntropy(nn.Module):
-    """Cross-entropy of logits [B, C] or [B, V, C] with labels [B], or soft ``targets`` [B, C]."""
+UNTOUCHED = "untouched"  # the name of the given backbone's row, before the first step
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        self.label_smoothing = label_smoothing
-        self.parts: dict[str, Tensor] = {}
-
-    def forward(self, logits: Tensor, labels: Tensor, targets: Tensor | None = None) -> Tensor:
-        logits, labels = _per_view(logits, labels)
-        loss = F.cross_entropy(
-            logits, labels if targets is None else targets, label_smoothing=self.label_smoothing
-        )
-        self.parts = {"ce": loss.detach()}
-        return loss
-
-
-class Contrast(nn.Module):
-    """A loss of the family on embeddings [B, D] or [B, V, D]."""
-
-    def __init__(self, loss: nn.Module) -> None:
-        super().__init__()
-        self.loss = loss
-        self.parts: dict[str, Tensor] = {}
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        loss = self.loss(embeddings, labels)
-        self.parts = {"contrast": loss.detach()}
-        return loss
-
-
-class Joint(nn.Module):
-    """CLCE: both halves on one forward pass. With mixup the contrastive half takes each image's dominant
-    class."""
-
-    def __init__(self, weight: float, label_smoothing: float, **options: Any) -> None:
-        super().__init__()
-        self.loss = clce_ext.CLCELoss(weight=weight, label_smoothing=label_smoothing, **options)
-        self.weight = weight
-        self.label_smoothing = label_smoothing
-        self.parts: dict[str, Tensor] = {}
-
-    def forward(
-        self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None
-    ) -> Tensor:
-        if targets is not None:
-            labels = targets.argmax(dim=1)
-        loss = self.loss(logits, embeddings, labels, targets=targets)
-        flat_logits, flat_labels = _per_view(logits, labels)
-        with torch.no_grad():  # the halves, for the records: a little work beside the loss's own
-            goal = flat_labels if targets is None else targets
-            ce = F.cross_entropy(flat_logits.float(), goal, label_smoothing=self.label_smoothing)
-            self.parts = {"ce": ce}
-            if self.weight > 0:
-                # Over several processes the loss is all's and ce this one's: right in the mean, recorded.
-                self.parts["contrast"] = (loss.detach() - (1 - self.weight) * ce) / self.weight
-        return loss
-
-
-def stages(config: TrainConfig) -> list[Stage]:
-    """The stages of ``config.objective``, whose epochs add up to ``config.epochs``."""
-    views = config.resolved_views
-    if config.objective == "ce":
-        criterion = CrossEntropy(config.label_smoothing)
-        return [Stage("joint", "logits", config.epochs, views, config.lr, criterion, mixing=True)]
-    options = _loss_options(config)
-    if config.objective == "clce":
-        criterion = Joint(config.weight, config.label_smoothing, **options)
-        return [Stage("joint", "joint", config.epochs, views, config.lr, criterion, mixing=True)]
-    if config.objective in ("supcon", "lacvit"):
-        options.pop("beta", None)  # these weigh all negatives alike
-    losses = {"supcon": clce_ext.SupConLoss, "lacvit": clce_ext.LaCViTLoss, "schane": clce_ext.SCHaNeLoss}
-    contrast = Contrast(losses[config.objective](**options))
-    head_epochs = config.resolved_head_epochs
-    return [
-        Stage("contrast", "contrast", config.epochs - head_epochs, views, config.lr, contrast),
-        Stage(
-            "head",
-            "head" if config.head_backbone == "frozen" else "logits",
-            head_epochs,
-            1,
-            config.head_lr or config.lr,
-            CrossEntropy(config.label_smoothing),
-            mixing=True,
+OBJECTIVES = {
+    record.name: record
+    for record in (
+        Objective("ce", "cross-entropy", color="#5b6770", outputs="logits"),
+        Objective(
+            "supcon",
+            "supervised contrast of two views behind a projection head, then the classifier",
+            color="#0b8a8f",
+            outputs="contrast",
+            loss=clce_ext.SupConLoss,
+            options=("temperature",),
+            views=2,
+            projection=True,
         ),
-    ]
-
-
-def has_projection(config: TrainConfig) -> bool:
-    return config.objective in ("supcon", "lacvit")
-
-
-def _loss_options(config: TrainConfig) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    if config.temperature is not None:
-        options["temperature"] = config.temperature
-    if config.beta is not None:
-        options["beta"] = config.beta
-    if config.distributed_loss != "none":
-        options["distributed"] = config.distributed_loss
-    return options
-
-
-def _per_view(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """[B, V, C] and [B] -> [B * V, C] and [B * V]."""
-    if logits.dim() == 3:
-        return logits.flatten(0, 1), labels.repeat_interleave(logits.shape[1])
-    return logits, labels
+        Objective(
+            "lacvit",
+            "as supcon, with LaCViT's temperature",
+            color="#d98200",
+            outputs="contrast",
+            loss=clce_ext.LaCViTLoss,
+            options=("temperature",),
+            views=2,
+            projection=True,
+        ),
+        Objective(
+            "schane",
+            "contrast with hard negatives, then the classifier",
+            color="#7b3fa0",
+            outputs="contrast",
+            loss=clce_ext.SCHaNeLoss,
+            options=("temperature", "beta"),
+        ),
+        Objective(
+            "clce",
+            "cross-entropy and contrast with hard negatives together",
+            color="#d0253f",
+            outputs="joint",
+            loss=clce_ext.CLCELoss,
+            options=("weight", "temperature", "beta", "label_smoothing"),
+        ),
+    )
+}

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLORS = {"ce": "#5b6770", "supcon": "#0b8a8f", "lacvit": "#d98200", "schane": "#7b3fa0", "clce": "#d0253f"}
+from .objectives import OBJECTIVES, UNTOUCHED
+
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
     "svg.hashsalt": "clce_ext",  # the same bytes every time
@@ -41,7 +42,7 @@ _RASTER_FROM = 3000  # points; more would make the page heavy
 
 
 def color(objective: str) -> str:
-    return COLORS.get(objective, "#2b6cb0")
+    return "#a8935f" if objective == UNTOUCHED else OBJECTIVES[objective].color
 
 
 def learning_curves(
@@ -92,9 +93,8 @@ def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float]]) -> None:
         )
 
 
-def differences(rows: Sequence[tuple[str, np.ndarray, float, float]], baseline: str) -> str:
-    """(objective, per-seed differences [S], mean, half width) in percentage points against ``baseline``."""
-    title = f"Top-1 against {baseline}, paired by seed"
+def differences(rows: Sequence[tuple[str, np.ndarray, float, float]], title: str) -> str:
+    """(objective, per-seed differences [S], mean, half width) in percentage points."""
     with plt.rc_context(_STYLE | {"axes.grid.axis": "x"}):
         figure, axes = plt.subplots(figsize=(4.4, 0.9 + 0.55 * len(rows)), layout="constrained")
         axes.axvline(0, color="#9aa3ab", linewidth=1)

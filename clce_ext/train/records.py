@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +13,12 @@ from tqdm import tqdm
 
 from .checkpoint import write_text
 
+# fmt: off
 COLUMNS = (
-    "stage",
-    "epoch",
-    "step",
-    "lr",
-    "loss",
-    "ce",
-    "contrast",
-    "val_loss",
-    "top1",
-    "top5",
-    "knn",
-    "centroid",
-    "seconds",
-    "images_per_second",
+    "stage", "epoch", "step", "lr", "loss", "ce", "contrast", "val_loss", "top1", "top5", "knn", "centroid",
+    "seconds", "images_per_second",
 )
+# fmt: on
 
 
 class Mean:
@@ -43,6 +33,15 @@ class Mean:
             entry[0] += value * count
             entry[1] += count
 
+    @classmethod
+    def joined(cls, processes: Iterable[dict[str, list[float]]]) -> Mean:
+        """Of the sums of several processes."""
+        mean, *others = map(cls, processes)
+        for other in others:
+            for name, (total, count) in other.sums.items():
+                mean.add({name: total / count}, count)
+        return mean
+
     def values(self) -> dict[str, float]:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
@@ -51,36 +50,35 @@ class Records:
     """One row per epoch, in metrics.csv and as TensorBoard events. The rows are part of every checkpoint, so
     that a resumed run writes the file that the unbroken one would have written."""
 
-    def __init__(self, folder: Path, tensorboard: bool, rows: Iterable[dict[str, Any]] = ()) -> None:
+    def __init__(self, folder: Path, tensorboard: bool, rows: Sequence[dict[str, Any]] = ()) -> None:
         self.folder = folder
-        self.rows = list(rows)
         self._writer = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            first = self.rows[-1]["step"] + 1 if self.rows else 0
+            first = rows[-1]["step"] + 1 if rows else 0
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        if self.rows:
-            self._write()
+        if rows:
+            self._write_table(rows)
 
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        self._write()
+    def write(self, rows: Sequence[dict[str, Any]]) -> None:
+        """All ``rows``, the last of which is new."""
+        self._write_table(rows)
         if self._writer is not None:
-            for name, value in row.items():
+            for name, value in rows[-1].items():
                 if name not in ("stage", "epoch", "step"):
-                    self._writer.add_scalar(name, value, row["step"])
+                    self._writer.add_scalar(name, value, rows[-1]["step"])
             self._writer.flush()
 
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
 
-    def _write(self) -> None:
+    def _write_table(self, rows: Sequence[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(rows)
         write_text(self.folder / "metrics.csv", text.getvalue())
 
 

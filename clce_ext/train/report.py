@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,15 @@ import clce_ext
 from . import metrics, plots
 from .checkpoint import write_text
 from .config import TrainConfig
+from .objectives import UNTOUCHED
+from .results import RunRecord, untouched_records
 
 ACCURACIES = {
     "top1": "Top-1",
     "top5": "Top-5",
     "knn": "Neighbours",
     "centroid": "Centroid",
+    "probe": "Probe",
 }
 GEOMETRY = {
     "silhouette": "Silhouette ↑",
@@ -71,18 +73,6 @@ pre { overflow-x: auto; background: #f5f7f8; padding: .8rem; border-radius: 6px;
 """
 
 
-@dataclass
-class RunRecord:
-    """What a report needs of one run."""
-
-    objective: str
-    seed: int
-    results: dict[str, Any]
-    rows: list[dict[str, Any]]
-    embeddings: np.ndarray | None  # [N, D] of validation images
-    labels: np.ndarray | None  # [N]
-
-
 def write_run_report(
     folder: Path,
     config: TrainConfig,
@@ -95,15 +85,16 @@ def write_run_report(
     embeddings, labels = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else (None, None)
     record = RunRecord(config.objective, config.seed, results, rows, embeddings, labels)
     runs = {config.objective: [record]}
+    untouched = untouched_records(runs[config.objective])
     parts = [
-        _accuracy_section(runs),
+        _accuracy_section(runs, untouched),
         _curves_section(runs, with_losses=True),
         _geometry_section(runs, classes),
         _options("Options of the run", config.dump()),
     ]
-    top1, images = 100 * results["top1"], results["val_images"]
+    top1, images = 100 * results["top1"], results["images"]
     lead = f"Top-1 {top1:.2f} % on {images} images after {results['epochs']} epochs."
-    title = f"{config.objective} on {_data_name(config.data)}"
+    title = f"{config.objective} on {_data_name(config)}"
     write_text(folder / "report.html", _page(title, lead, config, parts))
 
 
@@ -116,19 +107,20 @@ def write_comparison_report(
 ) -> None:
     """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere."""
     seeds = [record.seed for record in next(iter(runs.values()))]
+    untouched = untouched_records(next(iter(runs.values())))
     parts = [
-        _accuracy_section(runs),
-        _difference_section(runs, baseline),
+        _accuracy_section(runs, untouched),
+        _difference_section(runs, untouched, baseline),
         _curves_section(runs),
         _geometry_section(runs, classes),
         _cost_section(runs),
         _options("Options shared by the runs", config.dump()),
     ]
     first = next(iter(runs.values()))[0].results
-    title = f"{' · '.join(runs)} on {_data_name(config.data)}"
+    title = f"{' · '.join(runs)} on {_data_name(config)}"
     lead = (
         f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {first['epochs']} epochs "
-        f"each on {first['train_images']} training images; judged on {first['val_images']} others."
+        f"each on {first['train_images']} training images; judged on {first['images']} others."
     )
     write_text(path, _page(title, lead, config, parts))
 
@@ -136,42 +128,55 @@ def write_comparison_report(
 # Sections
 
 
-def _accuracy_section(runs: Mapping[str, list[RunRecord]]) -> str:
+def _accuracy_section(runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord]) -> str:
     names = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
-    note = (
-        "Percent, mean over seeds ± half of the 95 % interval (Student's t). "
+    unit = (
+        "Percent, mean over seeds ± half of the 95 % interval (Student's t)."
         if max(map(len, runs.values())) > 1
-        else "Percent. "
+        else "Percent."
     )
-    note += (
-        "Top-k is the trained classifier's; neighbours and centroids look only at the embeddings, with the "
-        "training "
-        "images as references."
+    rows = ({UNTOUCHED: untouched} if untouched else {}) | dict(runs)
+    table = _table(rows, names, lambda v: f"{100 * v:.1f}", lambda v: f"{100 * v:.1f}", best=max)
+    note = (
+        f"{unit} Top-k is the trained classifier's. Neighbours, centroid (nearest class mean) and probe "
+        "(logistic regression) look only at the frozen embeddings, with the training images as references."
     )
-    table = _table(runs, names, lambda v: f"{100 * v:.1f}", lambda v: f"{100 * v:.1f}", best=max)
-    return f"<h2>Accuracy</h2>{table}<p class=muted>{note}</p>"
+    if untouched:
+        note += " Untouched is the given backbone before the first step."
+    return _section("Accuracy", table, _note(note))
 
 
-def _difference_section(runs: Mapping[str, list[RunRecord]], baseline: str) -> str:
-    others = [name for name in runs if name != baseline]
-    if baseline not in runs or not others:
+def _difference_section(
+    runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord], baseline: str
+) -> str:
+    others = {name: records for name, records in runs.items() if name != baseline}
+    parts = []
+    if others:
+        parts += [_differences(others, runs[baseline], column) for column in ("top1", "knn")]
+    if untouched:
+        parts += [_differences(runs, untouched, column) for column in ("centroid", "probe")]
+    if not parts:
         return ""
-    reference = {record.seed: record.results["top1"] for record in runs[baseline]}
-    rows, sentences = [], []
-    for name in others:
-        values = np.array([100 * (r.results["top1"] - reference[r.seed]) for r in runs[name]])
-        interval = metrics.confidence_interval(values)
-        rows.append((name, values, interval.mean, interval.half_width))
-        sentences.append(f"<li>{_verdict(name, baseline, interval)}</li>")
-    return (
-        "<h2>Paired differences</h2><div class=grid>"
-        f"<figure>{plots.differences(rows, baseline)}</figure><ul>{''.join(sentences)}</ul></div>"
-        "<p class=muted>Small dots are seeds: the same subset and the same order of images for both "
-        "objectives. Bars "
-        "are 95 % intervals of the mean difference; with a few seeds they are wide, and several objectives "
-        "are compared "
-        "without correction.</p>"
+    note = _note(
+        "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
+        "intervals of the mean difference; with a few seeds they are wide, and several comparisons are made "
+        "without correction."
     )
+    return _section("Paired differences", f"<div class=grid>{''.join(parts)}</div>", note)
+
+
+def _differences(runs: Mapping[str, list[RunRecord]], reference: Sequence[RunRecord], column: str) -> str:
+    """One figure, a line per objective, and what it says in words."""
+    name = reference[0].objective
+    values_of = {record.seed: record.results[column] for record in reference}
+    rows, sentences = [], []
+    for objective, records in runs.items():
+        values = np.array([100 * (r.results[column] - values_of[r.seed]) for r in records])
+        interval = metrics.confidence_interval(values)
+        rows.append((objective, values, interval.mean, interval.half_width))
+        sentences.append(f"<li>{_verdict(objective, name, interval)}</li>")
+    figure = plots.differences(rows, f"{ACCURACIES[column]} against {name}, paired by seed")
+    return f"<div><figure>{figure}</figure><ul>{''.join(sentences)}</ul></div>"
 
 
 def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
@@ -189,11 +194,11 @@ def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = Fal
     figures = [_curves(runs, column, title, 100.0, "%") for column, title in accuracies.items()]
     if with_losses:
         figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
-    note = (
+    note = _note(
         "Validation accuracy per epoch; thin lines are seeds. Objectives of two stages have a classifier "
         "only in the second one."
     )
-    return f"<h2>Learning curves</h2>{_grid(figures)}<p class=muted>{note}</p>"
+    return _section("Learning curves", _grid(figures), note)
 
 
 def _curves(
@@ -228,18 +233,27 @@ def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str
     seed = next(iter(shown.values())).seed
     table = _table(runs, GEOMETRY, lambda v: f"{v:.3f}", lambda v: f"{v:.3f}", best=None)
     return (
-        f"<h2>Embeddings</h2><p>Validation images, seed {seed}, {method} of the normalised embeddings. Only "
-        f"neighbourhoods mean something on such a map; distances across it do not.</p>{_grid(maps)}"
-        "<h2>Cosines within and between classes</h2><p>The further apart the two, the easier it is to tell "
-        "classes by "
-        f"the embedding alone.</p>{_grid(histograms)}<h2>Geometry</h2>{table}"
-        "<p class=muted>Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within "
-        "a class. "
-        "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, arXiv "
-        "2005.10242). "
-        "Isotropy: smallest over largest partition function along the principal directions (Mu &amp; "
-        "Viswanath, arXiv "
-        "1702.01417), 1 is isotropic. Embeddings normalised.</p>"
+        _section(
+            "Embeddings",
+            f"<p>Validation images, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
+            "mean something on such a map; distances across it do not.</p>",
+            _grid(maps),
+        )
+        + _section(
+            "Cosines within and between classes",
+            "<p>The further apart the two, the easier it is to tell classes by the embedding alone.</p>",
+            _grid(histograms),
+        )
+        + _section(
+            "Geometry",
+            table,
+            _note(
+                "Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within a class. "
+                "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, "
+                "arXiv 2005.10242). Isotropy: smallest over largest partition function along the principal "
+                "directions (Mu &amp; Viswanath, arXiv 1702.01417), 1 is isotropic. Embeddings normalised."
+            ),
+        )
     )
 
 
@@ -264,13 +278,11 @@ def _cost_section(runs: Mapping[str, list[RunRecord]]) -> str:
     for name, records in runs.items():
         interval = metrics.confidence_interval(np.array([r.results["seconds_per_epoch"] for r in records]))
         values[name] = (interval.mean, interval.half_width)
-    return (
-        "<h2>Cost</h2><div "
-        f"class=grid><figure>{plots.bars(values, 'Training time per epoch', 's')}</figure></div>"
-        "<p class=muted>Forward, backward and data loading on the machine of these runs, without "
-        "evaluation. Two views "
-        "double the images; a frozen backbone in the head stage makes its epochs cheap.</p>"
+    note = _note(
+        "Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
+        "double the images; a frozen backbone in the head stage makes its epochs cheap."
     )
+    return _section("Cost", _grid([plots.bars(values, "Training time per epoch", "s")]), note)
 
 
 def _options(title: str, text: str) -> str:
@@ -300,9 +312,8 @@ def _table(
         ]
         for column in columns:
             interval = intervals[name][column]
-            is_best = (
-                best and len(runs) > 1 and interval.mean == best(intervals[n][column].mean for n in runs)
-            )
+            means = [i[column].mean for i in intervals.values() if math.isfinite(i[column].mean)]
+            is_best = best and len(means) > 1 and interval.mean == best(means)
             half = (
                 f" <small>± {show_half(interval.half_width)}</small>"
                 if math.isfinite(interval.half_width)
@@ -314,12 +325,20 @@ def _table(
     return f"<div class=scroll><table><tr><th></th>{head}</tr>{''.join(body)}</table></div>"
 
 
+def _section(title: str, *parts: str) -> str:
+    return f"<h2>{title}</h2>{''.join(parts)}"
+
+
+def _note(text: str) -> str:
+    return f"<p class=muted>{text}</p>"
+
+
 def _grid(figures: Sequence[str | None]) -> str:
     return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
 
 
-def _data_name(data: str) -> str:
-    return data if data == "digits" or ":" in data or data.lower().startswith("hfds/") else Path(data).name
+def _data_name(config: TrainConfig) -> str:
+    return Path(config.data).name if config.data_is_folder else config.data
 
 
 def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> str:
@@ -329,7 +348,8 @@ def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> s
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1><p class=lead>{html.escape(lead)}</p><p "
-        f"class=muted>{html.escape(setting)}</p>"
-        f"{''.join(parts)}</body></html>\n"
+        f"<h1>{html.escape(title)}</h1>"
+        f"<p class=lead>{html.escape(lead)}</p>"
+        f"{_note(html.escape(setting))}{''.join(parts)}"
+        "</body></html>\n"
     )

@@ -1,0 +1,27 @@
+"""Images and labels, from a data set's name to batches.
+
+    sources    data sets by name: digits, folders, torchvision, Hugging Face
+    splits     what a run trains on and is judged by; held-out classes, few-shot subsets
+    images     images with labels, and their augmentation
+    sampler    which images form a batch
+    loaders    batches of transformed images
+
+Nothing here depends on how many workers load the images or where a run was interrupted: the order of an epoch
+is a function of (seed, epoch), and the augmentation of an image of (seed, epoch, image, view).
+"""
+
+from .images import Images, Source
+from .loaders import evaluation_loader, training_loader
+from .sampler import EpochSampler
+from .splits import Data, load_all_classes, load_data
+
+__all__ = [
+    "Data",
+    "EpochSampler",
+    "Images",
+    "Source",
+    "evaluation_loader",
+    "load_all_classes",
+    "load_data",
+    "training_loader",
+]

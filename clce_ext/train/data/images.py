@@ -1,0 +1,67 @@
+"""Images with labels, as loaders take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import UnreadableImageError
+from ..seeds import seeded
+
+
+@dataclass
+class Source:
+    """One split: image(i) decodes, labels[i] is a class index, name(i) is for messages."""
+
+    image: Callable[[int], Image.Image]
+    labels: np.ndarray  # [N] int64
+    name: Callable[[int], str]
+
+
+class Images(Dataset):
+    """Some of a source's images, with their labels.
+
+    ``self[i]`` is (image [C, H, W], label); ``self[i, draw]`` is (views [V, C, H, W], label), with random
+    augmentation that only (draw, i) decides. The loaders set the transform.
+    """
+
+    def __init__(self, source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
+        self.source = source
+        self.indices = indices  # [N] into the source
+        self.labels = labels  # [N] int64
+        self.transform: Callable[[Image.Image], Tensor] | None = None
+        self.views = 1
+
+    def take(self, positions: np.ndarray | slice) -> Images:
+        return Images(self.source, self.indices[positions], self.labels[positions])
+
+    def sample(self, most: int, seed: int) -> Images:
+        """At most ``most`` of the images, drawn with ``seed``, in their order."""
+        if len(self) <= most:
+            return self
+        return self.take(np.sort(np.random.default_rng([seed, 0x5AB]).choice(len(self), most, replace=False)))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
+        index, draw = item if isinstance(item, tuple) else (item, None)
+        image = self._decode(int(self.indices[index]))
+        label = int(self.labels[index])
+        if draw is None:
+            return self.transform(image), label
+        with seeded(draw, int(self.indices[index])):
+            return torch.stack([self.transform(image) for _ in range(self.views)]), label
+
+    def _decode(self, index: int) -> Image.Image:
+        try:
+            return self.source.image(index)
+        except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
+            reason = f"{type(error).__name__}: {error}"
+            raise UnreadableImageError(f"cannot read image {self.source.name(index)} ({reason})") from None

@@ -1,0 +1,31 @@
+// Starts kernels on the executor; included by csrc/cuda/launch.cuh, which says what a Grid is.
+#pragma once
+
+#include <cstddef>
+
+#include "executor/executor.h"
+
+namespace clce::cuda {
+
+inline int multiprocessors() {
+  return executor::multiprocessors();
+}
+
+template <class Params>
+void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, size_t shared_bytes, void*,
+            const Params& params) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  struct Call {
+    void (*kernel)(Params);
+    const Params& params;
+  } call{kernel, params};
+  executor::run(
+      name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads), shared_bytes,
+      [](void* context) {
+        const Call& call = *static_cast<const Call*>(context);
+        call.kernel(call.params);
+      },
+      &call);
+}
+
+}  // namespace clce::cuda
