@@ -251,3 +251,27 @@ def test_backward_by_hand():
     )  # fmt: skip
     assert products + gradients + labels == 488
     assert per_warp["shared"] == pytest.approx(488)
+
+
+def test_no_rule_is_stale():
+    """Each rule's text stands in the kernels' source."""
+    folders = ("csrc/cuda", "csrc/family")
+    text = "".join(p.read_text() for f in folders for p in (sass.ROOT / f).rglob("*") if p.is_file())
+    shape = pipe_model.parse_shape(
+        "forward_kernel<ForwardTraits<HalfProduct<bf16>, ForwardShape<128, 2, 4, 32, 3, 2>, false> >"
+    )
+    for rule in pipe_model.pipe_rules.rules_for(shape, pipe_model.Case(1024, 128), 8):
+        assert rule.text in text and rule.within in text, rule
+
+
+def test_shapes_are_read_from_names():
+    shape = pipe_model.parse_shape(
+        "backward_kernel<BackwardTraits<HalfProduct<f16>, BoundedOnly<StreamingShape<Fragment<64, 64, 2, 4>, "
+        "Fragment<64, 768, 2, 4>, 96, 16, 3, 1> >, false> >"
+    )
+    assert str(shape) == "backward float16 64 x 64, 2 x 4 warps, streaming 768"
+    assert (shape.depth, shape.step, shape.stages, shape.steps(768)) == (96, 16, 3, 8)
+    assert shape.flop(768) == 2 * 64 * 64 * (768 + 768)
+    assert pipe_model.parse_shape("prepare_kernel<bf16>") is None
+    with pytest.raises(ValueError, match="another form"):
+        pipe_model.parse_shape("forward_kernel<SomethingElse>")

@@ -25,11 +25,9 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("for (int tile = begin; tile < end; ++tile) {", trips=tiles, walk=True),
         Rule("for (int step = 0; step < steps; ++step) {", trips=steps),
         Rule("for (int step = 0; step < kN / Traits::kStep; ++step) {", trips=second),
-        Rule("for (int i = 0; i < Traits::kStages - 1; ++i) load_next(i);", trips=shape.stages - 1),
+        Rule("for (int stage = 0; stage < kStages - 1; ++stage)", trips=shape.stages - 1),
         # Loads ahead stop at the walk's end, stages - 1 steps early: nearly never.
-        Rule("if (ahead.row < all.row_end) {", share=always),
         Rule("if (ahead.row >= all.row_end) return;", share=never, leaves=True),
-        Rule("if (ahead_tile < end) {", share=always),
         Rule("if (ahead_tile >= end) return;", share=never, leaves=True),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
         Rule("if (++ahead_step == steps) {", share=1 / steps),
@@ -69,10 +67,10 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
              share=logits.n / max(threads - logits.m, logits.n)),
         Rule("if (t < kM) store_row(", share=logits.m / threads),
         Rule("if (t < kN) store_row(", share=logits.n / threads),
-        Rule("if (row >= p.anchors.rows) return;", share=never, leaves=True),
+        Rule("if (row >= p.anchors.count) return;", share=never, leaves=True),
         # The first tile of a row or column finds its slot empty; a group is some tiles wide.
         Rule("if (!first) {", share=always),
-        Rule("if (!side.statistics || row >= side.rows.rows) return r;", share=never, leaves=True),
+        Rule("if (!side.statistics || row >= side.rows.count) return r;", share=never, leaves=True),
         Rule("return d == 0 ? T(0) : d * std::exp(-lse - low);", share=always),
         # Products without tensor cores.
         Rule("for (int k = 0; k < A::kCols; k += kVector) {", trips=shape.depth / vector),
@@ -88,12 +86,12 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (into.n_pos > 0) {", share=positives),
         Rule("if (into.n_neg > 0) {", share=always),
         # Before the walk, float16.
-        Rule("const T weight = side.weights ?", share=never),
+        Rule("const T upstream = side.upstream ?", share=never),
         Rule("if (bound > 0 && bound < T(1e30)) {", share=always),
-        Rule("if (side.derivatives) {", share=always),
+        Rule("if (!side.derivatives) return top;", share=never, leaves=True),
         Rule("for (int64_t row = threadIdx.x; row < n;", trips=case.batch / threads),
         # After the walk.
-        Rule("if (p.grad_loss)", share=always),
+        Rule("if (p.upstream)", share=always),
         Rule("if (p.num_terms) {", share=always),
         Rule("factor /= terms > 1 ? terms : T(1);", share=never),
         Rule("if (row >= rows) continue;", share=never, leaves=True),

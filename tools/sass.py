@@ -170,8 +170,10 @@ def _compile(nvcc: str, nvdisasm: str, source: str, arch: str, content: str) -> 
     for path in work.iterdir():
         if path.suffix != ".ptx" and path.name not in ("log.txt", "code.sass"):
             path.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
+    try:
+        work.rename(folder)
+    except OSError:  # another process was quicker
+        shutil.rmtree(work)
     return folder
 
 

@@ -9,6 +9,7 @@ an error, so a kernel that changes is not counted by rules made for another.
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,9 @@ import numpy as np
 import sass
 
 NEGLIGIBLE = 6  # instructions: a branch around fewer is counted as if it never skipped them
+
+
+_DECIDES = re.compile(r"\b(if|for|while)\b|\?")
 
 
 class UnknownBranch(Exception):
@@ -185,6 +189,7 @@ class Flow:
         return None
 
     def _rule_of(self, branch: sass.Instruction, rules: list[Rule]) -> tuple[Rule, int] | None:
+        """Of the innermost line that decides anything; and how far outwards that is."""
         for depth, place in enumerate(branch.source):
             text = text_at(place)
             for rule in rules:
@@ -192,6 +197,8 @@ class Flow:
                     continue
                 if not rule.within or any(rule.within in text_at(p) for p in branch.source[depth + 1 :]):
                     return rule, depth
+            if _DECIDES.search(text):
+                break
         return None
 
     def _into_body(self, i: int, place: tuple[str, int], leaves: bool) -> int:
