@@ -4,7 +4,8 @@
 Asks the GPU what the executor and the pipe model must know (gpu_probe), builds for it, runs every test that
 has a device on CUDA, a reduced suite under compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and
 the benchmark with its peers. Leaves in the folder: logs of every step, what the probe found, check.json, the
-benchmark's CSV and JSON, and summary.txt, which is also printed last. Exit status 0 only if every step passed.
+benchmark's CSV and JSON, and summary.txt, which is also printed last. Exit status 0 only if every step
+passed.
 
     python tools/gpu_check.py --output bench/results/h100
     python tools/gpu_check.py --rehearse       without a GPU: runs what can run, names what is left out

@@ -181,10 +181,10 @@ class Counts:
 
 
 def construct_of(source: tuple[tuple[str, int], ...]) -> str:
-    """The line of the kernel's run(), and what it calls."""
+    """The line of the kernel's run(), and the line of what it calls."""
     texts = [sass_flow.text_at(place) for place in reversed(source[:-1])]
     texts = [text for text in texts if text]
-    return " > ".join(text[:64] for text in texts[:3])
+    return " > ".join(text[:64] for text in texts[:2])
 
 
 @functools.cache
