@@ -96,6 +96,34 @@ __global__ void ldmatrix_rate(uint32_t* out) {
   if (total == 12345u) out[threadIdx.x] = total;
 }
 
+// Loads of `kWords` words, of which `kDistinct` lanes read different ones and the others the same: as many
+// cycles as lanes' bytes fill, or as different bytes do? The kernels' coefficients and labels are read so.
+template <int kWords, int kDistinct>
+__global__ void shared_load_rate(uint32_t* out) {
+  __shared__ __align__(16) uint32_t words[1024];
+  for (int i = int(threadIdx.x); i < 1024; i += int(blockDim.x)) words[i] = 0;
+  __syncthreads();
+  const uint32_t base = static_cast<uint32_t>(__cvta_generic_to_shared(words));
+  uint32_t address = base + threadIdx.x % kDistinct * kWords * 4, total = 0;
+  for (int turn = 0; turn < kTurns; ++turn) {
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      uint32_t r[4] = {};
+      if constexpr (kWords == 1) {
+        asm volatile("ld.shared.b32 %0, [%1];" : "=r"(r[0]) : "r"(address + i * 512));
+      } else if constexpr (kWords == 2) {
+        asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(address + i * 256));
+      } else {
+        asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+                     : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                     : "r"(address + i * 128));
+      }
+      total ^= r[0] ^ r[1] ^ r[2] ^ r[3];
+    }
+  }
+  if (total == 12345u) out[threadIdx.x] = total;
+}
+
 // The exponential and the additions that a forward tile makes of a logit: the two pipes beside the tensor
 // cores.
 __global__ void exp2_rate(float* out) {
@@ -167,6 +195,16 @@ int main() {
   const double exp2 =
       per_second(8.0 * 32 * kTurns, seconds([&] { exp2_rate<<<blocks, 32 * warps>>>(floats.get()); }));
 
+  // Loads of a warp that a multiprocessor does per second.
+  const auto loads = [&](auto kernel) {
+    return 8.0 * kTurns * warps * blocks / sms /
+           seconds([&] { kernel<<<blocks, 32 * warps>>>(words.get()); });
+  };
+  std::printf(
+      "{\"loads_32_distinct_8\": %.6g, \"loads_64_distinct_4\": %.6g, \"loads_64_distinct_32\": %.6g,\n",
+      loads(shared_load_rate<1, 8>), loads(shared_load_rate<2, 4>), loads(shared_load_rate<2, 32>));
+  std::printf(" \"loads_128_distinct_1\": %.6g,\n", loads(shared_load_rate<4, 1>));
+
   // 16 MiB stay in every such device's L2; 2 GiB do not.
   const size_t small = size_t(16) << 20, large = size_t(1) << 30;
   const probe::Buffer<unsigned char> source(large), target(large);
@@ -194,7 +232,7 @@ int main() {
   const double in_graph = seconds([&] { probe::check(cudaGraphLaunch(executable, 0), "graph"); }) / kLaunches;
 
   std::printf(
-      "{\"gpu\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"clock\": %.6g,\n"
+      " \"gpu\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"clock\": %.6g,\n"
       " \"mma_bf16_flops\": %.6g, \"mma_f16_flops\": %.6g, \"mma_tf32_flops\": %.6g,\n"
       " \"shared_bytes\": %.6g, \"exp2_per_second\": %.6g, \"l2_bytes\": %.6g, \"memory_bytes\": %.6g,\n"
       " \"launch\": %.6g, \"launch_in_graph\": %.6g}\n",
