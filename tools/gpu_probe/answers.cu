@@ -47,21 +47,17 @@ __global__ void mma_tf32(const uint32_t* a, const uint32_t* b, const float* c, f
   for (int e = 0; e < 4; ++e) d[(group + e / 2 * 8) * kCols + 2 * pair + e % 2] = sum[e];
 }
 
-// Four times 32 lanes' registers: x4, x4.trans, x2, x2.trans of numbered 16-bit elements.
+// Twice 32 lanes' registers: x4 and x4.trans of numbered 16-bit elements.
 __global__ void ldmatrix(uint32_t* out) {
   __shared__ __align__(16) uint16_t tile[32][8];
   const int lane = int(threadIdx.x);
   for (int i = 0; i < 8; ++i) tile[lane][i] = uint16_t(lane * 8 + i);
   ptx::sync_warp();
-  uint32_t four[4], two[2];
+  uint32_t four[4];
   ptx::ldmatrix_x4(four, tile[lane]);
   for (int i = 0; i < 4; ++i) out[lane * 4 + i] = four[i];
   ptx::ldmatrix_x4_trans(four, tile[lane]);
   for (int i = 0; i < 4; ++i) out[128 + lane * 4 + i] = four[i];
-  ptx::ldmatrix_x2(two, tile[lane % 16]);
-  for (int i = 0; i < 2; ++i) out[256 + lane * 2 + i] = two[i];
-  ptx::ldmatrix_x2_trans(two, tile[lane % 16]);
-  for (int i = 0; i < 2; ++i) out[320 + lane * 2 + i] = two[i];
 }
 
 __device__ uint32_t bits(float x) {
@@ -274,7 +270,7 @@ int main(int count, char** arguments) {
   probe_mma<uint32_t>(folder, "mma_tf32", 8, float_bits,
                       [](auto... pointers) { mma_tf32<<<kCases, 32>>>(pointers...); });
 
-  const probe::Buffer<uint32_t> registers(384);
+  const probe::Buffer<uint32_t> registers(256);
   ldmatrix<<<1, 32>>>(registers.get());
   probe::finish("ldmatrix");
   probe::write(folder, "ldmatrix", registers.read());

@@ -134,7 +134,7 @@ def sums_of(folder: Path, name: str) -> dict:
 
 def answers(probe: Path, output: Path) -> dict:
     subprocess.run([str(probe), str(output)], check=True)
-    files = {"ldmatrix": "uint32 [32][4] of x4, of x4.trans, then [32][2] of x2, of x2.trans; lanes first"}
+    files = {"ldmatrix": "uint32 [2][32][4]: x4, then x4.trans; per lane its registers"}
     for name in ("exp2", "to_bf16", "to_f16", "to_tf32", "pack_bf16x2", "pack_f16x2"):
         files[name] = (
             "uint32 [16384]: the answer to the bits of a float32 u << 16 | (u * 40503 + 12345) & 0xffff, "
