@@ -131,9 +131,8 @@ class Case:
     dtype: str = "bfloat16"
     beta: float = 1.0
     per_class: int = 8
-    positives: float | None = (
-        None  # share of warps' tiles that hold a positive pair; None: labels in any order
-    )
+    # The share of warps' tiles that hold a positive pair; None: as labels in any order give.
+    positives: float | None = None
     bounded: bool = True
 
     @property
