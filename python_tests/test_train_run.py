@@ -261,6 +261,10 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--auto-augment", "nonsense"], "--auto-augment and other augmentation: timm refuses"),
         (["--distributed-loss", "ring"], "--distributed-loss ring needs processes: start with torchrun"),
         (["--hold-out-classes", *"012345678"], "at least two classes are needed"),
+        (["--val-fraction", "1"], "--val-fraction must be a number in (0, 1), got 1.0"),
+        (["--val-fraction", "0.1", "--val-split", "val"], "both name a validation split: give one"),
+        (["--patience", "2"], "--patience needs --best-metric"),
+        (["--best-metric", "knn"], "--best-metric knn needs --eval-embeddings epoch"),
     ],
 )
 def test_wrong_options(arguments, message, capsys, tmp_path):
@@ -354,9 +358,10 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_recipes_parse(recipe):
     if recipe.stem == "demo":
-        options, objectives, seeds, baseline, _ = compare.parse(["--config", str(recipe)])
-        assert objectives == ["ce", "supcon", "schane", "clce"] and len(seeds) >= 3 and baseline == "ce"
-        config = TrainConfig.from_dict(options)
+        asked = compare.parse(["--config", str(recipe)])
+        assert asked.objectives == ["ce", "supcon", "schane", "clce"]
+        assert len(asked.seeds) >= 3 and asked.baseline == "ce"
+        config = TrainConfig.from_dict(asked.options)
     else:
         config = parse(["--config", str(recipe)])
     assert timm.is_model(config.model.partition(".")[0])
@@ -514,6 +519,95 @@ def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
     weights.unlink()
     assert evaluate.main(command) == 0
     assert "the untouched backbone is not judged" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory):
+    """A folder of 8 training, 6 validation and 4 test images of each of 4 classes."""
+    folder = write_digit_images(tmp_path_factory.mktemp("splits"), train=8, val=10, classes=4, size=32)
+    for path in (folder / "val").iterdir():
+        (folder / "test" / path.name).mkdir(parents=True)
+        for image in sorted(path.iterdir())[6:]:
+            image.rename(folder / "test" / path.name / image.name)
+    return folder
+
+
+SPLITS = {k: v for k, v in QUICK.items() if k != "shots"}
+SPLITS |= {"batch_size": 8, "images_per_class": 2, "eval_embeddings": "final"}
+
+
+def test_every_result_names_its_split(three_splits, tmp_path, monkeypatch):
+    """Training watches val; clce-eval and clce-compare judge on the split that they are asked for."""
+    options = SPLITS | {"data": str(three_splits)}
+    arguments = [*command_line(options), "--objectives", "ce", "--seeds", "0", "1", "--output", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    run = tmp_path / "runs" / "ce-seed0"
+    assert (results(run)["split"], results(run)["images"]) == ("val", 24)
+    assert "24 images of the val split" in (tmp_path / "report.html").read_text()
+    found = {}
+    for split, images in (("val", 24), ("test", 16)):
+        output = tmp_path / f"{split}.json"
+        assert evaluate.main(["--checkpoint", str(run), "--split", split, "--output", str(output)]) == 0
+        found[split] = json.loads(output.read_text())
+        assert (found[split]["split"], found[split]["images"]) == (split, images)
+        assert f"{split}_loss" in found[split]
+    assert found["val"]["top1"] == results(run)["top1"]
+    # Nothing is trained again for the figures of another split.
+    monkeypatch.setattr("clce_ext.train.loop._Run", None)
+    assert compare.main([*arguments, "--split", "test"]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["split"], row["images"]) for row in table] == [("test", "16")] * 2
+    assert float(table[0]["top1"]) == found["test"]["top1"]
+    assert float(table[0]["silhouette"]) == found["test"]["silhouette"]
+    assert "16 images of the test split" in (tmp_path / "report.html").read_text()
+
+
+def test_a_watched_test_split_chooses_nothing(three_splits, tmp_path, capsys):
+    options = SPLITS | {"data": str(three_splits), "val_split": "test", "epochs": 1}
+    figures = train(TrainConfig.from_dict(options | {"output": str(tmp_path / "run")}))
+    assert (figures["split"], figures["images"]) == ("test", 16) and "test_loss" in figures
+    assert "no validation split: curves and figures are of the test split" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="the test split must choose nothing"):
+        train(TrainConfig.from_dict(options | {"best_metric": "top1", "output": str(tmp_path / "best")}))
+
+
+BEST = {"epochs": 6, "best_metric": "val_loss", "lr": 1e-2, "sched": "constant", "objective": "ce"}
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    """And resuming from any checkpoint keeps the same one."""
+    whole = tmp_path / "whole"
+    figures = train(quick_config(whole, keep_checkpoints=100, **BEST))
+    losses = [float(row["val_loss"]) for row in rows(whole)]
+    assert figures["best_epoch"] == 1 + losses.index(min(losses)) and figures["best_metric"] == "val_loss"
+    assert figures["val_loss"] == pytest.approx(min(losses), rel=1e-6)
+    best, last = (load_file(whole / f"{name}.safetensors")["head.weight"] for name in ("model", "last"))
+    kept = {p.name: load_checkpoint(p)[0]["backbone.head.weight"] for p in checkpoints(whole)}
+    assert torch.equal(best, kept[f"step-{2 * figures['best_epoch']:08d}"])
+    assert torch.equal(last, kept["step-00000012"])
+    for stop in checkpoints(whole)[1:-1:2]:
+        broken = tmp_path / stop.name
+        shutil.copytree(whole, broken)
+        for later in checkpoints(broken):
+            if later.name > stop.name:
+                shutil.rmtree(later)
+        (broken / "results.json").unlink()
+        train(quick_config(broken, resume=True, keep_checkpoints=100, **BEST))
+        same_run(whole, broken)
+
+
+def test_patience_ends_the_last_stage(tmp_path):
+    options = BEST | {"epochs": 30, "patience": 2, "lr": 1e-12, "min_lr": 0.0, "best_metric": "top1"}
+    whole = tmp_path / "whole"
+    figures = train(quick_config(whole, **options))
+    # Nothing changes, so the first epoch is the best, and two more are waited for.
+    assert figures["epochs"] == 3 == len(rows(whole)) and figures["best_epoch"] == 1
+    assert figures["steps"] == 6
+    two_stage = options | {"objective": "schane", "epochs": 8, "head_epochs": 5}
+    figures = train(quick_config(tmp_path / "two", **two_stage))
+    assert [row["stage"] for row in rows(tmp_path / "two")] == ["contrast"] * 3 + ["head"] * 3
+    assert figures["best_epoch"] == 4
 
 
 def test_compare_errors(capsys, tmp_path):
