@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.data import EpochSampler, evaluation_loader, load_all_classes, load_data, training_loader
+from clce_ext.train.data import EpochSampler, evaluation_loader, load_classes, load_data, training_loader
 from clce_ext.train.errors import TrainingError, UnreadableImageError
 
 from .training import write_digit_images
@@ -61,7 +61,7 @@ def test_held_out_classes_leave_training_and_come_back_for_episodes():
     assert set(data.train.labels) == set(data.val.labels) == set(range(8))
     kept = data.train.source.labels[data.train.indices]
     assert not {3, 7} & set(kept) and [data.classes[y] for y in data.train.labels] == [str(y) for y in kept]
-    novel, names = load_all_classes(config(), ["3", "7"])
+    novel, names = load_classes(config(), ["3", "7"])
     assert names == ["3", "7"] and set(novel.source.labels[novel.indices]) == {3, 7}
     with pytest.raises(TrainingError, match="unknown class eleven; the classes are 0, 1"):
         load_data(config(hold_out_classes=["eleven"]))
@@ -240,7 +240,7 @@ def test_shards_of_evaluation_cover_every_image_once(folder):
 
 
 def test_folder_without_splits_serves_for_episodes(folder):
-    images, names = load_all_classes(config(data=str(folder / "train")))
+    images, names = load_classes(config(data=str(folder / "train")))
     assert len(images) == 12 and names == ["digit_0", "digit_1", "digit_2"]
 
 

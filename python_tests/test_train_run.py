@@ -433,6 +433,34 @@ def test_eval_on_another_folder(finished, tmp_path):
     assert figures["novel_images"] == 80
 
 
+def test_eval_on_other_images_of_the_same_classes(three_splits, tmp_path):
+    options = SPLITS | {"data": str(three_splits), "epochs": 1, "output": str(tmp_path / "run")}
+    train(TrainConfig.from_dict(options))
+    found = {}
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "e.json")]
+    other = shutil.copytree(three_splits / "test", tmp_path / "other")
+    for name, data in (("own", ["--split", "test"]), ("other", ["--data", str(other)])):
+        assert evaluate.main([*arguments, *data]) == 0
+        found[name] = json.loads((tmp_path / "e.json").read_text())
+    for figure in ("top1", "images", "silhouette"):
+        assert found["other"][figure] == pytest.approx(found["own"][figure])
+    assert "novel_classes" not in found["other"]
+
+
+def test_episodes_are_called_novel_only_where_the_classes_are(finished, tmp_path, capsys):
+    arguments = ["--checkpoint", str(finished), "--ways", "2", "--shots", "1", "--episodes", "5"]
+    arguments += ["--output", str(tmp_path / "e.json")]
+    for classes, kind, images in ((["7", "8", "9"], "novel", 533), (["1", "2"], "episode", 120)):
+        assert evaluate.main([*arguments, "--classes", *classes]) == 0
+        figures = json.loads((tmp_path / "e.json").read_text())
+        assert figures[f"{kind}_classes"] == len(classes)
+        assert figures[f"{kind}_images"] == pytest.approx(images, abs=5)
+        assert {"novel": "episode_images", "episode": "novel_images"}[kind] not in figures
+    assert evaluate.main([*arguments, "--ways", "3", "--queries", "175"]) == 2
+    message = capsys.readouterr().err
+    assert "too small are 8 (174)" in message and "Fewer --queries" in message
+
+
 def test_eval_errors(finished, tmp_path, capsys):
     for arguments, message in (
         (["--checkpoint", str(tmp_path)], "not the directory of a run"),

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import metrics, models
 from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
-from .data import Images, load_all_classes, load_data
+from .data import Images, load_classes, load_data
 from .errors import TrainingError, listing, run_command
 from .judge import Judge, Outputs, frozen, quality
 from .objectives import UNTOUCHED
@@ -21,7 +23,8 @@ from .processes import Processes, choose_device
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
-with --classes, or every class of another data set given with --data.
+with --classes, or every class of another data set given with --data. If that data set has the very classes
+that the run was trained on, its classifier is judged instead.
 
 examples:
   clce-eval --checkpoint runs/digits
@@ -90,26 +93,31 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
         workers=options.workers,
         device=options.device,
     )
-    figures: dict[str, Any] = {}
-    same_data = options.data is None
-    if same_data:
-        figures |= run.figures(options.split)[0]
-    classes = options.classes or (run.config.hold_out_classes if same_data else [])
-    # Episodes of the classes that the model was trained on would flatter it: only on demand.
-    if classes or not same_data:
-        figures |= _episodes(run, classes, options)
-    return figures
+    if options.data is None:
+        figures = run.figures(options.split)[0]
+        classes = options.classes or run.config.hold_out_classes
+        return figures | (_episodes(run, classes, options) if classes else {})
+    images, names = load_classes(run.config, split=options.split or "watched")
+    if set(names) == set(run.classes) and not options.classes:
+        return run.figures_on(images, names)
+    return _episodes(run, options.classes, options)
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    images, names = load_all_classes(run.config, classes, options.split)
+    """Few-shot figures, called novel where the run was trained on none of the classes.
+
+    Novel classes give all their images, whatever split they lie in, unless a split is asked for.
+    """
+    is_novel = set(classes).isdisjoint(run.classes)
+    images, names = load_classes(run.config, classes, options.split or (None if is_novel else "watched"))
+    kind = "novel" if set(names).isdisjoint(run.classes) else "episode"
     outputs = run.outputs(images)
     x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
-    figures: dict[str, Any] = {"novel_classes": len(names), "novel_images": len(y)}
-    figures |= {f"novel_{name}": value for name, value in quality(outputs).items()}
+    figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(y)}
+    figures |= {f"{kind}_{name}": value for name, value in quality(outputs).items()}
     for shots in options.shots:
         heads = metrics.few_shot_episodes(
-            x, y, options.ways, shots, options.queries, options.episodes, options.seed
+            x, y, options.ways, shots, options.queries, options.episodes, options.seed, names
         )
         for head, interval in heads.items():
             name = f"{options.ways}way_{shots}shot_{head}"
@@ -183,6 +191,15 @@ class FinishedRun:
             untouched = self.judge.outputs(backbone, images).take(most, seed)
             figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), untouched)
         return figures, part
+
+    def figures_on(self, images: Images, names: Sequence[str]) -> dict[str, Any]:
+        """Accuracy and geometry on another data set of the same classes, whose labels index ``names``."""
+        own = [self.classes.index(name) for name in names]
+        outputs = self.outputs(images)
+        outputs.labels = torch.tensor(own)[outputs.labels]
+        figures: dict[str, Any] = {"data": self.config.data, "images": len(images)}
+        figures |= outputs.classification(len(self.classes), "data")
+        return figures | quality(outputs.take(self.config.eval_images, self.config.seed))
 
     def _untouched_backbone(self) -> models.FineTuner | None:
         """What the run started from, where it started from weights that can still be read."""

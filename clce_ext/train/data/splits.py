@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Images, Source
+from .images import Images, Source, joined
 from .sources import DataSet, holds_splits, open_data_set, open_folder
 
 
@@ -82,24 +82,26 @@ def load_data(config: TrainConfig) -> Data:
     )
 
 
-def load_all_classes(
+def load_classes(
     config: TrainConfig, only: Sequence[str] = (), split: str | None = None
 ) -> tuple[Images, list[str]]:
-    """A split with every class, or only those named: what few-shot episodes draw from.
+    """Images of every class, or of those named, and the class names; no class is held out.
 
-    Where ``config.data`` is a folder of class folders without splits, that folder is the split.
+    Of all splits, or of ``split``: "val", "test", or "watched" for the one of the two that training watches.
+    Where ``config.data`` is a folder of class folders without splits, all its images are taken.
     """
     root = Path(config.data)
     if config.data_is_folder and root.is_dir() and not holds_splits(root, config):
-        return _select(*open_folder(root), only)
-    data = open_data_set(config)
-    source = {"val": data.val, "test": data.test}[split] if split else data.val or data.test
-    if source is None:
-        raise TrainingError(f"--split {split or 'val'}: {config.data} has no such split")
-    return _select(source, data.classes, only)
-
-
-def _select(source: Source, classes: list[str], only: Sequence[str]) -> tuple[Images, list[str]]:
+        source, classes = open_folder(root)
+    else:
+        data = open_data_set(config)
+        splits = {"train": data.train, "val": data.val, "test": data.test}
+        if split == "watched":
+            split = "test" if data.val is None else "val"
+        chosen = [source for name, source in splits.items() if source is not None and split in (None, name)]
+        if not chosen:
+            raise TrainingError(f"--split {split}: {config.data} has no such split")
+        source, classes = joined(chosen), data.classes
     kept = sorted(held_out_indices(only, classes)) if only else list(range(len(classes)))
     return _relabelled(source, _of_classes(source, kept), kept), [classes[i] for i in kept]
 
@@ -148,12 +150,14 @@ def few_shot_subset(
 ) -> np.ndarray:
     """``shots`` of ``indices`` per class, drawn with ``seed``: sorted [classes * shots]."""
     generator = np.random.default_rng([seed, 0x5407])
+    counts = np.unique(labels[indices], return_counts=True)[1]
     chosen = []
     for label in np.unique(labels[indices]):
         members = indices[labels[indices] == label]
         if len(members) < shots:
             raise TrainingError(
-                f"--shots {shots}: class {classes[label]!r} has only {len(members)} training images"
+                f"--shots {shots}: class {classes[label]!r} has only {len(members)} training images; the "
+                f"smallest class allows --shots {counts.min()}"
             )
         chosen.append(generator.choice(members, shots, replace=False))
     return np.sort(np.concatenate(chosen))
