@@ -148,8 +148,11 @@ def macros() -> list[tuple[str, str | None]]:
 
 def extension():
     sources = [
-        *(f"csrc/cpu/{name}.cpp" for name in ("contrast", "rows", "prepare", "capability", "tile_default")),
-        *(f"csrc/binding/{name}.cpp" for name in ("checks", "ops", "module")),
+        *(
+            f"csrc/cpu/{name}.cpp"
+            for name in ("prepare", "forward", "loss", "backward", "rows", "capability", "tile_default")
+        ),
+        *(f"csrc/binding/{name}.cpp" for name in ("checks", "devices", "calls", "ops", "module")),
     ]
     flags = {"cxx": list(CXX_FLAGS)}
     kind = cpp_extension.CppExtension

@@ -4,7 +4,7 @@
     python -m bench.scaling_model --measure 3         the same formulas against gloo processes on this machine
 
 The byte counts are exact and are checked against real runs. Times are *predictions* for hardware with
-the figures of ``Hardware``, by a simulation of the two schedules of clce_ext/distributed.py; nothing here has
+the figures of ``Hardware``, by a simulation of the two schedules of clce_ext/distributed; nothing here has
 been timed on a GPU.
 """
 
@@ -18,7 +18,7 @@ ACC_BYTES = 4  # gradients and statistics of float32, bfloat16 and float16 embed
 LABEL_BYTES = 8
 TERMS_BYTES = 2 * 8  # loss and number of terms, float64
 GRAD_LOSS_BYTES = 8
-AGREEMENT_BYTES = 5 * 8  # what ranks tell each other first
+AGREEMENT_BYTES = 4 * 8  # what ranks tell each other first
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class Step:
     def gradient_bytes(self) -> int:
         return self.rows * self.columns * ACC_BYTES
 
-    def bytes_sent(self, way: str) -> dict[str, float]:
+    def bytes_sent(self, transport: str) -> dict[str, float]:
         """By one rank, where collectives send what a ring algorithm does."""
         others = self.ranks - 1
-        around = {"gather": 1, "ring": 2}[way]  # the ring's keys go round again in the backward
+        around = {"gather": 1, "ring": 2}[transport]  # the ring's keys go round again in the backward
         return {
             "keys": around * others * self.key_bytes,
             "gradients": others * self.gradient_bytes,
@@ -79,10 +79,11 @@ class Step:
             "backward": 6 * square,
         }
 
-    def memory(self, way: str) -> float:
+    def memory(self, transport: str) -> float:
         """Bytes of O(B D) tensors at the backward's peak."""
         one = self.rows * self.columns
-        if way == "ring":  # z, keys here and coming; dz, its part, the keys' gradient here, coming, leaving
+        if transport == "ring":
+            # z, keys here and coming; dz, its part, the keys' gradient here, coming, leaving
             return one * (3 * self.element_bytes + 5 * ACC_BYTES)
         # z and all keys; dz, its part; all keys' gradient, and the part of it that is being made
         return one * ((1 + self.ranks) * self.element_bytes + (2 + 2 * self.ranks) * ACC_BYTES)
@@ -116,8 +117,8 @@ class Times:
         return max(0.0, self.compute + self.link - self.total) / self.link
 
 
-def simulate(step: Step, way: str, hardware: Hardware) -> Times:
-    """The schedules of clce_ext/distributed.py on one rank, all ranks being alike."""
+def simulate(step: Step, transport: str, hardware: Hardware) -> Times:
+    """The schedules of clce_ext/distributed on one rank, all ranks being alike."""
     seconds = {name: count / hardware.flops for name, count in step.flops().items()}
     launch, others, link = hardware.launch_s, step.ranks - 1, _Link(hardware)
 
@@ -131,7 +132,7 @@ def simulate(step: Step, way: str, hardware: Hardware) -> Times:
         duration = shards * seconds[kernel] + launches * launch
         now, compute = now + duration, compute + duration
 
-    if way == "gather":
+    if transport == "gather":
         blocks = min(2, others)  # the keys before this rank's, and those after
         arrival = link.send(now, step.key_bytes, others)
         run("own forward")
@@ -170,15 +171,15 @@ def table(dim: int, ranks: list[int], rows: list[int]) -> str:
         for count in rows:
             step = Step(size, count, dim)
             cells = [str(size), str(count)]
-            cells += [_bytes(sum(step.bytes_sent(way).values())) for way in ("gather", "ring")]
-            cells += [_bytes(step.memory(way)) for way in ("gather", "ring")]
+            cells += [_bytes(sum(step.bytes_sent(transport).values())) for transport in ("gather", "ring")]
+            cells += [_bytes(step.memory(transport)) for transport in ("gather", "ring")]
             flops, others = step.flops(), size - 1
             total = (
                 flops["own forward"] + flops["own backward"] + others * (flops["forward"] + flops["backward"])
             )
             cells.append(_seconds(total / NVLINK.flops))
             for hardware in (NVLINK, NETWORK):
-                times = {way: simulate(step, way, hardware) for way in ("gather", "ring")}
+                times = {transport: simulate(step, transport, hardware) for transport in ("gather", "ring")}
                 best = min(t.total for t in times.values())
                 for t in times.values():
                     text = _seconds(t.total)
@@ -234,13 +235,13 @@ def count_bytes(function) -> dict[str, float]:
     return sent
 
 
-def count_on_rank(way: str, rows: int, dim: int) -> dict[str, float]:
+def count_on_rank(transport: str, rows: int, dim: int) -> dict[str, float]:
     import torch
 
     from clce_ext import hard_negative_contrastive_loss
 
     z, y = torch.randn(rows, dim, requires_grad=True), torch.randint(7, (rows,))
-    return count_bytes(lambda: hard_negative_contrastive_loss(z, y, distributed=way).backward())
+    return count_bytes(lambda: hard_negative_contrastive_loss(z, y, distributed=transport).backward())
 
 
 def _measure(rank: int, ranks: int, store: str, rows: int, dim: int):
@@ -249,12 +250,12 @@ def _measure(rank: int, ranks: int, store: str, rows: int, dim: int):
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=ranks)
-    for way in ("gather", "ring"):
-        counted = count_on_rank(way, rows, dim)
+    for transport in ("gather", "ring"):
+        counted = count_on_rank(transport, rows, dim)
         if rank == 0:
-            model = Step(ranks, rows, dim, element_bytes=4).bytes_sent(way)
-            print(f"{way}: counted {sum(counted.values()):.0f} bytes {counted}")
-            print(f"{way}: model   {sum(model.values()):.0f} bytes {model}")
+            model = Step(ranks, rows, dim, element_bytes=4).bytes_sent(transport)
+            print(f"{transport}: counted {sum(counted.values()):.0f} bytes {counted}")
+            print(f"{transport}: model   {sum(model.values()):.0f} bytes {model}")
     dist.destroy_process_group()
 
 

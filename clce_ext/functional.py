@@ -6,8 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clce_ext.ops import HardNegativeContrastiveFunction
-from clce_ext.queue import EmbeddingQueue, own_class_labels
+from clce_ext.arguments import (
+    CLCE_DEFAULTS,
+    DEFAULTS,
+    ContrastiveLossInputs,
+    ContrastiveLossOutputs,
+    Temperature,
+)
+from clce_ext.distributed.loss import loss_of_all_ranks, name_of_call
+from clce_ext.distributed.ranks import refuse, sum_over_ranks
+from clce_ext.labels import own_class_labels
+from clce_ext.ops import HardNegativeContrastiveFunction, check_arguments
+from clce_ext.queue import EmbeddingQueue
 
 __all__ = ["clce_loss", "hard_negative_contrastive_loss"]
 
@@ -36,20 +46,37 @@ def _refuse_non_tensors(**arguments: Tensor | None) -> None:
 def _refuse(problem: Exception, distributed: str | None, process_group) -> None:
     """Raises ``problem``; with ``distributed`` on every rank."""
     if distributed is not None:
-        from clce_ext import distributed as across
-
-        across.refuse(problem, f"hard_negative_contrastive_loss(distributed={distributed!r})", process_group)
+        refuse(problem, name_of_call(distributed), process_group)
     raise problem
 
 
 def _queue_keys(
     queue: EmbeddingQueue | None, rows: Tensor, labels: Tensor | None, ignore_index: int
 ) -> tuple[Tensor, Tensor] | None:
+    """The queue's entries as keys and their labels."""
     if queue is None:
         return None
     if not isinstance(queue, EmbeddingQueue):
         raise TypeError(f"queue must be a clce_ext.EmbeddingQueue or None, got {type(queue).__name__}")
     return queue.as_keys(rows, labels is not None, ignore_index)
+
+
+def _with_queue(inputs: ContrastiveLossInputs, entries: tuple[Tensor, Tensor]) -> ContrastiveLossInputs:
+    """The queue's entries as further keys, beside the given ones or the batch."""
+    if not torch.compiler.is_compiling():  # now: messages are about what was given, without the entries
+        check_arguments(inputs)
+    rows, labels, views = inputs.embeddings, inputs.labels, inputs.views
+    keys, key_labels, key_offset = inputs.keys, inputs.key_labels, inputs.key_offset
+    if labels is None:
+        labels = key_labels = own_class_labels(rows.shape[0] // views, inputs.ignore_index, rows.device)
+    if keys is None:
+        keys, key_labels, key_offset = rows, labels.repeat_interleave(views), 0
+    return inputs._replace(
+        labels=labels,
+        keys=torch.cat([keys, entries[0]]),
+        key_labels=torch.cat([key_labels.long(), entries[1]]),
+        key_offset=key_offset,
+    )
 
 
 def hard_negative_contrastive_loss(
@@ -59,15 +86,15 @@ def hard_negative_contrastive_loss(
     keys: Tensor | None = None,
     key_labels: Tensor | None = None,
     key_offset: int | None = None,
-    temperature: float | Tensor = 0.5,
-    beta: float = 1.0,
-    summation: str = "out",
-    denominator: str = "all",
-    debias: float = 0.0,
-    detach_weights: bool = False,
-    normalize: bool = True,
-    ignore_index: int = -100,
-    reduction: str = "mean",
+    temperature: float | Tensor = DEFAULTS.temperature,
+    beta: float = DEFAULTS.beta,
+    summation: str = DEFAULTS.summation,
+    denominator: str = DEFAULTS.denominator,
+    debias: float = DEFAULTS.debias,
+    detach_weights: bool = DEFAULTS.detach_weights,
+    normalize: bool = DEFAULTS.normalize,
+    ignore_index: int = DEFAULTS.ignore_index,
+    reduction: str = DEFAULTS.reduction,
     queue: EmbeddingQueue | None = None,
     distributed: str | None = None,
     process_group=None,
@@ -110,14 +137,15 @@ def hard_negative_contrastive_loss(
         key_labels: [N] integers, with keys.
         key_offset: the anchors are ``keys[key_offset : key_offset + B]``, and each one's own key is left
             out. None: keys are other images.
-        temperature: tau > 0, a float or a tensor of one element that may require grad. On CUDA a tensor
-            is not read by the host, so its sign is not checked and the general (slower) path is taken.
+        temperature: tau > 0, a float or a tensor of one element that may require grad. The host does not
+            read a tensor on CUDA: its sign is not checked, and the logits are taken for unbounded, which is
+            slower.
         beta: hardness, >= 0; 0 weighs all negatives alike.
-        summation: the mean over positives "in" or "out"side the logarithm.
+        summation: the mean over positives inside ("in") or outside ("out") the logarithm.
         denominator: "all" keys or "negatives" only (decoupled).
         debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
             max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)).
-        detach_weights: take w for a constant in the gradient.
+        detach_weights: take the hardness weights w for constants in the gradient.
         normalize: divide rows by max(length, 1e-12) first, as torch.nn.functional.normalize.
         ignore_index: images with this label are neither anchors nor keys.
         reduction: "mean" over the anchors that have a loss term, "sum", or "none" for all B * V of them.
@@ -139,59 +167,47 @@ def hard_negative_contrastive_loss(
         RuntimeError: with ``distributed``, a rank died or did not call within the process group's timeout.
         NotImplementedError: a device that this build has no kernels for (see ``clce_ext.build_info()``).
     """
-    learnable = isinstance(temperature, Tensor)
     try:
         rows, views = _rows(embeddings)
         _refuse_non_tensors(labels=labels, keys=keys, key_labels=key_labels)
-        past = _queue_keys(queue, rows, labels, ignore_index)
-        fixed_temperature, beta, debias = 1.0 if learnable else float(temperature), float(beta), float(debias)
+        entries = _queue_keys(queue, rows, labels, ignore_index)
+        temperature_tensor, temperature = Temperature.of(temperature)
+        beta, debias = float(beta), float(debias)
     except (TypeError, ValueError) as problem:
         _refuse(problem, distributed, process_group)
+    inputs = ContrastiveLossInputs(
+        embeddings=rows,
+        labels=labels,
+        keys=keys,
+        key_labels=key_labels,
+        temperature_tensor=temperature_tensor,
+        temperature=temperature,
+        views=views,
+        key_offset=key_offset,
+        beta=beta,
+        summation=summation,
+        denominator=denominator,
+        debias=debias,
+        detach_weights=detach_weights,
+        normalize=normalize,
+        ignore_index=ignore_index,
+        reduction=reduction,
+    )
     if distributed is not None:
-        from clce_ext import distributed as across
-
-        options = across.Options(
-            fixed_temperature, beta, summation, denominator, debias, detach_weights, normalize, ignore_index,
-            reduction,
-        )  # fmt: skip
-        return across.contrastive_loss(
-            rows, views, labels, keys, key_labels, key_offset, past, temperature if learnable else None,
-            options, distributed, process_group,
-        )  # fmt: skip
+        return loss_of_all_ranks(inputs, entries, distributed, process_group)
     if process_group is not None:
         raise ValueError("process_group is given without distributed='gather' or 'ring'")
-    if past is not None:
-        if not torch.compiler.is_compiling():  # of what was given: with the queue's they are others
-            torch.ops.clce_ext.check_arguments(
-                rows, labels, keys, key_labels, temperature if learnable else None, fixed_temperature, views,
-                key_offset, beta, summation, denominator, debias, reduction,
-            )  # fmt: skip
-        if labels is None:
-            labels = key_labels = own_class_labels(rows.shape[0] // views, ignore_index, rows.device)
-        if keys is None:
-            keys, key_labels, key_offset = rows, labels.repeat_interleave(views), 0
-        keys, key_labels = torch.cat([keys, past[0]]), torch.cat([key_labels.long(), past[1]])
+    if entries is not None:
+        inputs = _with_queue(inputs, entries)
     # The Function costs the host less; torch.compile and torch.export want the op itself.
     compiling = torch.compiler.is_compiling()
-    contrast = torch.ops.clce_ext.contrastive_loss if compiling else HardNegativeContrastiveFunction.apply
-    return contrast(
-        rows,
-        labels,
-        keys,
-        key_labels,
-        temperature if learnable else None,
-        fixed_temperature,
-        views,
-        key_offset,
-        beta,
-        summation,
-        denominator,
-        debias,
-        detach_weights,
-        normalize,
-        ignore_index,
-        reduction,
-    )[0]
+    compute = torch.ops.clce_ext.contrastive_loss if compiling else HardNegativeContrastiveFunction.apply
+    return ContrastiveLossOutputs(*compute(*inputs)).loss
+
+
+def check_mixing_weight(weight: float) -> None:
+    if not 0.0 <= weight <= 1.0:
+        raise ValueError(f"weight (the mixing weight lambda) must be in [0, 1], got {weight}")
 
 
 def _cross_entropy(
@@ -202,7 +218,10 @@ def _cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies and their number (or weight); a mean of none would be 0 / 0."""
+    """The sum of the cross-entropies, and their number or the sum of their class weights.
+
+    Not their quotient: for no images that would be 0 / 0.
+    """
     if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")
@@ -244,13 +263,13 @@ def clce_loss(
     labels: Tensor,
     *,
     targets: Tensor | None = None,
-    weight: float = 0.9,
-    temperature: float | Tensor = 0.5,
-    beta: float = 1.0,
-    summation: str = "in",
-    label_smoothing: float = 0.0,
+    weight: float = CLCE_DEFAULTS.weight,
+    temperature: float | Tensor = CLCE_DEFAULTS.temperature,
+    beta: float = CLCE_DEFAULTS.beta,
+    summation: str = CLCE_DEFAULTS.summation,
+    label_smoothing: float = CLCE_DEFAULTS.label_smoothing,
     class_weights: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = DEFAULTS.ignore_index,
     distributed: str | None = None,
     process_group=None,
     **options,
@@ -263,7 +282,7 @@ def clce_loss(
         labels: [B] integer class indices.
         targets: [B, C] (or [B, V, C]) class probabilities for the cross-entropy half (mixup, cutmix); the
             contrastive half stays on ``labels``.
-        weight: the paper's lambda, in [0, 1].
+        weight: the mixing weight lambda, in [0, 1].
         temperature, beta, summation: of the contrastive half. ``"in"`` and tau = 0.5 follow an independent
             implementation of the paper; lambda = 0.9 is the paper's.
         label_smoothing: of the cross-entropy half, in [0, 1].
@@ -281,8 +300,7 @@ def clce_loss(
         ValueError, TypeError: as :func:`hard_negative_contrastive_loss`; weight outside [0, 1].
     """
     try:
-        if not 0.0 <= weight <= 1.0:
-            raise ValueError(f"weight (the paper's lambda) must be in [0, 1], got {weight}")
+        check_mixing_weight(weight)
         total, count = _cross_entropy(logits, labels, targets, label_smoothing, class_weights, ignore_index)
     except (TypeError, ValueError, IndexError, RuntimeError) as problem:
         _refuse(problem, distributed, process_group)
@@ -298,8 +316,6 @@ def clce_loss(
         **options,
     )
     if distributed is not None:
-        from clce_ext.distributed import sum_over_ranks
-
         sums = torch.stack([total, count.to(total.dtype)])
         total, count = sum_over_ranks(sums, f"clce_loss(distributed={distributed!r})", process_group).unbind()
     cross_entropy = total / torch.where(count > 0, count, torch.ones_like(count))

@@ -81,7 +81,7 @@ class GradCache:
         Returns:
             The detached scalar loss.
         """
-        # The device of the parameters decides, as DDP and torch.compile hide the attributes of the model.
+        # Its parameters say where the model is: wrappers such as DDP and torch.compile hide its attributes.
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
         micro_batches = list(_split(inputs, self.micro_batch_size))
         autocast = _AutocastState(device.type)
@@ -114,7 +114,7 @@ class GradCache:
         if loss.dim() != 0:
             raise ValueError(f"criterion must return a scalar, got shape {tuple(loss.shape)}")
         if loss.requires_grad:
-            # Under autocast only forward passes belong; this also reaches the criterion's own parameters.
+            # Autocast is for forward passes only. This also fills .grad of the criterion's own parameters.
             with torch.autocast(loss.device.type, enabled=False):
                 (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss.detach(), [x.grad for x in leaves]
@@ -162,7 +162,8 @@ class _AutocastState:
 
     Autocast caches the low-precision copies of the weights until its outermost block ends. Copies made under
     no_grad carry no graph, so a second forward pass that found them would leave the weights without
-    gradients."""
+    gradients.
+    """
 
     def __init__(self, device_type: str) -> None:
         self.device_type = device_type

@@ -1,11 +1,12 @@
-"""The losses as modules: one class per published system, each a choice of options of the same function."""
+"""The losses as modules: one class per published system, whose defaults are that system's options."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from clce_ext.functional import clce_loss, hard_negative_contrastive_loss
+from clce_ext.arguments import CLCE_DEFAULTS, DEFAULTS
+from clce_ext.functional import check_mixing_weight, clce_loss, hard_negative_contrastive_loss
 from clce_ext.queue import EmbeddingQueue
 
 __all__ = [
@@ -19,10 +20,10 @@ __all__ = [
 ]
 
 
-class _ContrastiveOptions(nn.Module):
-    """Options of the contrastive loss; the temperature may be a parameter."""
+class _Criterion(nn.Module):
+    """A loss's options; the temperature may be a parameter."""
 
-    def __init__(self, temperature: float | Tensor = 0.5, learnable_temperature: bool = False, **options):
+    def __init__(self, temperature: float | Tensor, learnable_temperature: bool, **options):
         super().__init__()
         if learnable_temperature:
             self.temperature = nn.Parameter(
@@ -40,12 +41,12 @@ class _ContrastiveOptions(nn.Module):
 
     @property
     def options(self) -> dict:
-        return {name: self._buffers.get(name, value) for name, value in self._options.items()}
+        """The keyword arguments of the function that computes the loss."""
+        held = {name: self._buffers.get(name, value) for name, value in self._options.items()}
+        return {"temperature": self.temperature, **held}
 
     def extra_repr(self) -> str:
-        given = {name: value for name, value in self.options.items() if value is not None}
-        shown = {"temperature": self.temperature, **given}
-        return ", ".join(f"{name}={_brief(value)}" for name, value in shown.items())
+        return ", ".join(f"{n}={_brief(value)}" for n, value in self.options.items() if value is not None)
 
 
 def _brief(value: object) -> str:
@@ -56,7 +57,7 @@ def _brief(value: object) -> str:
     return repr(value.item())
 
 
-class HardNegativeContrastiveLoss(_ContrastiveOptions):
+class HardNegativeContrastiveLoss(_Criterion):
     """:func:`clce_ext.hard_negative_contrastive_loss` with its options held.
 
     Args:
@@ -74,15 +75,15 @@ class HardNegativeContrastiveLoss(_ContrastiveOptions):
 
     def __init__(
         self,
-        temperature: float | Tensor = 0.5,
-        beta: float = 1.0,
-        summation: str = "out",
-        denominator: str = "all",
-        debias: float = 0.0,
-        detach_weights: bool = False,
-        normalize: bool = True,
-        ignore_index: int = -100,
-        reduction: str = "mean",
+        temperature: float | Tensor = DEFAULTS.temperature,
+        beta: float = DEFAULTS.beta,
+        summation: str = DEFAULTS.summation,
+        denominator: str = DEFAULTS.denominator,
+        debias: float = DEFAULTS.debias,
+        detach_weights: bool = DEFAULTS.detach_weights,
+        normalize: bool = DEFAULTS.normalize,
+        ignore_index: int = DEFAULTS.ignore_index,
+        reduction: str = DEFAULTS.reduction,
         learnable_temperature: bool = False,
         distributed: str | None = None,
         process_group=None,
@@ -119,7 +120,6 @@ class HardNegativeContrastiveLoss(_ContrastiveOptions):
             key_labels=key_labels,
             key_offset=key_offset,
             queue=queue,
-            temperature=self.temperature,
             **self.options,
         )
 
@@ -164,12 +164,12 @@ class NTXentLoss(HardNegativeContrastiveLoss):
         super().__init__(temperature, 0.0, **options)
 
 
-class CLCELoss(_ContrastiveOptions):
+class CLCELoss(_Criterion):
     """CLCE (2402.14551): ``(1 - weight) * CE(logits, labels) + weight * contrastive(embeddings, labels)``.
 
     Args:
-        weight: the paper's lambda, in [0, 1].
-        temperature, beta, summation: of the contrastive half (tau = 0.5, beta = 1, "in").
+        weight: the mixing weight lambda, in [0, 1].
+        temperature, beta, summation: of the contrastive half.
         label_smoothing: of the cross-entropy half.
         options: further options of :func:`clce_ext.clce_loss`, such as ``distributed``.
 
@@ -178,16 +178,15 @@ class CLCELoss(_ContrastiveOptions):
 
     def __init__(
         self,
-        weight: float = 0.9,
-        temperature: float | Tensor = 0.5,
-        beta: float = 1.0,
-        summation: str = "in",
-        label_smoothing: float = 0.0,
+        weight: float = CLCE_DEFAULTS.weight,
+        temperature: float | Tensor = CLCE_DEFAULTS.temperature,
+        beta: float = CLCE_DEFAULTS.beta,
+        summation: str = CLCE_DEFAULTS.summation,
+        label_smoothing: float = CLCE_DEFAULTS.label_smoothing,
         learnable_temperature: bool = False,
         **options,
     ):
-        if not 0.0 <= weight <= 1.0:
-            raise ValueError(f"weight (the paper's lambda) must be in [0, 1], got {weight}")
+        check_mixing_weight(weight)
         super().__init__(
             temperature,
             learnable_temperature,
@@ -201,6 +200,4 @@ class CLCELoss(_ContrastiveOptions):
     def forward(
         self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None, **keys
     ) -> Tensor:
-        return clce_loss(
-            logits, embeddings, labels, targets=targets, temperature=self.temperature, **self.options, **keys
-        )
+        return clce_loss(logits, embeddings, labels, targets=targets, **self.options, **keys)

@@ -9,23 +9,44 @@ import torch
 from torch import Tensor
 
 from clce_ext import _C  # noqa: F401  (importing it registers the ops)
+from clce_ext.arguments import (
+    ROW_PADDING,
+    BackwardOptions,
+    CheckArgumentsInputs,
+    ContrastiveLossBackwardInputs,
+    ContrastiveLossBackwardOutputs,
+    ContrastiveLossInputs,
+    ContrastiveLossOutputs,
+    Derivatives,
+    LossFromStatisticsInputs,
+    NeededGradients,
+    SavedTensors,
+    Statistics,
+    StatisticsBackwardInputs,
+    StatisticsInputs,
+)
 
 _ops = torch.ops.clce_ext
 
-NUM_STATISTICS = 9
-NUM_DERIVATIVES = 5
-_ROW_PADDING = 8
+NUM_STATISTICS = len(Statistics._fields)
+NUM_DERIVATIVES = len(Derivatives._fields)
 
 
-def _padded(dim: int) -> int:
-    return (dim + _ROW_PADDING - 1) // _ROW_PADDING * _ROW_PADDING
-
-
-def _acc_dtype(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+def check_arguments(inputs: ContrastiveLossInputs) -> None:
+    """Refuses what ``contrastive_loss(*inputs)`` refuses, and does nothing else."""
+    _ops.check_arguments(*(getattr(inputs, name) for name in CheckArgumentsInputs._fields))
 
 
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----
+
+
+def _padded(dim: int) -> int:
+    return (dim + ROW_PADDING - 1) // ROW_PADDING * ROW_PADDING
+
+
+def _acc_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype in which sums over ``tensor`` are accumulated."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 def _fake_prepared(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -34,37 +55,33 @@ def _fake_prepared(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     return z, norms
 
 
-def _fake_loss(rows: int, reduction: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _fake_loss(anchors: int, reduction: str, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     acc = _acc_dtype(like)
-    loss = like.new_empty((rows,) if reduction == "none" else (), dtype=acc)
-    return loss, like.new_empty((), dtype=acc), like.new_empty((NUM_DERIVATIVES, rows), dtype=acc)
+    loss = like.new_empty((anchors,) if reduction == "none" else (), dtype=acc)
+    return loss, like.new_empty((), dtype=acc), like.new_empty((NUM_DERIVATIVES, anchors), dtype=acc)
 
 
 @torch.library.register_fake("clce_ext::contrastive_loss")
-def _(
-    embeddings, labels, keys, key_labels, temperature_tensor, temperature, views, key_offset, beta,
-    summation, denominator, debias, detach_weights, normalize, ignore_index, reduction,
-):  # fmt: skip
-    z, norms = _fake_prepared(embeddings, normalize)
-    if keys is None:
+def _(*args):
+    inputs = ContrastiveLossInputs(*args)
+    z, norms = _fake_prepared(inputs.embeddings, inputs.normalize)
+    if inputs.keys is None:
         key_z, key_norms = z.new_empty((0, z.shape[1])), norms.new_empty((0,))
     else:
-        key_z, key_norms = _fake_prepared(keys, normalize)
-    rows = embeddings.shape[0]
-    loss, num_terms, derivatives = _fake_loss(rows, reduction, embeddings)
-    statistics = derivatives.new_empty((NUM_STATISTICS, rows))
+        key_z, key_norms = _fake_prepared(inputs.keys, inputs.normalize)
+    anchors = inputs.embeddings.shape[0]
+    loss, num_terms, derivatives = _fake_loss(anchors, inputs.reduction, inputs.embeddings)
+    statistics = derivatives.new_empty((NUM_STATISTICS, anchors))
     return loss, num_terms, statistics, derivatives, z, norms, key_z, key_norms
 
 
 @torch.library.register_fake("clce_ext::contrastive_loss_backward")
-def _(
-    grad_loss, num_terms, statistics, derivatives, z, norms, key_z, key_norms, labels, key_labels,
-    temperature_tensor, temperature, dim, views, key_offset, beta, normalize, ignore_index, reduction,
-    need_embeddings, need_keys, need_temperature,
-):  # fmt: skip
-    dx = z.new_empty((z.shape[0] if need_embeddings else 0, dim))
-    dkeys = z.new_empty((key_z.shape[0] if need_keys and key_z is not None else 0, dim))
-    return dx, dkeys, statistics.new_empty(() if need_temperature else (0,))
+def _(*args):
+    inputs = ContrastiveLossBackwardInputs(*args)
+    z, key_z, dim = inputs.z, inputs.key_z, inputs.dim
+    dx = z.new_empty((z.shape[0] if inputs.need_embeddings else 0, dim))
+    dkeys = z.new_empty((key_z.shape[0] if inputs.need_keys and key_z is not None else 0, dim))
+    return dx, dkeys, inputs.statistics.new_empty(() if inputs.need_temperature else (0,))
 
 
 @torch.library.register_fake("clce_ext::prepare")
@@ -78,71 +95,67 @@ def _(dz, z, norms, dim, normalize):
 
 
 @torch.library.register_fake("clce_ext::statistics")
-def _(
-    z,
-    key_z,
-    labels,
-    key_labels,
-    temperature_tensor,
-    temperature,
-    dim,
-    key_offset,
-    beta,
-    normalized,
-    ignore_index,
-):
+def _(*args):
+    z = StatisticsInputs(*args).z
     return z.new_empty((NUM_STATISTICS, z.shape[0]), dtype=_acc_dtype(z))
 
 
 @torch.library.register_fake("clce_ext::loss_from_statistics")
-def _(
-    statistics,
-    temperature_tensor,
-    temperature,
-    beta,
-    summation,
-    denominator,
-    debias,
-    detach_weights,
-    reduction,
-):
-    return _fake_loss(statistics.shape[1], reduction, statistics)
+def _(*args):
+    inputs = LossFromStatisticsInputs(*args)
+    return _fake_loss(inputs.statistics.shape[1], inputs.reduction, inputs.statistics)
 
 
 @torch.library.register_fake("clce_ext::statistics_backward")
-def _(
-    derivatives, statistics, z, key_z, labels, key_labels, temperature_tensor, temperature, dim, key_offset,
-    beta, normalized, ignore_index, need_anchors, need_keys,
-):  # fmt: skip
-    acc = _acc_dtype(z)
-    dz = z.new_empty((z.shape[0] if need_anchors else 0, z.shape[1]), dtype=acc)
-    with_keys = need_keys and key_z is not None
+def _(*args):
+    inputs = StatisticsBackwardInputs(*args)
+    z, key_z, acc = inputs.z, inputs.key_z, _acc_dtype(inputs.z)
+    dz = z.new_empty((z.shape[0] if inputs.need_anchors else 0, z.shape[1]), dtype=acc)
+    with_keys = inputs.need_keys and key_z is not None
     return dz, z.new_empty((key_z.shape[0] if with_keys else 0, z.shape[1]), dtype=acc)
 
 
 # ---- the one autograd formula ----
 
-_INPUTS = 16  # of contrastive_loss
-_EMBEDDINGS, _KEYS, _TEMPERATURE = 0, 2, 4
-_LOSS, _Z = 0, 4  # of its outputs
+_NO_GRADIENTS = ContrastiveLossInputs(*[None] * len(ContrastiveLossInputs._fields))
 
 
 def _setup_context(ctx, inputs, output):
-    (
-        embeddings, labels, keys, key_labels, temperature_tensor, temperature, views, key_offset, beta,
-        _, _, _, _, normalize, ignore_index, reduction,
-    ) = inputs  # fmt: skip
-    _, num_terms, statistics, derivatives, z, norms, key_z, key_norms = output
-    if keys is None:
-        key_z = key_norms = None
-    ctx.save_for_backward(
-        num_terms, statistics, derivatives, z, norms, key_z, key_norms, labels, key_labels, temperature_tensor
+    inputs, output = ContrastiveLossInputs(*inputs), ContrastiveLossOutputs(*output)
+    self_contrast = inputs.keys is None
+    saved = SavedTensors(
+        num_terms=output.num_terms,
+        statistics=output.statistics,
+        derivatives=output.derivatives,
+        z=output.z,
+        norms=output.norms,
+        key_z=None if self_contrast else output.key_z,
+        key_norms=None if self_contrast else output.key_norms,
+        labels=inputs.labels,
+        key_labels=inputs.key_labels,
+        temperature_tensor=inputs.temperature_tensor,
     )
-    ctx.options = (
-        temperature, embeddings.shape[1], views, key_offset, beta, normalize, ignore_index, reduction,
-    )  # fmt: skip
-    # Not z: what the backward saves of an output leads back to this node, which only_first_derivative needs.
-    ctx.mark_non_differentiable(*(t for i, t in enumerate(output) if i not in (_LOSS, _Z)))
+    ctx.save_for_backward(*saved)
+    ctx.options = BackwardOptions(
+        temperature=inputs.temperature,
+        dim=inputs.embeddings.shape[1],
+        views=inputs.views,
+        key_offset=inputs.key_offset,
+        beta=inputs.beta,
+        normalize=inputs.normalize,
+        ignore_index=inputs.ignore_index,
+        reduction=inputs.reduction,
+    )
+    # All but the loss and z: only_first_derivative needs a saved tensor whose graph leads back to this node,
+    # and only a differentiable output has one.
+    ctx.mark_non_differentiable(
+        output.num_terms,
+        output.statistics,
+        output.derivatives,
+        output.norms,
+        output.key_z,
+        output.key_norms,
+    )
     ctx.set_materialize_grads(False)
 
 
@@ -151,7 +164,7 @@ class _OnlyFirstDerivative(torch.autograd.Function):
 
     @staticmethod
     def forward(inputs, grad_output, *grads):
-        return tuple(grad.clone() for grad in grads)
+        return tuple(None if grad is None else grad.clone() for grad in grads)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -166,12 +179,12 @@ class _OnlyFirstDerivative(torch.autograd.Function):
 
 
 def only_first_derivative(
-    inputs: Tensor, grad_output: Tensor, grads: tuple[Tensor, ...]
-) -> tuple[Tensor, ...]:
-    """``grads`` of a backward; where a graph of it is asked for (create_graph), one that raises when used.
+    inputs: Tensor, grad_output: Tensor, grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """``grads`` of a backward; where a graph of them is built (create_graph), one that raises when used.
 
     The gradients depend on ``grad_output`` and on the forward's inputs, to which the graph of ``inputs``
-    leads: without a way from the gradients to these, their derivative would be taken for 0.
+    leads. If no path led from the gradients to these, autograd would take their derivative for 0.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return grads
@@ -179,22 +192,23 @@ def only_first_derivative(
 
 
 def _backward(ctx, grad_loss, *_):
-    grads: list[Tensor | None] = [None] * _INPUTS
-    needs = [ctx.needs_input_grad[i] for i in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
+    needs = ContrastiveLossInputs(*ctx.needs_input_grad)
+    needs = NeededGradients(needs.embeddings, needs.keys, needs.temperature_tensor)
     if grad_loss is None or not any(needs):
-        return tuple(grads)
-    saved = ctx.saved_tensors  # once: hooks may unpack it only once
+        return _NO_GRADIENTS
+    saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     with torch.no_grad():
-        outputs = _ops.contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
-    z, temperature_tensor = saved[3], saved[-1]
-    dx, dkeys, dtemperature = only_first_derivative(z, grad_loss, outputs)
-    if needs[0]:
-        grads[_EMBEDDINGS] = dx
-    if needs[1]:
-        grads[_KEYS] = dkeys
-    if needs[2]:
-        grads[_TEMPERATURE] = dtemperature.to(temperature_tensor.dtype).reshape(temperature_tensor.shape)
-    return tuple(grads)
+        grads = _ops.contrastive_loss_backward(grad_loss, *saved, *ctx.options, *needs)
+    grads = ContrastiveLossBackwardOutputs(*only_first_derivative(saved.z, grad_loss, grads))
+    dtemperature = None
+    if needs.need_temperature:
+        temperature = saved.temperature_tensor
+        dtemperature = grads.temperature.to(temperature.dtype).reshape(temperature.shape)
+    return _NO_GRADIENTS._replace(
+        embeddings=grads.embeddings if needs.need_embeddings else None,
+        keys=grads.keys if needs.need_keys else None,
+        temperature_tensor=dtemperature,
+    )
 
 
 torch.library.register_autograd("clce_ext::contrastive_loss", _backward, setup_context=_setup_context)
@@ -203,9 +217,10 @@ torch.library.register_autograd("clce_ext::contrastive_loss", _backward, setup_c
 class HardNegativeContrastiveFunction(torch.autograd.Function):
     """``torch.ops.clce_ext.contrastive_loss`` as a :class:`torch.autograd.Function`.
 
-    ``apply`` takes the op's sixteen arguments in order and returns its eight outputs, of which only the
-    first, the loss, is differentiable (by embeddings, keys and temperature). It shares the op's autograd
-    formula; :func:`clce_ext.hard_negative_contrastive_loss` is the function for every day.
+    ``apply`` takes the op's arguments in order (:class:`clce_ext.arguments.ContrastiveLossInputs`) and
+    returns its outputs (``ContrastiveLossOutputs``), of which only the loss is differentiable: by embeddings,
+    keys and temperature. It shares the op's autograd formula. Most programs call
+    :func:`clce_ext.hard_negative_contrastive_loss` instead.
     """
 
     @staticmethod

@@ -5,18 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from clce_ext.arguments import DEFAULTS
+from clce_ext.distributed.ranks import gather_rows, refuse
+from clce_ext.labels import IGNORED, UNLABELLED
+
 __all__ = ["EmbeddingQueue"]
-
-# The class of entries enqueued without labels, which is nobody else's.
-_UNLABELLED = torch.iinfo(torch.int64).min
-# The class of entries that are not filled or were enqueued to be ignored, whatever the loss's ignore_index.
-_IGNORED = _UNLABELLED + 1
-
-
-def own_class_labels(images: int, ignore_index: int, device: torch.device, rank: int = 0) -> Tensor:
-    """[images] labels, each image its own class: unlike another rank's, a queue's, and ignore_index."""
-    labels = torch.arange(images, device=device) + (rank << 40)
-    return labels if ignore_index < 0 else ~labels
 
 
 class EmbeddingQueue(nn.Module):
@@ -24,20 +17,19 @@ class EmbeddingQueue(nn.Module):
 
     ``embeddings`` [size, dim] and ``labels`` [size] int64 hold them in no particular order. Shapes never
     change: rows that are not filled yet are zero and labelled ``ignore_index``, which the losses leave
-    out. An entry that is overwritten takes its label along. Both are buffers (``labels``, with a mark of its
-    own in the place of ``ignore_index``, of the name ``classes``): they move with ``.to()`` and are in the
-    state dict.
+    out. Overwriting an entry overwrites its label too. The buffers, which move with ``.to()`` and are in the
+    state dict, are ``embeddings`` and ``classes``: the labels, with a mark of its own for what is ignored.
 
-    Two ways to use it::
+    It can stand beside the batch, or alone::
 
         loss = criterion(z, y, queue=queue)                                     # batch and queue are keys
         loss = criterion(z, y, keys=queue.embeddings, key_labels=queue.labels)  # the queue alone is
         queue.enqueue(z, y)                                                     # before or after backward
 
-    Across ranks (``distributed="gather"`` or ``"ring"``), ``queue=`` does not travel: each rank's anchors
-    see their own rank's queue. With ``enqueue(..., gather=True)`` on every rank all queues are equal, and the
-    loss is that of one process with the whole batch and one queue. ``keys=`` on the other hand is every
-    rank's share of the keys: queues filled without ``gather`` then make one bank of W times the size.
+    Across ranks (``distributed="gather"`` or ``"ring"``), what is given as ``queue=`` stays on its rank: each
+    rank's anchors see their own rank's queue. With ``enqueue(..., gather=True)`` on every rank all queues are
+    equal, and the loss is that of one process with the whole batch and one queue. ``keys=`` on the other hand
+    is every rank's share of the keys: queues filled without ``gather`` then make one bank, W times as large.
 
     DistributedDataParallel copies rank 0's buffers to all ranks. That suits equal queues; one that is
     filled without ``gather`` must stay outside the wrapped model (or ``broadcast_buffers=False``).
@@ -57,7 +49,7 @@ class EmbeddingQueue(nn.Module):
         size: int,
         dim: int,
         *,
-        ignore_index: int = -100,
+        ignore_index: int = DEFAULTS.ignore_index,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
@@ -66,7 +58,7 @@ class EmbeddingQueue(nn.Module):
             raise ValueError(f"size and dim must be at least 1, got size={size}, dim={dim}")
         self.ignore_index = ignore_index
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype, device=device))
-        self.register_buffer("classes", torch.full((size,), _IGNORED, dtype=torch.int64, device=device))
+        self.register_buffer("classes", torch.full((size,), IGNORED, dtype=torch.int64, device=device))
         # Of all entries ever enqueued; a tensor, so that enqueue never waits for the device.
         self.register_buffer("count", torch.zeros((), dtype=torch.int64, device=device))
         self.embeddings: Tensor
@@ -76,7 +68,7 @@ class EmbeddingQueue(nn.Module):
     @property
     def labels(self) -> Tensor:
         """[size] int64; a copy, which a loss may keep for its backward while the queue moves on."""
-        return self.classes.masked_fill(self.classes == _IGNORED, self.ignore_index)
+        return self.classes.masked_fill(self.classes == IGNORED, self.ignore_index)
 
     def __len__(self) -> int:
         """Entries filled so far, at most ``size`` (waits for the device)."""
@@ -100,8 +92,6 @@ class EmbeddingQueue(nn.Module):
             RuntimeError: with gather, a rank that died or did not call in the process group's time.
         """
         if gather:
-            from clce_ext.distributed import gather_rows, refuse
-
             call = "EmbeddingQueue.enqueue(gather=True)"
             try:
                 own = self._rows(embeddings, labels)
@@ -130,14 +120,14 @@ class EmbeddingQueue(nn.Module):
         images = embeddings.shape[0]
         views = embeddings.shape[1] if embeddings.dim() == 3 else 1
         if labels is None:
-            labels = torch.full((images,), _UNLABELLED, dtype=torch.int64, device=self.classes.device)
+            labels = torch.full((images,), UNLABELLED, dtype=torch.int64, device=self.classes.device)
         elif labels.shape != (images,):
             raise ValueError(f"labels must have shape [{images}], got {tuple(labels.shape)}")
         elif labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers (class indices), got {labels.dtype}")
         rows = embeddings.detach().reshape(-1, dim).to(self.embeddings)
         labels = labels.to(self.classes).repeat_interleave(views)
-        return rows, labels.masked_fill(labels == self.ignore_index, _IGNORED)
+        return rows, labels.masked_fill(labels == self.ignore_index, IGNORED)
 
     def as_keys(self, like: Tensor, labelled: bool, ignore_index: int) -> tuple[Tensor, Tensor]:
         """Keys [size, dim] and labels [size] for a loss on embeddings ``like`` [M, dim].
@@ -161,7 +151,7 @@ class EmbeddingQueue(nn.Module):
             )
         labels = self.labels
         if not labelled:
-            labels = labels.masked_fill(labels != ignore_index, _UNLABELLED)
+            labels = labels.masked_fill(labels != ignore_index, UNLABELLED)
         return self.embeddings.to(like.dtype), labels
 
     def extra_repr(self) -> str:

@@ -16,14 +16,15 @@ namespace clce::reference {
 
 enum class Pair : char { kNeither, kPositive, kNegative };
 
-// One anchor's loss and what it is made of; ds: by each of its logits, d_scale: by 1 / temperature at fixed
-// logits.
+// One anchor's loss and what it is made of.
 struct Anchor {
   bool is_term = false;
-  double n_pos = 0, n_neg = 0, sum_pos = 0, pos = 0, w = 0,
-         wn = 0;  // sums of s, e^s, e^(beta s), e^((1 + beta) s)
-  double loss = 0, d_scale = 0;
-  std::vector<double> ds, ds_size;  // ds_size: sum of the magnitudes of the terms of ds
+  double n_pos = 0, n_neg = 0;
+  double sum_pos = 0, pos = 0, w = 0, wn = 0;  // sums of s, e^s, e^(beta s), e^((1 + beta) s)
+  double loss = 0;
+  double d_scale = 0;           // derivative of the loss by 1 / temperature, at fixed logits
+  std::vector<double> ds;       // by each of its logits
+  std::vector<double> ds_size;  // the terms of ds, summed without their signs
 };
 
 // Logits may be as large as 700 / (1 + beta).
@@ -79,7 +80,8 @@ inline Anchor anchor(const std::vector<double>& s, const std::vector<Pair>& pair
       first = d_pos * e;
       second = config.mean_inside_log ? -e / a.pos : -1 / a.n_pos;
     } else if (pairs[j] == Pair::kNegative) {
-      // Weights that are constants: the derivative of w e^s is w e^s, and w e^s = n e^((1 + beta) s) / sum.
+      // Where the hardness weights are constants, the derivative of w e^s is w e^s itself, which is
+      // n_neg e^((1 + beta) s) over the sum of e^(beta s).
       first = h_wn * std::exp((1 + config.beta) * s[j]) / denominator;
       if (!config.detach_weights) {
         first *= 1 + config.beta;
@@ -136,9 +138,8 @@ struct Result {
   double num_terms = 0;
   std::vector<double> danchors, dkeys;  // [M, dim], [N, dim]; symmetric: danchors holds both sides' share
   double d_scale = 0;                   // by 1 / temperature, in all
-  // For error bounds: of the products that make up a gradient's element, the root of the sum of squares, the
-  // sum of magnitudes, and that sum before the terms of a coefficient cancel; each the largest of all
-  // elements.
+  // For error bounds. An element of a gradient is a sum of products: the root of the sum of their squares,
+  // the sum of their magnitudes, and the same with ds_size for ds; of each the largest among all elements.
   struct Products {
     double rms = 0, sum = 0, terms = 0;
   };
@@ -159,9 +160,9 @@ struct Exact {
   static double element(double z) { return z; }
 };
 
-// The gradients are of the sum over anchors of weights[i] L_i.
+// The gradients are of the sum over anchors of upstream[i] L_i.
 template <class Arithmetic = Exact>
-Result evaluate(const Problem& p, const std::vector<double>& weights, const Arithmetic& arithmetic = {}) {
+Result evaluate(const Problem& p, const std::vector<double>& upstream, const Arithmetic& arithmetic = {}) {
   using Sum = typename Arithmetic::Sum;
   const int64_t m = p.num_anchors, n = p.symmetric ? m : p.num_keys, dim = p.dim;
   const auto& keys = p.key_rows();
@@ -182,10 +183,10 @@ Result evaluate(const Problem& p, const std::vector<double>& weights, const Arit
     r.sum_pos_magnitude = std::max(r.sum_pos_magnitude, magnitude);
     Anchor a = anchor(s, pairs, p.config, p.temperature);
     r.num_terms += a.is_term;
-    r.d_scale += weights[i] * a.d_scale;
+    r.d_scale += upstream[i] * a.d_scale;
     for (int64_t j = 0; j < n; ++j) {
-      g[i * n + j] = weights[i] * a.ds[j];
-      g_size[i * n + j] = std::abs(weights[i]) * a.ds_size[j];
+      g[i * n + j] = upstream[i] * a.ds[j];
+      g_size[i * n + j] = std::abs(upstream[i]) * a.ds_size[j];
       const double part = g[i * n + j] * s[j] * p.temperature;
       r.scale_products.rms += part * part;
       r.scale_products.sum += std::abs(part);
@@ -235,8 +236,8 @@ Result evaluate(const Problem& p, const std::vector<double>& weights, const Arit
     product(m, n, by_anchor, p.keys, r.danchors, r.anchor_products);
     product(n, m, by_key, p.anchors, r.dkeys, r.key_products);
   }
-  // Each gradient's element along its embedding is one logit's derivative; in self-contrast each logit is met
-  // twice.
+  // Through the logits: their scale multiplies them all, so that its derivative is the sum of z . dz / scale.
+  // In self-contrast danchors holds every logit twice.
   for (int64_t i = 0; i < m * dim; ++i) {
     r.d_scale += r.danchors[i] * p.anchors[i] * p.temperature / (p.symmetric ? 2 : 1);
   }

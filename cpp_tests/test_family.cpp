@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "check.h"
 #include "backend.h"
+#include "check.h"
 #include "reference.h"
 
 using namespace clce;
@@ -105,7 +105,7 @@ TEST("reference/gradients are differences of losses") {
       for (auto [positives, negatives] : {std::pair{1, 1}, {3, 5}, {2, 0}, {0, 3}, {1, 40}}) {
         const Row row = draw_row(random, positives, negatives, 2.0);
         const auto a = reference::anchor(row.s, row.pairs, config, temperature);
-        if (config.detach_weights) continue;  // no function whose difference it were
+        if (config.detach_weights) continue;  // not the gradient of a function; see the next test
         const double h = 1e-6;
         for (size_t j = 0; j < row.s.size(); ++j) {
           Row up = row, down = row;
@@ -126,8 +126,8 @@ TEST("reference/gradients are differences of losses") {
   }
 }
 
-// With constant weights: differences of the loss in which w is frozen at the row's own logits.
-TEST("reference/detached weights are constants") {
+// With constant hardness weights: differences of a loss in which w is frozen at the row's own logits.
+TEST("reference/detached hardness weights are constants") {
   std::mt19937 random(2);
   for (double beta : {0.0, 0.5, 1.0, 2.0}) {
     const Row row = draw_row(random, 3, 7, 2.0);
@@ -174,15 +174,15 @@ TEST("reference/embedding gradients are differences") {
     if (variant == 3) p.views = p.key_views = 3;
     for (int i = 0; i < 18; ++i) p.anchors.push_back(normal(random));
     for (int i = 0; i < 27; ++i) p.keys.push_back(normal(random));
-    std::vector<double> weights;
-    for (int i = 0; i < 6; ++i) weights.push_back(normal(random));
+    std::vector<double> upstream;
+    for (int i = 0; i < 6; ++i) upstream.push_back(normal(random));
     auto total = [&](const reference::Problem& q) {
       double sum = 0;
-      const auto r = reference::evaluate(q, weights);
-      for (size_t i = 0; i < r.anchors.size(); ++i) sum += weights[i] * r.anchors[i].loss;
+      const auto r = reference::evaluate(q, upstream);
+      for (size_t i = 0; i < r.anchors.size(); ++i) sum += upstream[i] * r.anchors[i].loss;
       return sum;
     };
-    const auto r = reference::evaluate(p, weights);
+    const auto r = reference::evaluate(p, upstream);
     auto slope = [&](auto&& change) {
       reference::Problem up = p, down = p;
       change(up, 1e-6);
@@ -286,7 +286,7 @@ void test_loss(double largest, double relative) {
         }
         const double tolerance = relative * condition * (2 + config.beta) * (1 + largest);
         check_close(found.value, expected.loss, tolerance * (1 + std::abs(expected.loss)), "loss, " + what);
-        check_close(found.d_scale, expected.d_scale, tolerance, "d_scale, " + what);
+        check_close(found.d.scale, expected.d_scale, tolerance, "d_scale, " + what);
         double largest_slope = 0;
         for (double slope : expected.ds) largest_slope = std::max(largest_slope, std::abs(slope));
         for (size_t j = 0; j < row.s.size(); ++j) {
@@ -322,7 +322,7 @@ TEST("family/nothing to compare with") {
     auto nothing = [&](const AnchorLoss<float>& loss) {
       CHECK(!loss.is_term);
       CHECK_EQ(loss.value, 0.0f);
-      CHECK_EQ(loss.d_scale, 0.0f);
+      CHECK_EQ(loss.d.scale, 0.0f);
       for (float d : {loss.d.sum_pos, loss.d.lse_pos, loss.d.lse_w, loss.d.lse_wn}) CHECK_EQ(d, 0.0f);
     };
     nothing(anchor_loss(none, config, 2.0f));

@@ -16,9 +16,10 @@
 #include <string>
 #include <vector>
 
+#include "backend.h"
 #include "check.h"
 #include "cuda/ptx/ptx.cuh"
-#include "backend.h"
+#include "executor/executor.h"
 #include "reference.h"
 
 using namespace clce;
@@ -374,8 +375,8 @@ class Experiment {
     backward.contrast = k;
     backward.statistics = statistics.data();
     backward.derivatives = derivatives.data();
-    backward.grad_loss = c_.with_grad ? grad_memory_->data() : nullptr;
-    backward.grad_stride = c_.reduction == Reduction::kNone && c_.with_grad ? 1 : 0;
+    backward.upstream = c_.with_grad ? grad_memory_->data() : nullptr;
+    backward.upstream_stride = c_.reduction == Reduction::kNone && c_.with_grad ? 1 : 0;
     backward.num_terms = c_.reduction == Reduction::kMean ? num_terms.data() : nullptr;
     backward.danchors = danchors.data();
     backward.dkeys = symmetric() ? nullptr : dkeys.data();

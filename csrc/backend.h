@@ -1,13 +1,13 @@
-// The contract between the binding and a backend (csrc/cpu, csrc/cuda): plain argument structs and one list
-// of functions, without torch.
+// The contract between the binding and a backend (csrc/cpu, csrc/cuda): what a backend is asked to do, as
+// plain argument structs and one list of functions, without torch.
 //
-//   prepare            x [M, D], any strides  ->  z [M, stride]: normalised (or copied) rows, padded with zeros
-//   forward            z (and keys)           ->  statistics [9, M]; from them loss and derivatives [5, M]
-//   loss               statistics             ->  loss, derivatives
-//   backward           derivatives            ->  dz, dkeys
-//   prepare_backward   dz                     ->  dx
+//   prepare            embeddings x, any strides  ->  rows z [M, stride]: normalised or copied, padded
+//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives
+//   loss               statistics                 ->  loss; its derivatives [5, M] by the statistics
+//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more)
+//   prepare_backward   dz                         ->  dx
 //
-// "acc" is the accumulation type: float, and double where the embeddings are double.
+// "acc" in the comments is the accumulation type: double where the embeddings are double, else float.
 #pragma once
 
 #include <cstddef>
@@ -20,14 +20,14 @@ namespace clce {
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
 
-// z rows are padded with zeros to a multiple of this many elements, so that a row of any dtype starts
-// at a multiple of 16 bytes.
+// Rows are padded with zeros to a multiple of this many elements, so that a row of any dtype starts at a
+// multiple of 16 bytes.
 constexpr int64_t kRowPadding = 8;
 constexpr int64_t padded_dim(int64_t dim) {
   return (dim + kRowPadding - 1) / kRowPadding * kRowPadding;
 }
 
-// As torch.nn.functional.normalize.
+// Embeddings shorter than this are divided by it, as torch.nn.functional.normalize does.
 constexpr double kNormEps = 1e-12;
 
 // z = x / max(|x|, eps), or x
@@ -53,20 +53,20 @@ struct PrepareBackwardArgs {
   bool normalize = true;
 };
 
-// M anchors against N keys. In self-contrast keys == anchors, symmetric is true and self_offset 0.
+// M anchors against N keys. In self-contrast the keys are the anchors: symmetric is true, self_offset 0.
 struct ContrastArgs {
   DType dtype = DType::kFloat32;
   int64_t num_anchors = 0, num_keys = 0, dim = 0;
   int64_t stride = 0;             // elements from row to row of anchors and keys: padded_dim(dim)
   const void* anchors = nullptr;  // [M, stride], 16-byte aligned, columns from dim to stride are zero
   const void* keys = nullptr;     // [N, stride], likewise
-  // Labels. Null: row r has label r / views (every image its own class).
+  // Null: every image is a class of its own, row r has label r / views.
   const int64_t* anchor_labels = nullptr;  // [M / views]: row r has anchor_labels[r / views]
   const int64_t* key_labels = nullptr;     // [N / key_views]
   int64_t views = 1, key_views = 1;
   int64_t ignore_index = -100;  // only looked at where labels are given
   bool symmetric = false;
-  bool has_self = false;  // anchor i is key self_offset + i, and never its own pair
+  bool has_self = false;  // anchor i is also key self_offset + i, and is not compared with itself
   int64_t self_offset = 0;
   double temperature = 1.0;               // used where temperature_ptr is null
   const void* temperature_ptr = nullptr;  // acc [1] on the device (no host synchronisation)
@@ -100,31 +100,50 @@ struct BackwardArgs {
   ContrastArgs contrast;
   const void* statistics = nullptr;   // acc [kNumStatistics, M]
   const void* derivatives = nullptr;  // acc [kNumDerivatives, M]; d loss / d statistic of anchor i is
-                                      // derivatives[., i] * grad_loss[i * grad_stride] / num_terms
-  const void* grad_loss = nullptr;    // acc [1] or [M]; null: 1
-  int64_t grad_stride = 0;            // 0 or 1
+                                      // derivatives[., i] * upstream[i * upstream_stride] / num_terms
+  const void* upstream = nullptr;     // acc [1] or [M], the gradient that autograd hands in; null: 1
+  int64_t upstream_stride = 0;        // 0 or 1
   const void* num_terms = nullptr;    // acc [1], reduction kMean (values below 1 count as 1); null: 1
   void* danchors = nullptr;           // acc [M, stride]; may be null; symmetric: both sides' gradient
   void* dkeys = nullptr;              // acc [N, stride]; may be null; null when symmetric
-  void* workspace = nullptr;          // backward_workspace_bytes(args.contrast)
+  void* workspace = nullptr;          // backward_workspace_bytes(contrast) bytes, 16-byte aligned
 };
 
-// Every function is asynchronous on `stream` (a cudaStream_t; ignored on the CPU), allocates nothing on
-// the device and gives the same bits at every call. Padding columns of danchors and dkeys are set to 0.
-#define CLCE_BACKEND_FUNCTIONS                                     \
-  void prepare(const PrepareArgs&, void* stream);                  \
-  void prepare_backward(const PrepareBackwardArgs&, void* stream); \
-  size_t forward_workspace_bytes(const ContrastArgs&);             \
-  void forward(const ForwardArgs&, void* stream);                  \
-  void loss(const LossArgs&, void* stream);                        \
-  size_t backward_workspace_bytes(const ContrastArgs&);            \
-  void backward(const BackwardArgs&, void* stream);
+// A backend's functions: result, name, parameters. This list is the only one: the struct of pointers, the
+// declarations and each backend's table below are made of it.
+//
+// Every function is asynchronous on `stream` (a cudaStream_t; ignored on the CPU), allocates nothing on the
+// device and gives the same bits at every call. Padding columns of danchors and dkeys are set to 0.
+#define CLCE_BACKEND_FUNCTIONS(F)                                       \
+  F(void, prepare, (const PrepareArgs&, void* stream))                  \
+  F(void, prepare_backward, (const PrepareBackwardArgs&, void* stream)) \
+  F(size_t, forward_workspace_bytes, (const ContrastArgs&))             \
+  F(void, forward, (const ForwardArgs&, void* stream))                  \
+  F(void, loss, (const LossArgs&, void* stream))                        \
+  F(size_t, backward_workspace_bytes, (const ContrastArgs&))            \
+  F(void, backward, (const BackwardArgs&, void* stream))
 
-namespace cpu {
-CLCE_BACKEND_FUNCTIONS
-}
-namespace cuda {
-CLCE_BACKEND_FUNCTIONS
-}
+#define CLCE_POINTER(result, name, parameters) result(*name) parameters;
+#define CLCE_DECLARATION(result, name, parameters) result name parameters;
+#define CLCE_ENTRY(result, name, parameters) name,
+
+struct Backend {
+  CLCE_BACKEND_FUNCTIONS(CLCE_POINTER)
+};
+
+// Namespace clce::NAME: its functions, which that backend defines, and kBackend, the table of them.
+#define CLCE_DECLARE_BACKEND(NAME)                                          \
+  namespace NAME {                                                          \
+  CLCE_BACKEND_FUNCTIONS(CLCE_DECLARATION)                                  \
+  inline constexpr Backend kBackend = {CLCE_BACKEND_FUNCTIONS(CLCE_ENTRY)}; \
+  }
+
+CLCE_DECLARE_BACKEND(cpu)
+CLCE_DECLARE_BACKEND(cuda)
+
+#undef CLCE_DECLARE_BACKEND
+#undef CLCE_ENTRY
+#undef CLCE_DECLARATION
+#undef CLCE_POINTER
 
 }  // namespace clce

@@ -18,7 +18,7 @@ from python_tests.ranks import World
 WORLD = 4
 # Process groups by size; the one of two ranks is neither contiguous nor in the world's order of pairs.
 GROUPS = {1: (2,), 2: (1, 3), 3: (0, 1, 3), 4: (0, 1, 2, 3)}
-WAYS = ("gather", "ring")
+TRANSPORTS = ("gather", "ring")
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +74,17 @@ def evaluate(tensors: dict, options: dict, factor=1.0, function=hard_negative_co
     return loss.detach(), grads
 
 
-def on_rank(tensors, options, way, members, factor=1.0, function=hard_negative_contrastive_loss):
-    options = {**options, "distributed": way, "process_group": ranks.group_of(members)}
+def on_rank(tensors, options, transport, members, factor=1.0, function=hard_negative_contrastive_loss):
+    options = {**options, "distributed": transport, "process_group": ranks.group_of(members)}
     return evaluate(tensors, options, factor, function)
 
 
-def across(world, way, shares, options, factors=None, function=hard_negative_contrastive_loss):
+def across(world, transport, shares, options, factors=None, function=hard_negative_contrastive_loss):
     members = GROUPS[len(shares)]
     factors = factors or [1.0] * len(shares)
     args = {
-        m: (s, options, way, members, f, function) for m, s, f in zip(members, shares, factors, strict=True)
+        m: (s, options, transport, members, f, function)
+        for m, s, f in zip(members, shares, factors, strict=True)
     }
     return list(world.run(on_rank, args).values())
 
@@ -118,17 +119,17 @@ SHARDS = [sizes for several in SIZES.values() for sizes in several]
 @pytest.mark.parametrize("queue", [False, True], ids=["", "queue"])
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("sizes", SHARDS, ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_loss_and_gradients_are_one_process(world, way, sizes, beta, queue):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_loss_and_gradients_are_one_process(world, transport, sizes, beta, queue):
     options = {"beta": beta, "temperature": torch.tensor(0.3, dtype=torch.float64)}
     if queue:
         options["queue"] = make_queue()
     shares = make_batch(sizes, seed=len(sizes))
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, len(sizes))
+    assert_same(across(world, transport, shares, options), whole, len(sizes))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,27 +145,27 @@ def test_loss_and_gradients_are_one_process(world, way, sizes, beta, queue):
     ],
     ids=str,
 )
-def test_every_option(world, way, options):
+def test_every_option(world, transport, options):
     shares = make_batch((5, 2, 4))
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, 3, options.get("reduction", "mean"))
+    assert_same(across(world, transport, shares, options), whole, 3, options.get("reduction", "mean"))
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_no_reduction_gives_own_terms(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_no_reduction_gives_own_terms(world, transport):
     shares, options = (
         make_batch((5, 2, 4)),
         {"reduction": "none", "temperature": torch.tensor(0.4, dtype=torch.float64)},
     )
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, 1, "none")
+    assert_same(across(world, transport, shares, options), whole, 1, "none")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("labelled", [True, False], ids=["labels", "no labels"])
 @pytest.mark.parametrize("queue", [None, True, False], ids=["", "labelled queue", "unlabelled queue"])
 @pytest.mark.parametrize("ignore_index", [-100, 1])
-def test_views(world, way, labelled, queue, ignore_index):
+def test_views(world, transport, labelled, queue, ignore_index):
     options = {"temperature": torch.tensor(0.3, dtype=torch.float64), "ignore_index": ignore_index}
     if queue is not None:
         options["queue"] = make_queue(labelled=queue)
@@ -172,7 +173,7 @@ def test_views(world, way, labelled, queue, ignore_index):
         options["queue"].ignore_index = ignore_index
     shares = make_batch((3, 0, 4), views=3, labelled=labelled)
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, 3)
+    assert_same(across(world, transport, shares, options), whole, 3)
 
 
 def with_keys(shares, counts, seed=5):
@@ -184,28 +185,28 @@ def with_keys(shares, counts, seed=5):
     return shares
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("queue", [False, True], ids=["", "queue"])
-def test_keys_of_all_ranks(world, way, queue):
+def test_keys_of_all_ranks(world, transport, queue):
     options = {"temperature": torch.tensor(0.3, dtype=torch.float64)}
     if queue:
         options["queue"] = make_queue()
     shares = with_keys(make_batch((3, 0, 4)), (5, 2, 0))
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, 3)
+    assert_same(across(world, transport, shares, options), whole, 3)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_paired_keys(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_paired_keys(world, transport):
     """CLIP's half: image i's positive is key i, among the keys of all ranks."""
     options = {"temperature": torch.tensor(0.3, dtype=torch.float64), "beta": 0.0}
     shares = with_keys(make_batch((3, 2, 4), labelled=False), (3, 2, 4))
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options), whole, 3)
+    assert_same(across(world, transport, shares, options), whole, 3)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_anchors_among_the_keys(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_anchors_among_the_keys(world, transport):
     """key_offset counts in the rank's own keys."""
     z = make_batch((4, 4), seed=9)
     shares = [
@@ -217,7 +218,7 @@ def test_anchors_among_the_keys(world, way):
         }
         for s in z
     ]
-    results = across(world, way, shares, {"key_offset": 2})
+    results = across(world, transport, shares, {"key_offset": 2})
     # One process knows one offset alone: the anchors of rank r begin at 6 r + 2, so term by term.
     keys, key_labels = (
         leaf(torch.cat([s["keys"] for s in shares])),
@@ -243,17 +244,17 @@ def test_anchors_among_the_keys(world, way):
     assert_same(results, (loss.detach(), grads), 2)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_gradient_is_that_of_the_sum_of_what_ranks_return(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_gradient_is_that_of_the_sum_of_what_ranks_return(world, transport):
     shares, options = make_batch((5, 2, 4)), {"temperature": torch.tensor(0.4, dtype=torch.float64)}
     factors = [0.5, -1.0, 3.0]
     whole = evaluate(end_to_end(shares), options)
-    assert_same(across(world, way, shares, options, factors), whole, sum(factors))
+    assert_same(across(world, transport, shares, options, factors), whole, sum(factors))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("case", ["no positives", "all ignored", "no images"])
-def test_nothing_to_compare(world, way, case):
+def test_nothing_to_compare(world, transport, case):
     shares = make_batch((3, 2), seed=1)
     for i, share in enumerate(shares):
         share["labels"] = (
@@ -263,23 +264,23 @@ def test_nothing_to_compare(world, way, case):
             share["labels"][:] = -100
         if case == "no images":
             share["labels"], share["embeddings"] = share["labels"][:0], share["embeddings"][:0]
-    for loss, grads in across(world, way, shares, {}):
+    for loss, grads in across(world, transport, shares, {}):
         assert loss == 0
         assert not grads["embeddings"].any()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_nan_comes_out(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_nan_comes_out(world, transport):
     shares = make_batch((3, 2), ignored=False, classes=2)
     shares[1]["embeddings"][0] = torch.nan
-    for loss, _ in across(world, way, shares, {}):
+    for loss, _ in across(world, transport, shares, {}):
         assert loss.isnan()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("temperature", [0.5, 0.05])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rounding_is_one_process(world, way, temperature, dtype):
+def test_rounding_is_one_process(world, transport, temperature, dtype):
     """Error against float64, of the ranks at most twice that of one process in the same dtype."""
     options = {"temperature": temperature}
     shares = make_batch((40, 33, 50), dim=59, dtype=dtype, ignored=False)
@@ -287,7 +288,7 @@ def test_rounding_is_one_process(world, way, temperature, dtype):
         {k: v.double() if v.is_floating_point() else v for k, v in end_to_end(shares).items()}, options
     )
     loss, grads = evaluate(end_to_end(shares), options)
-    results = across(world, way, shares, options)
+    results = across(world, transport, shares, options)
     assert results[0][0].dtype == torch.float32 and results[0][1]["embeddings"].dtype == dtype
     eps = torch.finfo(torch.float32).eps
 
@@ -302,10 +303,10 @@ def test_rounding_is_one_process(world, way, temperature, dtype):
     )
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_same_bits_every_time(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_same_bits_every_time(world, transport):
     shares = make_batch((20, 3, 11, 15), dtype=torch.float32, dim=33)
-    first, second = (across(world, way, shares, {"beta": 2.0}) for _ in range(2))
+    first, second = (across(world, transport, shares, {"beta": 2.0}) for _ in range(2))
     for (loss, grads), (again, grads_again) in zip(first, second, strict=True):
         assert torch.equal(loss, again)
         assert torch.equal(grads["embeddings"], grads_again["embeddings"])
@@ -323,16 +324,16 @@ def clce_share(sizes, soft, views):
     return shares
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("views", [1, 2])
-def test_clce(world, way, weighted, views):
+def test_clce(world, transport, weighted, views):
     options = {"weight": 0.7, "label_smoothing": 0.1}
     if weighted:
         options["class_weights"] = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.25], dtype=torch.float64)
     shares = clce_share((5, 0, 7), False, views)
     whole = evaluate(end_to_end(shares), options, function=clce_loss)
-    assert_same(across(world, way, shares, options, function=clce_loss), whole, 3)
+    assert_same(across(world, transport, shares, options, function=clce_loss), whole, 3)
 
 
 def test_clce_soft_targets(world):
@@ -372,23 +373,23 @@ def encoder_gradients(module: nn.Module) -> dict:
 class Training(nn.Module):
     """A model and a criterion with a temperature to learn, wrapped together."""
 
-    def __init__(self, way=None):
+    def __init__(self, transport=None):
         super().__init__()
         self.encoder = Encoder()
-        self.criterion = clce_ext.CLCELoss(weight=0.6, learnable_temperature=True, distributed=way)
+        self.criterion = clce_ext.CLCELoss(weight=0.6, learnable_temperature=True, distributed=transport)
 
     def forward(self, x, y):
         return self.criterion(*self.encoder(x), y)
 
 
-def train_ddp(x, y, way):
-    model = nn.parallel.DistributedDataParallel(Training(way))
+def train_ddp(x, y, transport):
+    model = nn.parallel.DistributedDataParallel(Training(transport))
     loss = model(x, y)
     loss.backward()
     return loss.detach(), encoder_gradients(model)
 
 
-def train_fsdp(x, y, way):
+def train_fsdp(x, y, transport):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
@@ -396,14 +397,14 @@ def train_fsdp(x, y, way):
     encoder = Encoder()
     fully_shard(encoder.first, mesh=mesh)
     fully_shard(encoder, mesh=mesh)
-    loss = clce_ext.CLCELoss(weight=0.6, distributed=way)(*encoder(x), y)
+    loss = clce_ext.CLCELoss(weight=0.6, distributed=transport)(*encoder(x), y)
     loss.backward()
     return loss.detach(), {f"encoder.{n}": g for n, g in encoder_gradients(encoder).items()}
 
 
-def cached_step(x, y, way):
+def cached_step(x, y, transport):
     model = nn.parallel.DistributedDataParallel(Encoder())
-    step = clce_ext.GradCache(model, clce_ext.CLCELoss(weight=0.6, distributed=way), micro_batch_size=2)
+    step = clce_ext.GradCache(model, clce_ext.CLCELoss(weight=0.6, distributed=transport), micro_batch_size=2)
     loss = step(x, y)
     return loss, {f"encoder.{n}": g for n, g in encoder_gradients(model).items()}
 
@@ -419,15 +420,15 @@ def images(sizes):
     ]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize("train", [train_ddp, train_fsdp, cached_step])
-def test_averaged_model_gradients_are_one_process(world, way, train):
+def test_averaged_model_gradients_are_one_process(world, transport, train):
     parts = images((5, 9, 2, 7))
     one = Training()
     loss = one(torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts]))
     loss.backward()
     expected = encoder_gradients(one)
-    for got_loss, grads in world.run(train, {r: (*parts[r], way) for r in range(WORLD)}).values():
+    for got_loss, grads in world.run(train, {r: (*parts[r], transport) for r in range(WORLD)}).values():
         torch.testing.assert_close(got_loss, loss.detach(), rtol=1e-9, atol=1e-9)
         assert len(grads) >= 6
         for name, grad in grads.items():
@@ -438,8 +439,8 @@ def test_averaged_model_gradients_are_one_process(world, way, train):
             )
 
 
-def compiled_step(x, y, way):
-    model, criterion = Encoder(torch.float32), clce_ext.CLCELoss(distributed=way)
+def compiled_step(x, y, transport):
+    model, criterion = Encoder(torch.float32), clce_ext.CLCELoss(distributed=transport)
 
     def step(x, y):
         return criterion(*model(x), y)
@@ -453,59 +454,61 @@ def compiled_step(x, y, way):
     return results
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_inside_a_compiled_step(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_inside_a_compiled_step(world, transport):
     parts = images((5, 9))
     members = (0, 1, 2, 3)
-    args = {r: (parts[r % 2][0].float(), parts[r % 2][1], way) for r in members}
+    args = {r: (parts[r % 2][0].float(), parts[r % 2][1], transport) for r in members}
     for plain, compiled in world.run(compiled_step, args).values():
         torch.testing.assert_close(plain, compiled)
 
 
-def autocast_step(x, y, way):
+def autocast_step(x, y, transport):
     model, queue = Encoder(torch.float32), EmbeddingQueue(8, 8)
     with torch.autocast("cpu", torch.bfloat16):
         logits, z = model(x)
-        loss = clce_ext.CLCELoss(distributed=way)(logits, z, y, queue=queue)
+        loss = clce_ext.CLCELoss(distributed=transport)(logits, z, y, queue=queue)
     loss.backward()
     return z.dtype, loss.dtype, loss.item(), model.first.weight.grad.isfinite().all().item()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_under_autocast(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_under_autocast(world, transport):
     parts = images((5, 9, 2, 7))
     model = Encoder(torch.float32)
     exact = clce_loss(*model(torch.cat([x for x, _ in parts]).float()), torch.cat([y for _, y in parts]))
-    args = {r: (parts[r][0].float(), parts[r][1], way) for r in range(WORLD)}
+    args = {r: (parts[r][0].float(), parts[r][1], transport) for r in range(WORLD)}
     for z_dtype, loss_dtype, loss, finite in world.run(autocast_step, args).values():
         assert z_dtype == torch.bfloat16 and loss_dtype == torch.float32 and finite
         assert abs(loss - exact.item()) < 0.02 * exact.item()
 
 
-def second_derivative(share, way):
+def second_derivative(share, transport):
     z = leaf(share["embeddings"])
-    loss = hard_negative_contrastive_loss(z, share["labels"], distributed=way)
+    loss = hard_negative_contrastive_loss(z, share["labels"], distributed=transport)
     (grad,) = torch.autograd.grad(loss, z, create_graph=True)
     grad.sum().backward()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_second_derivative_is_refused(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_second_derivative_is_refused(world, transport):
     shares = make_batch((3, 2, 4, 5))
-    answers = world.run(second_derivative, {r: (shares[r], way) for r in range(WORLD)}, check=False)
+    answers = world.run(second_derivative, {r: (shares[r], transport) for r in range(WORLD)}, check=False)
     assert all(a.kind == "RuntimeError" and "no second derivative" in a.text for a in answers.values())
 
 
-def no_gradients(share, way):
+def no_gradients(share, transport):
     with torch.no_grad():
-        loss = hard_negative_contrastive_loss(leaf(share["embeddings"]), share["labels"], distributed=way)
+        loss = hard_negative_contrastive_loss(
+            leaf(share["embeddings"]), share["labels"], distributed=transport
+        )
     return loss.requires_grad
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_without_gradients(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_without_gradients(world, transport):
     shares = make_batch((3, 2, 4, 5))
-    assert not any(world.run(no_gradients, {r: (shares[r], way) for r in range(WORLD)}).values())
+    assert not any(world.run(no_gradients, {r: (shares[r], transport) for r in range(WORLD)}).values())
 
 
 # ---- memory ----
@@ -522,11 +525,11 @@ def peak_bytes(function) -> int:
     return max(itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())))
 
 
-def peak_on_rank(share, way, members):
+def peak_on_rank(share, transport, members):
     z, y = leaf(share["embeddings"]), share["labels"]
 
     def step():
-        options = {"distributed": way, "process_group": ranks.group_of(members)}
+        options = {"distributed": transport, "process_group": ranks.group_of(members)}
         hard_negative_contrastive_loss(z, y, **options).backward()
         z.grad = None
 
@@ -538,10 +541,10 @@ def test_peak_memory(world):
     """In units of the local embeddings' bytes: flat with W for the ring, growing with W for gather."""
     rows, dim = 768, 128
     peaks = {}
-    for way, size in itertools.product(WAYS, (2, 3, 4)):
+    for transport, size in itertools.product(TRANSPORTS, (2, 3, 4)):
         shares = make_batch((rows,) * size, dim=dim, dtype=torch.float32)
-        args = {m: (s, way, GROUPS[size]) for m, s in zip(GROUPS[size], shares, strict=True)}
-        peaks[way, size] = max(world.run(peak_on_rank, args).values()) / (rows * dim * 4)
+        args = {m: (s, transport, GROUPS[size]) for m, s in zip(GROUPS[size], shares, strict=True)}
+        peaks[transport, size] = max(world.run(peak_on_rank, args).values()) / (rows * dim * 4)
     # z, keys here and coming, dz and its new part, the keys' gradient here, coming and leaving: 8; and the
     # CPU kernels sort anchors, keys and both gradients by label, 4, and have a tile's scratch, below 1. Four
     # ranks have all at once; one shard more anywhere would be another 1.
@@ -551,11 +554,11 @@ def test_peak_memory(world):
         assert 3 < peaks["gather", size + 1] - peaks["gather", size] < 5.5
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bytes_sent_are_the_scaling_models(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_bytes_sent_are_the_scaling_models(world, transport):
     rows, dim = 12, 20
-    model = scaling_model.Step(WORLD, rows, dim, element_bytes=4).bytes_sent(way)
-    answers = world.run(scaling_model.count_on_rank, {r: (way, rows, dim) for r in range(WORLD)})
+    model = scaling_model.Step(WORLD, rows, dim, element_bytes=4).bytes_sent(transport)
+    answers = world.run(scaling_model.count_on_rank, {r: (transport, rows, dim) for r in range(WORLD)})
     for counted in answers.values():
         assert sum(counted.values()) == sum(model.values())
     # padded rows of 24 columns, at home and abroad
@@ -586,7 +589,7 @@ def changed(share, what):
     return share, options
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(
     ("what", "says"),
     [
@@ -611,15 +614,15 @@ def changed(share, what):
     ],
     ids=str,
 )
-def test_ranks_that_differ_hear_of_it(world, way, what, says):
+def test_ranks_that_differ_hear_of_it(world, transport, what, says):
     shares = make_batch((3, 4, 2))
     members = GROUPS[3]
-    args = {m: (s, {}, way, members) for m, s in zip(members, shares, strict=True)}
+    args = {m: (s, {}, transport, members) for m, s in zip(members, shares, strict=True)}
     share, options = changed(shares[1], what)
     if what == {"distributed": None}:
-        args[members[1]] = (share, {}, {"gather": "ring", "ring": "gather"}[way], members)
+        args[members[1]] = (share, {}, {"gather": "ring", "ring": "gather"}[transport], members)
     else:
-        args[members[1]] = (share, options, way, members)
+        args[members[1]] = (share, options, transport, members)
     answers = world.run(on_rank, args, check=False)
     for answer in answers.values():
         assert isinstance(answer, ranks.Failed), answer
@@ -627,29 +630,29 @@ def test_ranks_that_differ_hear_of_it(world, way, what, says):
         assert says in answer.text
     # and the group still works
     whole = evaluate(end_to_end(shares), {})
-    assert_same(across(world, way, shares, {}), whole, 3)
+    assert_same(across(world, transport, shares, {}), whole, 3)
 
 
-def clce_of(share, way, classes):
+def clce_of(share, transport, classes):
     logits = torch.zeros(len(share["embeddings"]), classes)
-    return clce_loss(logits, share["embeddings"], share["labels"], distributed=way).item()
+    return clce_loss(logits, share["embeddings"], share["labels"], distributed=transport).item()
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_clce_refused_by_one_rank(world, way):
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_clce_refused_by_one_rank(world, transport):
     """Its cross-entropy comes first; the others do not wait for it."""
     shares = make_batch((3, 4, 2, 5))
     shares[1]["labels"] = shares[1]["labels"].clone().fill_(7)
-    answers = world.run(clce_of, {r: (shares[r], way, 6) for r in range(WORLD)}, check=False)
+    answers = world.run(clce_of, {r: (shares[r], transport, 6) for r in range(WORLD)}, check=False)
     for rank, answer in answers.items():
         assert answer.kind == ("IndexError" if rank == 1 else "ValueError"), answer.text
         assert "out of bounds" in answer.text or "Target 7" in answer.text
 
 
-def temperatures(share, way, value):
+def temperatures(share, transport, value):
     temperature = leaf(torch.tensor(value))
     return hard_negative_contrastive_loss(
-        share["embeddings"], share["labels"], temperature=temperature, distributed=way
+        share["embeddings"], share["labels"], temperature=temperature, distributed=transport
     ).item()
 
 
@@ -671,10 +674,10 @@ def test_arguments_of_one_process():
         hard_negative_contrastive_loss(z, y, process_group=object())
 
 
-def outside(share, way):
+def outside(share, transport):
     group = ranks.group_of(GROUPS[2])
     return hard_negative_contrastive_loss(
-        share["embeddings"], share["labels"], distributed=way, process_group=group
+        share["embeddings"], share["labels"], distributed=transport, process_group=group
     )
 
 
@@ -683,12 +686,12 @@ def test_a_process_outside_the_group(world):
     assert answer.kind == "ValueError" and "must contain this process (rank 0)" in answer.text
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_rank_that_never_comes(world, way):
-    members = {"gather": (0, 2), "ring": (0, 3)}[way]
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_rank_that_never_comes(world, transport):
+    members = {"gather": (0, 2), "ring": (0, 3)}[transport]
     world.run(ranks.make_group, {rank: (members, 2.0) for rank in range(WORLD)})
     (answer,) = world.run(
-        on_rank, {0: (make_batch((3,))[0], {}, way, members)}, check=False, patience=30
+        on_rank, {0: (make_batch((3,))[0], {}, transport, members)}, check=False, patience=30
     ).values()
     assert answer.kind == "RuntimeError"
     assert (
@@ -697,23 +700,27 @@ def test_a_rank_that_never_comes(world, way):
     )
 
 
-def dies(share, way, when, me):
+def dies(share, transport, when, me):
     rank = dist.get_rank()
     if when == "before the loss" and rank == me:
         ranks.die()
-    loss = hard_negative_contrastive_loss(leaf(share["embeddings"]), share["labels"], distributed=way)
+    loss = hard_negative_contrastive_loss(leaf(share["embeddings"]), share["labels"], distributed=transport)
     if when == "before the backward" and rank == me:
         ranks.die()
     loss.backward()
 
 
 @pytest.mark.parametrize(
-    ("way", "when"), list(zip(WAYS, ("before the loss", "before the backward"), strict=True)), ids=str
+    ("transport", "when"),
+    list(zip(TRANSPORTS, ("before the loss", "before the backward"), strict=True)),
+    ids=str,
 )
-def test_a_rank_that_dies(tmp_path, way, when):
+def test_a_rank_that_dies(tmp_path, transport, when):
     world = World(3, tmp_path / "store", timeout=10)
     shares = make_batch((3, 4, 2))
-    answers = world.run(dies, {r: (shares[r], way, when, 1) for r in range(3)}, check=False, patience=60)
+    answers = world.run(
+        dies, {r: (shares[r], transport, when, 1) for r in range(3)}, check=False, patience=60
+    )
     assert answers.pop(1).kind == "died"
     for answer in answers.values():
         assert answer.kind == "RuntimeError" and "one of them has died" in answer.text

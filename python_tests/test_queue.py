@@ -305,26 +305,26 @@ class WithQueue(nn.Module):
             self.layer.weight.copy_(torch.eye(4) + 0.1)
         self.queue = EmbeddingQueue(6, 4, dtype=torch.float64)
 
-    def forward(self, x, y, way=None, gather=False):
+    def forward(self, x, y, transport=None, gather=False):
         z = self.layer(x)
-        loss = hard_negative_contrastive_loss(z, y, queue=self.queue, distributed=way)
+        loss = hard_negative_contrastive_loss(z, y, queue=self.queue, distributed=transport)
         self.queue.enqueue(z, y, gather=gather)
         return loss
 
 
-def train(batches, way):
+def train(batches, transport):
     model = nn.parallel.DistributedDataParallel(WithQueue())
     losses = []
     for x, y in batches:
         model.zero_grad()
-        loss = model(x.double(), y, way, True)
+        loss = model(x.double(), y, transport, True)
         loss.backward()
         losses.append(loss.item())
     return losses, model.module.layer.weight.grad, model.module.queue.state_dict()
 
 
-@pytest.mark.parametrize("way", ["gather", "ring"])
-def test_steps_under_ddp_are_one_process(world, way):
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+def test_steps_under_ddp_are_one_process(world, transport):
     batches = [[batch(n, seed=10 * i + n) for n in (3, 2)] for i in range(4)]
     model, losses = WithQueue(), []
     for pair in batches:
@@ -332,7 +332,7 @@ def test_steps_under_ddp_are_one_process(world, way):
         loss = model(torch.cat([x for x, _ in pair]).double(), torch.cat([y for _, y in pair]))
         loss.backward()
         losses.append(loss.item())
-    results = world.run(train, {r: ([pair[r] for pair in batches], way) for r in range(2)})
+    results = world.run(train, {r: ([pair[r] for pair in batches], transport) for r in range(2)})
     for got, grad, state in results.values():
         assert got == pytest.approx(losses, rel=1e-9)
         torch.testing.assert_close(grad, model.layer.weight.grad, rtol=1e-9, atol=1e-9)
@@ -340,20 +340,22 @@ def test_steps_under_ddp_are_one_process(world, way):
             torch.testing.assert_close(state[name], buffer, rtol=1e-12, atol=1e-12)
 
 
-def shared_bank(z, y, past, way):
+def shared_bank(z, y, past, transport):
     queue = EmbeddingQueue(4, 4, dtype=torch.float64)
     queue.enqueue(*past)
     return hard_negative_contrastive_loss(
-        z, y, keys=queue.embeddings, key_labels=queue.labels, distributed=way
+        z, y, keys=queue.embeddings, key_labels=queue.labels, distributed=transport
     ).item()
 
 
-@pytest.mark.parametrize("way", ["gather", "ring"])
-def test_shares_of_one_bank(world, way):
+@pytest.mark.parametrize("transport", ["gather", "ring"])
+def test_shares_of_one_bank(world, transport):
     """Queues filled without gather, given as keys: their union is the bank."""
     parts = [batch(3, seed=r) for r in range(2)]
     past = [batch(3 + r, seed=7 + r) for r in range(2)]
-    got = world.run(shared_bank, {r: (parts[r][0].double(), parts[r][1], past[r], way) for r in range(2)})
+    got = world.run(
+        shared_bank, {r: (parts[r][0].double(), parts[r][1], past[r], transport) for r in range(2)}
+    )
     expected = hard_negative_contrastive_loss(
         torch.cat([z for z, _ in parts]).double(),
         torch.cat([y for _, y in parts]),

@@ -35,11 +35,11 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
-        "anchor without positives", "mean over all anchors", "csrc/cpu/contrast.cpp",
+        "anchor without positives", "mean over all anchors", "csrc/cpu/loss.cpp",
         "terms += term.is_term;", "terms += 1;", "anchor_without_positives",
     ),
     Mutation(
-        "no anchor has a positive", "division by no terms", "csrc/cpu/contrast.cpp",
+        "no anchor has a positive", "division by no terms", "csrc/cpu/loss.cpp",
         "sum / std::max(terms, 1.0)", "sum / terms", "no_anchor_has_a_positive",
     ),
     Mutation(
@@ -84,7 +84,7 @@ MUTATIONS = [
         "if (args.has_self) {", "if (false) {", "small_and_odd or without_negatives",
     ),
     Mutation(
-        "N = 0", "division by no terms", "csrc/cpu/contrast.cpp",
+        "N = 0", "division by no terms", "csrc/cpu/loss.cpp",
         "sum / std::max(terms, 1.0)", "sum / terms", "no_keys",
     ),
     Mutation(
@@ -98,7 +98,7 @@ MUTATIONS = [
     ),
     Mutation(
         "bfloat16", "bfloat16's bits taken for float16's", "csrc/cpu/rows.cpp",
-        "static_cast<const c10::BFloat16*>(in)", "static_cast<const c10::Half*>(in)",
+        "with_element_type<c10::BFloat16, c10::Half>", "with_element_type<c10::Half, c10::Half>",
         "several_blocks and bfloat16",
     ),
     Mutation(
@@ -110,7 +110,7 @@ MUTATIONS = [
         "x + i * args.x_row_stride", "x + i * args.dim", "strides",
     ),
     Mutation(
-        "any integer labels", "labels not widened", "csrc/binding/ops.cpp",
+        "any integer labels", "labels not widened", "csrc/binding/calls.cpp",
         "labels->to(at::kLong).contiguous()", "labels->contiguous()", "label_types",
     ),
     Mutation(
@@ -143,18 +143,23 @@ MUTATIONS = [
         "options.beta >= 0 && std::isfinite(options.beta)", "true", "bad_arguments",
     ),
     Mutation(
-        "lambda outside [0, 1]", "weight unchecked", "clce_ext/functional.py",
+        "lambda outside [0, 1]", "mixing weight unchecked", "clce_ext/functional.py",
         "if not 0.0 <= weight <= 1.0:", "if False:", "bad_clce_arguments",
     ),
 ]  # fmt: skip
 
 
+def applies(mutation: Mutation, root: Path = ROOT) -> bool:
+    """Whether the code that it changes is still there (which python_tests/test_tools.py checks of all)."""
+    return mutation.old in (root / mutation.file).read_text()
+
+
 def run(mutation: Mutation, copy: Path) -> str:
     """ "killed", or what went wrong."""
     path = copy / mutation.file
-    text = path.read_text()
-    if text.count(mutation.old) < 1:
+    if not applies(mutation, copy):
         return "not applied: the source has changed"
+    text = path.read_text()
     path.write_text(text.replace(mutation.old, mutation.new))
     try:
         environment = {**os.environ, "CLCE_CUDA": "0"}

@@ -47,31 +47,34 @@ at::ScalarType acc_type(DType dtype) {
   return dtype == DType::kFloat64 ? at::kDouble : at::kFloat;
 }
 
-Reduction reduction_of(const std::string& value) {
+Reduction reduction_of(std::string_view value) {
   if (value == "none") return Reduction::kNone;
   if (value == "mean") return Reduction::kMean;
   if (value == "sum") return Reduction::kSum;
   TORCH_CHECK_VALUE(false, "reduction must be 'mean', 'sum' or 'none', got '", value, "'");
 }
 
-LossConfig loss_config(double beta, const std::string& summation, const std::string& denominator,
-                       double debias, bool detach_weights) {
+LossOptions loss_options(double beta, std::string_view summation, std::string_view denominator, double debias,
+                         bool detach_weights, std::string_view reduction) {
   TORCH_CHECK_VALUE(summation == "in" || summation == "out", "summation must be 'in' or 'out', got '",
                     summation, "'");
   TORCH_CHECK_VALUE(denominator == "all" || denominator == "negatives",
                     "denominator must be 'all' or 'negatives', got '", denominator, "'");
   TORCH_CHECK_VALUE(debias >= 0 && debias < 1, "debias must be in [0, 1), got ", debias);
-  LossConfig config;
+  LossOptions options;
+  LossConfig& config = options.config;
   config.beta = beta;
   config.debias = debias;
   config.mean_inside_log = summation == "in";
   config.negatives_only = denominator == "negatives";
   config.detach_weights = detach_weights;
-  return config;
+  options.reduction = reduction_of(reduction);
+  return options;
 }
 
-void check_temperature(const OptionalTensor& tensor, double value, const at::Device& device) {
-  if (tensor.has_value()) {
+void check_temperature(const Temperature& temperature, const at::Device& device) {
+  double value = temperature.number;
+  if (const OptionalTensor& tensor = temperature.tensor) {
     TORCH_CHECK_VALUE(tensor->numel() == 1,
                       "temperature must be a number or a tensor of one element, got shape ", tensor->sizes());
     TORCH_CHECK_TYPE(at::isFloatingType(tensor->scalar_type()),
@@ -96,7 +99,7 @@ void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const O
   if (labels.has_value()) check_labels(*labels, "labels", images, anchors);
   TORCH_CHECK_VALUE(options.beta >= 0 && std::isfinite(options.beta),
                     "beta must be finite and at least 0, got ", options.beta);
-  check_temperature(options.temperature_tensor, options.temperature, anchors.device());
+  check_temperature(options.temperature, anchors.device());
 
   if (!keys.has_value()) {
     TORCH_CHECK_VALUE(!key_labels.has_value(), "key_labels are given without keys");

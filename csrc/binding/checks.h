@@ -1,11 +1,11 @@
-// The one place that looks at what callers pass. Every message names the argument, what came and what
-// is accepted.
+// From what callers pass to what backends take, and the checks of it. Every message names the argument, what
+// came and what is accepted. What torch.ops does not see, such as the mixing weight, is checked in Python.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
-#include <string>
+#include <string_view>
 
 #include "backend.h"
 
@@ -14,30 +14,41 @@ namespace clce::binding {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// The options of a contrast that its statistics depend on.
+// A tensor of one element, and where there is none, a number.
+struct Temperature {
+  OptionalTensor tensor;
+  double number;
+};
+
+// The options that a contrast's statistics depend on, in the schemas' order.
 struct ContrastOptions {
-  OptionalTensor temperature_tensor;
-  double temperature;
+  Temperature temperature;
   int64_t views;
   std::optional<int64_t> key_offset;
   double beta;
   int64_t ignore_index;
 };
 
+// What makes a loss of the statistics.
+struct LossOptions {
+  LossConfig config;
+  Reduction reduction;
+};
+
 DType dtype_of(const Tensor& tensor, const char* name);
 at::ScalarType acc_type(DType dtype);
 
-Reduction reduction_of(const std::string& value);
-LossConfig loss_config(double beta, const std::string& summation, const std::string& denominator,
-                       double debias, bool detach_weights);
+LossOptions loss_options(double beta, std::string_view summation, std::string_view denominator, double debias,
+                         bool detach_weights, std::string_view reduction);
+Reduction reduction_of(std::string_view value);
 
 // [M, D] anchors, labels, and where given [N, D] keys and their labels: ranks, lengths, dtypes, devices.
 void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const OptionalTensor& keys,
                     const OptionalTensor& key_labels, const ContrastOptions& options);
 
-void check_temperature(const OptionalTensor& tensor, double value, const at::Device& device);
+void check_temperature(const Temperature& temperature, const at::Device& device);
 
-// Of what the ops in parts hand on: embeddings as prepared, and numbers that belong to their rows.
+// What one op gives and another one takes: rows as prepared, and numbers that belong to them.
 void check_prepared(const Tensor& z, const OptionalTensor& key_z, int64_t dim);
 void check_rows_of(const Tensor& z, const Tensor& tensor, const char* name, at::IntArrayRef shape);
 

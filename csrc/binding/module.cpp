@@ -1,13 +1,30 @@
-// The Python module clce_ext._C: importing it registers the ops; it tells how it was built.
+// The Python module clce_ext._C: importing it registers the ops. It tells how it was built, and what Python
+// needs to know of the tensors that the ops exchange.
 #include <pybind11/pybind11.h>
 
+#include <initializer_list>
+#include <utility>
+
+#include "backend.h"
 #include "cpu/tile.h"
 
 #define CLCE_STRING_(x) #x
 #define CLCE_STRING(x) CLCE_STRING_(x)
 
+namespace {
+
+// Names at the places that their enumerators give; a place without a name stays None, which Python refuses.
+pybind11::list names_of_rows(int count, std::initializer_list<std::pair<int, const char*>> rows) {
+  pybind11::list names;
+  for (int i = 0; i < count; ++i) names.append(pybind11::none());
+  for (const auto& [row, name] : rows) names[row] = name;
+  return names;
+}
+
+}  // namespace
+
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "How clce_ext was built; importing it registers torch.ops.clce_ext.*.";
+  m.doc() = "How clce_ext was built, and its constants; importing it registers torch.ops.clce_ext.*.";
   m.def("build", [] {
     pybind11::dict info;
     info["version"] = CLCE_STRING(CLCE_VERSION);
@@ -26,4 +43,20 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   m.def("cpu_capability", [] { return clce::cpu::tile_kernels<float>().capability; });
+
+  m.attr("ROW_PADDING") = clce::kRowPadding;
+  m.attr("STATISTICS") = names_of_rows(clce::kNumStatistics, {{clce::kNumPos, "n_pos"},
+                                                              {clce::kNumNeg, "n_neg"},
+                                                              {clce::kSumPos, "sum_pos"},
+                                                              {clce::kLsePos, "lse_pos"},
+                                                              {clce::kLseW, "lse_w"},
+                                                              {clce::kLseWn, "lse_wn"},
+                                                              {clce::kLsePosLow, "lse_pos_low"},
+                                                              {clce::kLseWLow, "lse_w_low"},
+                                                              {clce::kLseWnLow, "lse_wn_low"}});
+  m.attr("DERIVATIVES") = names_of_rows(clce::kNumDerivatives, {{clce::kDSumPos, "sum_pos"},
+                                                                {clce::kDLsePos, "lse_pos"},
+                                                                {clce::kDLseW, "lse_w"},
+                                                                {clce::kDLseWn, "lse_wn"},
+                                                                {clce::kDScale, "scale"}});
 }

@@ -1,5 +1,5 @@
-// The three matrix products of a tile, row-major, single call, on torch's own BLAS where setup.py found
-// its symbols (CLCE_TORCH_BLAS), else through at::mm_out / at::addmm_out.
+// The matrix products of a tile, row-major: one call of torch's own BLAS where setup.py found its symbols
+// (CLCE_TORCH_BLAS), else at::mm_out or at::addmm_out.
 #pragma once
 
 #include <cstdint>

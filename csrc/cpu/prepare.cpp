@@ -9,12 +9,14 @@
 #include <type_traits>
 
 #include "backend.h"
+#include "dispatch.h"
 
 namespace clce::cpu {
 namespace {
 
-constexpr int64_t kGrain = 32;  // rows a thread takes at least
+constexpr int64_t kGrain = 32;  // a thread takes so many rows at least
 
+// The sum of body(0), ..., body(count - 1).
 template <class Acc, class Body>
 Acc sum_over(int64_t count, const Body& body) {
   constexpr int kLanes = 16;  // independent sums, so that the compiler can use vectors
@@ -28,8 +30,9 @@ Acc sum_over(int64_t count, const Body& body) {
   return lanes[0];
 }
 
-template <class T, class Acc>
+template <class T>
 void prepare_as(const PrepareArgs& args) {
+  using Acc = AccumulationType<T>;
   const T* x = static_cast<const T*>(args.x);
   T* z = static_cast<T*>(args.z);
   Acc* norms = static_cast<Acc*>(args.norms);
@@ -55,8 +58,9 @@ void prepare_as(const PrepareArgs& args) {
   });
 }
 
-template <class T, class Acc>
+template <class T>
 void prepare_backward_as(const PrepareBackwardArgs& args) {
+  using Acc = AccumulationType<T>;
   const T* z = static_cast<const T*>(args.z);
   const Acc* dz = static_cast<const Acc*>(args.dz);
   const Acc* norms = static_cast<const Acc*>(args.norms);
@@ -74,7 +78,8 @@ void prepare_backward_as(const PrepareBackwardArgs& args) {
       if (!args.normalize) {
         for (int64_t d = 0; d < args.dim; ++d) out[d] = static_cast<T>(grad[d]);
       } else if (norms[i] < Acc(kNormEps)) {
-        // Divided by eps: a half cannot hold it, and a zero vector must not make the step infinite.
+        // Division by so small a number may leave the type's range (float16's nearly always does). A zero
+        // vector must not make the optimiser's step infinite: such a gradient is the largest number there is.
         const Acc largest = std::is_same_v<T, c10::Half> ? Acc(65504) : std::numeric_limits<Acc>::max();
         for (int64_t d = 0; d < args.dim; ++d) {
           const Acc value = grad[d] / Acc(kNormEps);
@@ -92,29 +97,13 @@ void prepare_backward_as(const PrepareBackwardArgs& args) {
 }  // namespace
 
 void prepare(const PrepareArgs& args, void*) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_as<float, float>(args);
-    case DType::kFloat64:
-      return prepare_as<double, double>(args);
-    case DType::kBFloat16:
-      return prepare_as<c10::BFloat16, float>(args);
-    case DType::kFloat16:
-      return prepare_as<c10::Half, float>(args);
-  }
+  with_element_type<c10::BFloat16, c10::Half>(args.dtype,
+                                              [&](auto element) { prepare_as<decltype(element)>(args); });
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void*) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_backward_as<float, float>(args);
-    case DType::kFloat64:
-      return prepare_backward_as<double, double>(args);
-    case DType::kBFloat16:
-      return prepare_backward_as<c10::BFloat16, float>(args);
-    case DType::kFloat16:
-      return prepare_backward_as<c10::Half, float>(args);
-  }
+  with_element_type<c10::BFloat16, c10::Half>(
+      args.dtype, [&](auto element) { prepare_backward_as<decltype(element)>(args); });
 }
 
 }  // namespace clce::cpu

@@ -9,10 +9,12 @@
 #include <utility>
 #include <vector>
 
+#include "dispatch.h"
+
 namespace clce::cpu {
 namespace {
 
-constexpr int64_t kGrain = 64;  // rows a thread takes at least
+constexpr int64_t kGrain = 64;  // a thread takes so many rows at least
 
 template <class In, class T>
 void gather_as(const Order& order, const In* in, int64_t stride, T* out) {
@@ -71,16 +73,8 @@ Matches match(const Order& anchors, const Order& keys, const ContrastArgs& args)
 
 template <class T>
 void gather_rows(const Order& order, DType dtype, const void* in, int64_t stride, T* out) {
-  switch (dtype) {
-    case DType::kFloat32:
-      return gather_as(order, static_cast<const float*>(in), stride, out);
-    case DType::kFloat64:
-      return gather_as(order, static_cast<const double*>(in), stride, out);
-    case DType::kBFloat16:
-      return gather_as(order, static_cast<const c10::BFloat16*>(in), stride, out);
-    case DType::kFloat16:
-      return gather_as(order, static_cast<const c10::Half*>(in), stride, out);
-  }
+  with_element_type<c10::BFloat16, c10::Half>(
+      dtype, [&](auto element) { gather_as(order, static_cast<const decltype(element)*>(in), stride, out); });
 }
 
 template <class T>

@@ -1,7 +1,5 @@
-// Embeddings as the tiles want them: in the accumulation type, without ignored rows, ordered by class.
+// Rows as the tiles want them: in the accumulation type, without ignored ones, ordered by class.
 #pragma once
-
-#include <c10/core/CPUAllocator.h>
 
 #include <cstdint>
 #include <vector>
@@ -9,19 +7,6 @@
 #include "backend.h"
 
 namespace clce::cpu {
-
-// Uninitialised memory from torch's allocator (64-byte aligned, counted by its profiler).
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(int64_t size)
-      : memory_(c10::GetCPUAllocator()->allocate(static_cast<size_t>(size > 0 ? size : 1) * sizeof(T))) {}
-  T* get() const { return static_cast<T*>(memory_.get()); }
-  T& operator[](int64_t i) const { return get()[i]; }
-
- private:
-  c10::DataPtr memory_;
-};
 
 // One side of a contrast: which rows take part, in which order.
 struct Order {
@@ -43,7 +28,7 @@ Matches match(const Order& anchors, const Order& keys, const ContrastArgs& args)
 template <class T>
 void gather_rows(const Order& order, DType dtype, const void* in, int64_t stride, T* out);
 
-// out [rows, stride] = factor * in at the rows of `order`, 0 elsewhere.
+// out [rows, stride] = in at the rows of `order`, 0 elsewhere.
 template <class T>
 void scatter_rows(const Order& order, const T* in, int64_t rows, int64_t stride, T* out);
 

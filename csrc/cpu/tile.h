@@ -26,7 +26,7 @@ struct Tile {
   T beta;
 };
 
-// Sums of plain exponentials over the tile, one array element per row (or column).
+// Bounded logits: sums of plain exponentials over the tile, one array element per row (or column).
 template <class T>
 struct BoundedSums {
   T* sum_pos;
@@ -35,9 +35,10 @@ struct BoundedSums {
   T* exp_wn;
 };
 
-// The same with maxima; combined with what the arrays already hold (-inf and 0 at the start).
+// Unbounded logits: sums relative to the maxima of positives and of negatives, combined with what the arrays
+// already hold (maxima -inf and sums 0 at the start).
 template <class T>
-struct GeneralSums {
+struct UnboundedSums {
   T* sum_pos;
   T* max_pos;
   T* exp_pos;
@@ -46,20 +47,16 @@ struct GeneralSums {
   T* exp_wn;
 };
 
-// Gradient of the bounded logits: for negatives e^s e^(beta s) wn + e^(beta s) w, for positives
-// e^s pos + sum_pos, where each factor is the row's plus the column's.
+// From dot products to gradients of logits, one array element per row (or column):
+//
+//               positive                        negative
+//   bounded     sum_pos + pos e^s               w e^(beta s) + wn e^((1 + beta) s)
+//   unbounded   sum_pos + pos e^(s - lse_pos)   w e^(beta s - lse_w) + wn e^((1 + beta) s - lse_wn)
+//
+// In symmetric tiles the column's coefficients give as much again. Bounded logits do not read the logarithms,
+// which are in their coefficients; the logarithms of unbounded ones come in two parts (see Statistics).
 template <class T>
-struct BoundedFactors {
-  const T* sum_pos;
-  const T* pos;
-  const T* w;
-  const T* wn;
-};
-
-// Gradient of unbounded logits: for negatives wn e^((1 + beta) s - lse_wn) + w e^(beta s - lse_w), for
-// positives pos e^(s - lse_pos) + sum_pos, the row's plus the column's. Logarithms come in two parts.
-template <class T>
-struct GeneralFactors {
+struct Coefficients {
   const T* sum_pos;
   const T* pos;
   const T* w;
@@ -77,10 +74,10 @@ struct TileKernels {
   const char* capability;
   // rows_out is written; cols_out (symmetric tiles; may be null) is added to.
   void (*forward_bounded)(const Tile<T>&, const BoundedSums<T>& rows_out, const BoundedSums<T>* cols_out);
-  void (*forward_general)(const Tile<T>&, const GeneralSums<T>& rows_inout);
-  // Turns dot products into gradients in place. cols (symmetric) may be null.
-  void (*backward_bounded)(const Tile<T>&, const BoundedFactors<T>& rows, const BoundedFactors<T>* cols);
-  void (*backward_general)(const Tile<T>&, const GeneralFactors<T>& rows, const GeneralFactors<T>* cols);
+  void (*forward_unbounded)(const Tile<T>&, const UnboundedSums<T>& rows_inout);
+  // Turns dot products into gradients in place; cols is null unless the tile is symmetric.
+  void (*backward_bounded)(const Tile<T>&, const Coefficients<T>& rows, const Coefficients<T>* cols);
+  void (*backward_unbounded)(const Tile<T>&, const Coefficients<T>& rows, const Coefficients<T>* cols);
   void (*transpose)(const T* in, int64_t rows, int64_t cols, int64_t ld_in, T* out, int64_t ld_out);
 };
 

@@ -1,4 +1,4 @@
-// Body of tile_*.cpp. The includer has set the instruction set and CLCE_TILE_NAMESPACE.
+// Body of tile_*.cpp, which set the instruction set and CLCE_TILE_NAMESPACE before they include it.
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 
@@ -139,7 +139,7 @@ void forward_bounded_as(const Tile<T>& tile, const BoundedSums<T>& rows_out, con
   }
 }
 
-// Running maximum of a set: the sums so far are brought to the new one.
+// Raises a running maximum: the sums so far, e^(power (s - maximum)), become sums relative to the new one.
 template <class T>
 inline void raise_maximum(T& maximum, T candidate, T* sum_a, T power_a, T* sum_b, T power_b) {
   if (!(candidate > maximum)) return;
@@ -149,7 +149,7 @@ inline void raise_maximum(T& maximum, T candidate, T* sum_a, T power_a, T* sum_b
 }
 
 template <class T, Beta kBeta>
-void forward_general_as(const Tile<T>& tile, const GeneralSums<T>& rows) {
+void forward_unbounded_as(const Tile<T>& tile, const UnboundedSums<T>& rows) {
   const Vec<T> scale(tile.scale);
   const T beta = tile.beta;
   for (int64_t i = 0; i < tile.rows; ++i) {
@@ -202,15 +202,15 @@ inline void save(Vec<T> value, T* target, int64_t count) {
 }
 
 template <class T, Beta kBeta, bool kColumns>
-void backward_bounded_as(const Tile<T>& tile, const BoundedFactors<T>& rows, const BoundedFactors<T>* cols) {
+void backward_bounded_as(const Tile<T>& tile, const Coefficients<T>& rows, const Coefficients<T>* cols) {
   const Vec<T> scale(tile.scale);
-  // The factor of row i, with the column's added in symmetric tiles.
+  // A coefficient of row i, with the column's added in symmetric tiles.
   const auto both = [](T row, const T* columns, int64_t j, int64_t count) {
     if constexpr (kColumns) return Vec<T>(row) + load(columns + j, count);
     return Vec<T>(row);
   };
-  const BoundedFactors<T> none{};
-  const BoundedFactors<T>& column = kColumns ? *cols : none;
+  const Coefficients<T> none{};
+  const Coefficients<T>& column = kColumns ? *cols : none;
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* row = tile.dots + i * tile.ld;
     const auto negatives = [&](int64_t begin, int64_t end) {
@@ -239,11 +239,11 @@ void backward_bounded_as(const Tile<T>& tile, const BoundedFactors<T>& rows, con
 }
 
 template <class T, bool kColumns>
-void backward_general_as(const Tile<T>& tile, const GeneralFactors<T>& rows, const GeneralFactors<T>* cols) {
+void backward_unbounded_as(const Tile<T>& tile, const Coefficients<T>& rows, const Coefficients<T>* cols) {
   const Vec<T> scale(tile.scale), one(T(1)), beta(tile.beta), one_plus_beta(1 + tile.beta);
-  // factor * e^(power * s - lse)
-  const auto term = [](Vec<T> factor, Vec<T> power, Vec<T> s, Vec<T> lse, Vec<T> lse_low) {
-    return factor * exp_vec(at::vec::fmsub(power, s, lse) - lse_low);
+  // coefficient * e^(power * s - lse)
+  const auto term = [](Vec<T> coefficient, Vec<T> power, Vec<T> s, Vec<T> lse, Vec<T> lse_low) {
+    return coefficient * exp_vec(at::vec::fmsub(power, s, lse) - lse_low);
   };
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* row = tile.dots + i * tile.ld;
@@ -295,12 +295,12 @@ void forward_bounded(const Tile<T>& tile, const BoundedSums<T>& rows_out, const 
 }
 
 template <class T>
-void forward_general(const Tile<T>& tile, const GeneralSums<T>& rows) {
-  by_beta(tile.beta, [&](auto beta) { forward_general_as<T, decltype(beta)::value>(tile, rows); });
+void forward_unbounded(const Tile<T>& tile, const UnboundedSums<T>& rows) {
+  by_beta(tile.beta, [&](auto beta) { forward_unbounded_as<T, decltype(beta)::value>(tile, rows); });
 }
 
 template <class T>
-void backward_bounded(const Tile<T>& tile, const BoundedFactors<T>& rows, const BoundedFactors<T>* cols) {
+void backward_bounded(const Tile<T>& tile, const Coefficients<T>& rows, const Coefficients<T>* cols) {
   by_beta(tile.beta, [&](auto beta) {
     cols != nullptr ? backward_bounded_as<T, decltype(beta)::value, true>(tile, rows, cols)
                     : backward_bounded_as<T, decltype(beta)::value, false>(tile, rows, nullptr);
@@ -308,9 +308,9 @@ void backward_bounded(const Tile<T>& tile, const BoundedFactors<T>& rows, const 
 }
 
 template <class T>
-void backward_general(const Tile<T>& tile, const GeneralFactors<T>& rows, const GeneralFactors<T>* cols) {
-  cols != nullptr ? backward_general_as<T, true>(tile, rows, cols)
-                  : backward_general_as<T, false>(tile, rows, nullptr);
+void backward_unbounded(const Tile<T>& tile, const Coefficients<T>& rows, const Coefficients<T>* cols) {
+  cols != nullptr ? backward_unbounded_as<T, true>(tile, rows, cols)
+                  : backward_unbounded_as<T, false>(tile, rows, nullptr);
 }
 
 template <class T>
@@ -329,9 +329,9 @@ void transpose(const T* in, int64_t rows, int64_t cols, int64_t ld_in, T* out, i
 #define CLCE_TILE_KERNELS(T)         \
   {CLCE_STRING(CLCE_TILE_NAMESPACE), \
    forward_bounded<T>,               \
-   forward_general<T>,               \
+   forward_unbounded<T>,             \
    backward_bounded<T>,              \
-   backward_general<T>,              \
+   backward_unbounded<T>,            \
    transpose<T>}
 const TileKernels<float> kFloat = CLCE_TILE_KERNELS(float);
 const TileKernels<double> kDouble = CLCE_TILE_KERNELS(double);

@@ -1,9 +1,9 @@
 // The backend's entry points: which engine, which workspace, in which order.
 #include <type_traits>
 
-#include "cuda/passes.h"
 #include "cuda/kernels/merge_loss.cuh"
 #include "cuda/kernels/reduce.cuh"
+#include "cuda/passes.h"
 #include "cuda/tile/fma.cuh"
 #include "cuda/tile/half.cuh"
 #include "cuda/tile/tf32.cuh"

@@ -12,8 +12,8 @@ struct Grid {
 
 }  // namespace clce::cuda
 
-#if defined(CLCE_EXECUTOR)
-#include "executor/launch_host.h"
+#if defined(CLCE_LAUNCH_HEADER)
+#include CLCE_LAUNCH_HEADER  // the same functions for another machine, as in ptx/ptx.cuh
 #else
 
 #include <cuda_runtime.h>

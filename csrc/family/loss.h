@@ -1,11 +1,14 @@
-// Every loss of the family, made of one anchor's statistics, with its derivatives by them.
+// Every loss of the family, made of one anchor's statistics; its derivatives by them; and the gradient of a
+// logit made of both.
 //
-//   log H  = log n_neg + lse_wn - lse_w                    negatives weighted by w ~ e^(beta s)
+//   log H  = log n_neg + lse_wn - lse_w                    H: the negatives' sum of w e^s
 //   log D  = logaddexp(lse_pos, log H)                     denominator "all"
 //          = log H                                         denominator "negatives" (decoupled)
 //   L      = log D - sum_pos / n_pos                       summation "out"
 //          = log D - lse_pos + log n_pos                   summation "in"
 //   debias: H -> max((H - debias n_neg e^lse_pos / n_pos) / (1 - debias), n_neg e^(-1 / temperature))
+//
+// w is the hardness weight of a negative: proportional to e^(beta s), and 1 in the mean over the negatives.
 //
 // Sources: SupCon 2004.11362 and LaCViT 2303.18013 ("out", beta 0), SCHaNe 2308.14893 and CLCE
 // 2402.14551 ("in", beta 1), HCL 2010.04592 (debias), DCL 2110.06848 (decoupled).
@@ -20,7 +23,7 @@ struct LossConfig {
   double debias = 0.0;
   bool mean_inside_log = false;  // summation "in"
   bool negatives_only = false;   // denominator "negatives"
-  bool detach_weights = false;   // w is a constant to the gradient
+  bool detach_weights = false;   // hardness weights are constants to the gradient
 };
 
 // Rows of a derivatives tensor [kNumDerivatives, M]: d L_i / d (statistic), then d L_i / d (1 / temperature)
@@ -35,16 +38,42 @@ enum DerivativeRow : int {
 };
 
 template <class T>
+struct Derivatives {
+  T sum_pos, lse_pos, lse_w, lse_wn, scale;
+};
+
+// put(name, number) for each of them.
+template <class T, class Put>
+CLCE_HD void put_derivatives(const Derivatives<T>& value, const Put& put) {
+  put(kDSumPos, value.sum_pos);
+  put(kDLsePos, value.lse_pos);
+  put(kDLseW, value.lse_w);
+  put(kDLseWn, value.lse_wn);
+  put(kDScale, value.scale);
+}
+
+template <class T>
+CLCE_HD void store_derivatives(T* derivatives, int64_t num_anchors, int64_t row,
+                               const Derivatives<T>& value) {
+  put_derivatives(value, [&](int name, T number) { derivatives[name * num_anchors + row] = number; });
+}
+
+template <class T>
+CLCE_HD Derivatives<T> load_derivatives(const T* derivatives, int64_t num_anchors, int64_t row) {
+  const auto at = [&](int name) { return derivatives[name * num_anchors + row]; };
+  return {at(kDSumPos), at(kDLsePos), at(kDLseW), at(kDLseWn), at(kDScale)};
+}
+
+template <class T>
 struct AnchorLoss {
   bool is_term;  // false: nothing to compare with, no loss and no gradient; "mean" does not count it
   T value;
-  Statistics<T> d;  // n_pos, n_neg unused
-  T d_scale;
+  Derivatives<T> d;
 };
 
 template <class T>
 CLCE_HD AnchorLoss<T> anchor_loss(const Statistics<T>& s, const LossConfig& config, T scale) {
-  AnchorLoss<T> out{false, T(0), {}, T(0)};
+  AnchorLoss<T> out{false, T(0), {}};
   const bool has_negatives = s.n_neg > 0;
   if (!(s.n_pos > 0) || (config.negatives_only && !has_negatives)) return out;
   out.is_term = true;
@@ -101,9 +130,24 @@ CLCE_HD AnchorLoss<T> anchor_loss(const Statistics<T>& s, const LossConfig& conf
     out.d.lse_wn = config.detach_weights ? by_weighted / T(1 + config.beta) : by_weighted;
     out.d.lse_w = config.detach_weights ? T(0) : -by_weighted;
     out.d.lse_pos += d_log_h * h_by_lse_pos;
-    out.d_scale = d_log_h * h_by_scale;
+    out.d.scale = d_log_h * h_by_scale;
   }
   return out;
+}
+
+// d loss / d s_ij of a positive and of a negative, from anchor i's statistics and the loss's derivatives by
+// them. Every exponent is <= 0; fma and the low parts keep it exact to T where s and lse are large and close.
+template <class T>
+CLCE_HD T positive_gradient(T s, const Statistics<T>& statistics, const Derivatives<T>& d) {
+  return d.sum_pos + d.lse_pos * std::exp((s - statistics.lse_pos) - statistics.lse_pos_low);
+}
+
+template <class T>
+CLCE_HD T negative_gradient(T s, const Statistics<T>& statistics, const Derivatives<T>& d, T beta) {
+  const T by_wn =
+      d.lse_wn * (1 + beta) * std::exp(std::fma(1 + beta, s, -statistics.lse_wn) - statistics.lse_wn_low);
+  if (beta == 0) return by_wn;
+  return by_wn + d.lse_w * beta * std::exp(std::fma(beta, s, -statistics.lse_w) - statistics.lse_w_low);
 }
 
 }  // namespace clce

@@ -1,4 +1,4 @@
-// The one place where the formulas learn for what they are compiled.
+// What the formulas must know about their compiler: whether it compiles CUDA or C++.
 #pragma once
 
 #if defined(__CUDACC__)
@@ -9,8 +9,8 @@
 
 namespace clce {
 
-// a b, rounded. A compiler may otherwise fuse the product into a sum that follows, in one place and not in
-// another: two passes would know different logits.
+// The product of a and b, rounded before anything is added to it. A compiler may otherwise fuse it with a sum
+// that follows, in the forward pass but not in the backward pass, and the two would not agree on a logit.
 template <class T>
 CLCE_HD T rounded_product(T a, T b) {
 #if defined(__CUDA_ARCH__)

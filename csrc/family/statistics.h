@@ -1,9 +1,9 @@
-// The six numbers per anchor from which every loss of the family is made, how partial sums become
-// them, how those of disjoint key sets merge, and the gradient of a logit given theirs.
+// The statistics of an anchor, from which every loss of the family is made; the partial sums that become
+// them; and how partial sums over disjoint sets of keys merge.
 //
-//   s_ij = z_i . k_j / temperature
-//   P(i) = keys with the anchor's label, N(i) = keys with another one; the anchor itself and keys
-//   labelled ignore_index are in neither.
+//   s_ij = z_i . k_j / temperature, the logit of anchor i and key j
+//   P(i): the positives, keys with the anchor's label; N(i): the negatives, keys with another label. The
+//   anchor itself and keys labelled ignore_index are in neither.
 #pragma once
 
 #include <cmath>
@@ -91,7 +91,7 @@ CLCE_HD T minus_infinity() {
   return T(-INFINITY);
 }
 
-// Folds `from` into `into`; exact up to rounding for disjoint key sets, in a fixed order.
+// Adds the sums over one set of keys to those over another set that shares no key with it.
 template <class T>
 CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
   into.sum_pos += from.sum_pos;
@@ -151,27 +151,12 @@ CLCE_HD Statistics<T> finalize(const PartialSums<T>& sums, T beta) {
   return out;
 }
 
-// Sums kept in double, statistics in T.
+// Statistics in double, rounded to T: the low parts take up what rounding takes from the logarithms.
 template <class T>
 CLCE_HD Statistics<T> rounded(const Statistics<double>& s) {
   const auto low = [](double value) { return std::isfinite(value) ? T(value - double(T(value))) : T(0); };
   const double pos = s.lse_pos + s.lse_pos_low, w = s.lse_w + s.lse_w_low, wn = s.lse_wn + s.lse_wn_low;
   return {T(s.n_pos), T(s.n_neg), T(s.sum_pos), T(pos), T(w), T(wn), low(pos), low(w), low(wn)};
-}
-
-// d loss / d s_ij, given the loss's derivatives by anchor i's statistics (`d`). Every exponent is <= 0.
-// fma and the low parts keep the exponent exact to T where s and lse are large and close.
-template <class T>
-CLCE_HD T positive_gradient(T s, const Statistics<T>& statistics, const Statistics<T>& d) {
-  return d.sum_pos + d.lse_pos * std::exp((s - statistics.lse_pos) - statistics.lse_pos_low);
-}
-
-template <class T>
-CLCE_HD T negative_gradient(T s, const Statistics<T>& statistics, const Statistics<T>& d, T beta) {
-  const T by_wn =
-      d.lse_wn * (1 + beta) * std::exp(std::fma(1 + beta, s, -statistics.lse_wn) - statistics.lse_wn_low);
-  if (beta == 0) return by_wn;
-  return by_wn + d.lse_w * beta * std::exp(std::fma(beta, s, -statistics.lse_w) - statistics.lse_w_low);
 }
 
 }  // namespace clce

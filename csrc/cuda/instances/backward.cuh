@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "cuda/passes.h"
 #include "cuda/kernels/backward.cuh"
+#include "cuda/passes.h"
 #include "cuda/tile/shapes.cuh"
 
 namespace clce::cuda {
@@ -65,13 +65,13 @@ void launch_backward(const BackwardArgs& args, const GradientPass& pass, void* s
   using Element = typename Engine::Element;
   using T = typename Engine::Acc;
   const ContrastArgs& c = args.contrast;
-  const T* const grad_loss = static_cast<const T*>(args.grad_loss);
+  const T* const grad_loss = static_cast<const T*>(args.upstream);
   Side<Element, T> anchors{}, keys{};
   anchors.rows = {static_cast<const Element*>(c.anchors), c.num_anchors, c.stride};
   anchors.labels = make_labels(c.anchor_labels, c.num_anchors, c.views, c.ignore_index);
   anchors.statistics = static_cast<const T*>(args.statistics);
   anchors.derivatives = static_cast<const T*>(args.derivatives);
-  anchors.weights = args.grad_stride != 0 ? grad_loss : nullptr;
+  anchors.weights = args.upstream_stride != 0 ? grad_loss : nullptr;
   if (c.symmetric) {
     keys = anchors;
   } else {
@@ -86,7 +86,7 @@ void launch_backward(const BackwardArgs& args, const GradientPass& pass, void* s
   params.has_self = c.has_self;
   params.self_offset = pass.owner_is_keys ? -c.self_offset : c.self_offset;
   params.dim = c.dim;
-  params.grad_loss = args.grad_stride == 0 ? grad_loss : nullptr;
+  params.grad_loss = args.upstream_stride == 0 ? grad_loss : nullptr;
   params.num_terms = static_cast<const T*>(args.num_terms);
   params.gradient = static_cast<T*>(pass.gradient);
   const int64_t row_tiles = ceil_div(params.owner.rows.rows, Traits::kM);

@@ -1,8 +1,8 @@
 // The forward pass of one engine, from the arguments to the launch.
 #pragma once
 
-#include "cuda/passes.h"
 #include "cuda/kernels/forward.cuh"
+#include "cuda/passes.h"
 #include "cuda/tile/shapes.cuh"
 
 namespace clce::cuda {

@@ -79,18 +79,6 @@ CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t
 }
 
 template <class T>
-CLCE_DEVICE void store_derivatives(const MergeLossParams<T>& p, int64_t row, const AnchorLoss<T>& anchor) {
-  const auto store = [&](int field, T value) {
-    ptx::global_store(p.derivatives + field * p.rows + row, value);
-  };
-  store(kDSumPos, anchor.d.sum_pos);
-  store(kDLsePos, anchor.d.lse_pos);
-  store(kDLseW, anchor.d.lse_w);
-  store(kDLseWn, anchor.d.lse_wn);
-  store(kDScale, anchor.d_scale);
-}
-
-template <class T>
 CLCE_DEVICE void store_loss(const MergeLossParams<T>& p, const LossSum<T>& sum) {
   ptx::global_store(p.num_terms, sum.terms);
   if (p.each_row) return;
@@ -107,7 +95,9 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kLossThreads<T>, 1) merge_loss_kernel(MergeL
     const Statistics<T> statistics = statistics_of_row(p, row);
     if (!p.with_loss) continue;
     const AnchorLoss<T> anchor = anchor_loss(statistics, p.config, scale);
-    store_derivatives(p, row, anchor);
+    put_derivatives(anchor.d, [&](int field, T value) {
+      ptx::global_store(p.derivatives + field * p.rows + row, value);
+    });
     if (p.each_row) ptx::global_store(p.loss + row, anchor.value);
     mine.loss += anchor.value;
     mine.terms += T(anchor.is_term);

@@ -3,8 +3,8 @@
 
 #include <type_traits>
 
-#include "cuda/kernels/common.cuh"
 #include "backend.h"
+#include "cuda/kernels/common.cuh"
 
 namespace clce::cuda {
 

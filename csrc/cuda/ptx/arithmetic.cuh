@@ -12,10 +12,6 @@ CLCE_DEVICE float exp2_fast(float x) {
   return y;
 }
 
-CLCE_DEVICE int population_count(uint32_t bits) {
-  return __popc(bits);
-}
-
 // The same number, of which the compiler knows nothing: what it has made of it before is made anew instead
 // of being kept in registers.
 CLCE_DEVICE uint32_t opaque(uint32_t x) {

@@ -24,23 +24,6 @@ CLCE_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
                : "memory");
 }
 
-// Two matrices; the addresses of lanes 0 to 15 count.
-CLCE_DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* shared_row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(address)
-               : "memory");
-}
-
-CLCE_DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* shared_row) {
-  const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared_row));
-  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
-               : "=r"(r[0]), "=r"(r[1])
-               : "r"(address)
-               : "memory");
-}
-
 // d += a b, a [16, 16] row-major, b [16, 8] column-major, d in float32.
 CLCE_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16_tag) {
   asm volatile(

@@ -1,21 +1,20 @@
 // Everything the kernels ask of the hardware, by name. Kernels use these functions, threadIdx, blockIdx,
-// blockDim and gridDim, and nothing else of CUDA, so that a host compiler can compile and run them too:
-// with CLCE_EXECUTOR defined, executor/ptx_host.h supplies the same names for the CPU.
+// blockDim and gridDim, and nothing else of CUDA, so that they can be compiled for other machines too: a
+// build that defines CLCE_PTX_HEADER names a header with the same functions for its machine.
 //
-//   barriers    sync_threads, sync_warp, named_barrier_sync
-//   warps       shuffle_xor, shuffle_down, shuffle, any_sync, ballot               (all 32 lanes take part)
+//   barriers    sync_threads, sync_warp
+//   warps       shuffle_xor, any_sync, ballot                                      (all 32 lanes take part)
 //   memory      shared_load, shared_store, global_load, global_store               (every ordinary access)
 //               dynamic_shared, fence_device, atomic_add                           (uint32_t, device scope)
 //   async copy  cp_async<16>, cp_async_commit, cp_async_wait<N>
-//   matrices    ldmatrix_x4, ldmatrix_x4_trans, ldmatrix_x2, ldmatrix_x2_trans,
-//               mma_m16n8k16 (bf16, f16), mma_m16n8k8_tf32, to_tf32
-//   arithmetic  exp2_fast, population_count, to_float, to_bf16, to_f16, pack_bf16x2, pack_f16x2
+//   matrices    ldmatrix_x4, ldmatrix_x4_trans, mma_m16n8k16 (bf16, f16), mma_m16n8k8_tf32, to_tf32
+//   arithmetic  exp2_fast, to_float, to_bf16, to_f16, pack_bf16x2, pack_f16x2
 //   hint        opaque                                                 (to the compiler; nothing to run)
 //   macros      CLCE_KERNEL, CLCE_LAUNCH_BOUNDS(threads, blocks), CLCE_DEVICE
 #pragma once
 
-#if defined(CLCE_EXECUTOR)
-#include "executor/ptx_host.h"
+#if defined(CLCE_PTX_HEADER)
+#include CLCE_PTX_HEADER
 #else
 
 #define CLCE_KERNEL __global__

@@ -13,27 +13,10 @@ CLCE_DEVICE void sync_warp() {
   __syncwarp();
 }
 
-// Barrier `id` (1 to 15) among `threads` threads, a multiple of 32.
-CLCE_DEVICE void named_barrier_sync(int id, int threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
-}
-
 template <class T>
 CLCE_DEVICE T shuffle_xor(T value, int lane_mask) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
-}
-
-template <class T>
-CLCE_DEVICE T shuffle_down(T value, int delta) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
-  return __shfl_down_sync(0xffffffffu, value, delta);
-}
-
-template <class T>
-CLCE_DEVICE T shuffle(T value, int source_lane) {
-  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
-  return __shfl_sync(0xffffffffu, value, source_lane);
 }
 
 CLCE_DEVICE bool any_sync(bool predicate) {

@@ -37,9 +37,6 @@ struct Fragment {
   CLCE_DEVICE int col(int ni, int e) const { return first_col() + ni * 8 + 2 * pair + (e & 1); }
 };
 
-template <class T, class F>
-using Accumulator = T[F::kMI][F::kNI][4];
-
 template <class T, int kMI, int kNI>
 CLCE_DEVICE void set_zero(T (&x)[kMI][kNI][4]) {
 #pragma unroll

@@ -1,4 +1,4 @@
-// csrc/cuda/launch.cuh on the executor.
+// Starts kernels on the executor; included by csrc/cuda/launch.cuh, which says what a Grid is.
 #pragma once
 
 #include <cstddef>

@@ -1,0 +1,205 @@
+"""Names: the options of the losses with their defaults, and what the ops take and return.
+
+The record of an op is a tuple in the order of its schema (``csrc/binding/ops.cpp``): ``op(*record)`` calls
+it, and ``Record(*op(...))`` names what it returned. A test compares the records with the schemas.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clce_ext import _C
+
+# ---- what the extension says of its tensors ----
+
+# Rows of embeddings are padded with zeros to a multiple of this many columns.
+ROW_PADDING: int = _C.ROW_PADDING
+
+# The rows of a statistics tensor [9, M] and of a derivatives tensor [5, M], by name: Statistics(*tensor).
+Statistics = namedtuple("Statistics", _C.STATISTICS)
+Derivatives = namedtuple("Derivatives", _C.DERIVATIVES)
+
+# ---- options and their defaults ----
+
+
+class LossOptions(NamedTuple):
+    """The options of the contrastive loss, with the defaults of all functions and modules."""
+
+    temperature: float | Tensor = 0.5
+    beta: float = 1.0
+    summation: str = "out"
+    denominator: str = "all"
+    debias: float = 0.0
+    detach_weights: bool = False
+    normalize: bool = True
+    ignore_index: int = -100
+    reduction: str = "mean"
+
+
+class CLCEOptions(NamedTuple):
+    """The options that CLCE adds, or for which it has defaults of its own."""
+
+    weight: float = 0.9
+    temperature: float | Tensor = 0.5
+    beta: float = 1.0
+    summation: str = "in"
+    label_smoothing: float = 0.0
+
+
+DEFAULTS = LossOptions()
+CLCE_DEFAULTS = CLCEOptions()
+
+
+class Temperature(NamedTuple):
+    """A temperature as the ops take it: a tensor of one element or, where there is none, a number."""
+
+    temperature_tensor: Tensor | None
+    temperature: float
+
+    @classmethod
+    def of(cls, value: float | Tensor) -> Temperature:
+        return cls(value, 1.0) if isinstance(value, Tensor) else cls(None, float(value))
+
+
+# ---- clce_ext::contrastive_loss ----
+
+
+class ContrastiveLossInputs(NamedTuple):
+    embeddings: Tensor
+    labels: Tensor | None
+    keys: Tensor | None
+    key_labels: Tensor | None
+    temperature_tensor: Tensor | None
+    temperature: float
+    views: int
+    key_offset: int | None
+    beta: float
+    summation: str
+    denominator: str
+    debias: float
+    detach_weights: bool
+    normalize: bool
+    ignore_index: int
+    reduction: str
+
+    def options(self) -> LossOptions:
+        """The options, with the number that counts where there is no temperature tensor."""
+        return LossOptions(*(getattr(self, name) for name in LossOptions._fields))
+
+
+class ContrastiveLossOutputs(NamedTuple):
+    loss: Tensor
+    num_terms: Tensor
+    statistics: Tensor
+    derivatives: Tensor
+    z: Tensor
+    norms: Tensor
+    key_z: Tensor
+    key_norms: Tensor
+
+
+# What clce_ext::check_arguments looks at.
+CheckArgumentsInputs = namedtuple(
+    "CheckArgumentsInputs",
+    [
+        name
+        for name in ContrastiveLossInputs._fields
+        if name not in ("detach_weights", "normalize", "ignore_index")
+    ],
+)
+
+
+# ---- clce_ext::contrastive_loss_backward: the upstream gradient, and three groups of arguments ----
+
+
+class SavedTensors(NamedTuple):
+    """What the forward saves for the backward."""
+
+    num_terms: Tensor
+    statistics: Tensor
+    derivatives: Tensor
+    z: Tensor
+    norms: Tensor
+    key_z: Tensor | None
+    key_norms: Tensor | None
+    labels: Tensor | None
+    key_labels: Tensor | None
+    temperature_tensor: Tensor | None
+
+
+class BackwardOptions(NamedTuple):
+    temperature: float
+    dim: int
+    views: int
+    key_offset: int | None
+    beta: float
+    normalize: bool
+    ignore_index: int
+    reduction: str
+
+
+class NeededGradients(NamedTuple):
+    need_embeddings: bool
+    need_keys: bool
+    need_temperature: bool
+
+
+ContrastiveLossBackwardInputs = namedtuple(
+    "ContrastiveLossBackwardInputs",
+    ["grad_loss", *SavedTensors._fields, *BackwardOptions._fields, *NeededGradients._fields],
+)
+
+
+class ContrastiveLossBackwardOutputs(NamedTuple):
+    embeddings: Tensor
+    keys: Tensor
+    temperature: Tensor
+
+
+# ---- the parts of it, for losses whose keys arrive in pieces ----
+
+
+class StatisticsInputs(NamedTuple):
+    z: Tensor
+    key_z: Tensor | None
+    labels: Tensor | None
+    key_labels: Tensor | None
+    temperature_tensor: Tensor | None
+    temperature: float
+    dim: int
+    key_offset: int | None
+    beta: float
+    normalized: bool
+    ignore_index: int
+
+
+class LossFromStatisticsInputs(NamedTuple):
+    statistics: Tensor
+    temperature_tensor: Tensor | None
+    temperature: float
+    beta: float
+    summation: str
+    denominator: str
+    debias: float
+    detach_weights: bool
+    reduction: str
+
+
+class LossFromStatisticsOutputs(NamedTuple):
+    loss: Tensor
+    num_terms: Tensor
+    derivatives: Tensor
+
+
+StatisticsBackwardInputs = namedtuple(
+    "StatisticsBackwardInputs",
+    ["derivatives", "statistics", *StatisticsInputs._fields, "need_anchors", "need_keys"],
+)
+
+
+class StatisticsBackwardOutputs(NamedTuple):
+    dz: Tensor
+    dkeys: Tensor

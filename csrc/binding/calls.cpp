@@ -1,0 +1,189 @@
+#include "binding/calls.h"
+
+#include <ATen/Context.h>
+#include <ATen/Functions.h>
+
+#include <utility>
+
+namespace clce::binding {
+namespace {
+
+const void* data_or_null(const OptionalTensor& tensor) {
+  return tensor.has_value() && tensor->defined() ? tensor->const_data_ptr() : nullptr;
+}
+
+Tensor workspace(size_t bytes, const Tensor& like) {
+  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+OptionalTensor as_int64(const OptionalTensor& labels) {
+  if (!labels.has_value()) return {};
+  return labels->to(at::kLong).contiguous();
+}
+
+OptionalTensor as_acc(const Temperature& temperature, DType dtype) {
+  if (!temperature.tensor.has_value()) return {};
+  return temperature.tensor->detach().to(acc_type(dtype)).contiguous();
+}
+
+// Whether float32 products may round to TF32, as at::mm asks it. (allowTF32CuBLAS() throws where both the
+// older and the newer switches of torch were used.)
+bool tf32_is_allowed() {
+  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
+         at::Float32Precision::TF32;
+}
+
+// `temperature` is the number that counts where `on_device` holds nothing.
+LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options, double temperature,
+                   const OptionalTensor& on_device) {
+  LossArgs args;
+  args.dtype = dtype;
+  args.num_anchors = num_anchors;
+  args.config = options.config;
+  args.reduction = options.reduction;
+  args.temperature = temperature;
+  args.temperature_ptr = data_or_null(on_device);
+  return args;
+}
+
+// Allocates what the loss gives and makes `args` point to it.
+Loss new_loss(LossArgs& args, const at::TensorOptions& acc) {
+  Loss loss;
+  loss.value = args.reduction == Reduction::kNone ? at::empty({args.num_anchors}, acc) : at::empty({}, acc);
+  loss.num_terms = at::empty({}, acc);
+  loss.derivatives = at::empty({kNumDerivatives, args.num_anchors}, acc);
+  args.loss = loss.value.mutable_data_ptr();
+  args.num_terms = loss.num_terms.mutable_data_ptr();
+  args.derivatives = loss.derivatives.mutable_data_ptr();
+  return loss;
+}
+
+// Fills in the contrast, the statistics and the workspace, and calls forward.
+Tensor run_forward(const BackendOnStream& backend, ForwardArgs& args, const Contrast& contrast,
+                   const Tensor& z) {
+  args.contrast = contrast.args;
+  Tensor statistics = at::empty({kNumStatistics, contrast.args.num_anchors},
+                                z.options().dtype(acc_type(contrast.args.dtype)));
+  args.statistics = statistics.mutable_data_ptr();
+  args.loss.statistics = args.statistics;
+  const Tensor scratch = workspace(backend.forward_workspace_bytes(args.contrast), z);
+  args.workspace = scratch.data_ptr();
+  backend.forward(args, backend.stream);
+  return statistics;
+}
+
+}  // namespace
+
+Rows prepare(const BackendOnStream& backend, const Tensor& x, bool normalize, const char* name) {
+  PrepareArgs args;
+  args.dtype = dtype_of(x, name);
+  args.rows = x.size(0);
+  args.dim = x.size(1);
+  args.x = x.const_data_ptr();
+  args.x_row_stride = x.stride(0);
+  args.x_col_stride = x.stride(1);
+  args.normalize = normalize;
+  Tensor z = at::empty({args.rows, padded_dim(args.dim)}, x.options());
+  Tensor norms = at::empty({normalize ? args.rows : 0}, x.options().dtype(acc_type(args.dtype)));
+  args.z = z.mutable_data_ptr();
+  args.norms = norms.mutable_data_ptr();
+  if (args.rows > 0) backend.prepare(args, backend.stream);
+  return {z, norms};
+}
+
+RowsBackward prepare_backward(const BackendOnStream& backend, const Tensor& dz, const Rows& rows, int64_t dim,
+                              bool normalize, bool want_dx, bool want_dots) {
+  PrepareBackwardArgs args;
+  args.dtype = dtype_of(rows.z, "embeddings");
+  args.rows = rows.z.size(0);
+  args.dim = dim;
+  args.z = rows.z.const_data_ptr();
+  args.norms = rows.norms.const_data_ptr();
+  args.dz = dz.const_data_ptr();
+  args.normalize = normalize;
+  Tensor dx = at::empty({want_dx ? args.rows : 0, dim}, rows.z.options());
+  Tensor dots = at::empty({want_dots ? args.rows : 0}, dz.options());
+  args.dx = want_dx ? dx.mutable_data_ptr() : nullptr;
+  args.dots = want_dots ? dots.mutable_data_ptr() : nullptr;
+  if (args.rows > 0 && (want_dx || want_dots)) backend.prepare_backward(args, backend.stream);
+  return {dx, dots};
+}
+
+Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalTensor& labels,
+                   const OptionalTensor& key_labels, int64_t dim, bool normalized,
+                   const ContrastOptions& options)
+    : labels(as_int64(labels)),
+      key_labels(as_int64(key_labels)),
+      temperature(as_acc(options.temperature, dtype_of(z, "embeddings"))) {
+  const Tensor& keys = key_z.has_value() ? *key_z : z;
+  args.dtype = dtype_of(z, "embeddings");
+  args.num_anchors = z.size(0);
+  args.num_keys = keys.size(0);
+  args.dim = dim;
+  args.stride = z.size(1);
+  args.anchors = z.const_data_ptr();
+  args.keys = keys.const_data_ptr();
+  args.symmetric = !key_z.has_value();
+  args.anchor_labels = static_cast<const int64_t*>(data_or_null(this->labels));
+  args.key_labels =
+      args.symmetric ? args.anchor_labels : static_cast<const int64_t*>(data_or_null(this->key_labels));
+  args.views = options.views;
+  args.key_views = args.symmetric ? options.views : 1;
+  args.ignore_index = options.ignore_index;
+  args.has_self = args.symmetric || options.key_offset.has_value();
+  args.self_offset = options.key_offset.value_or(0);
+  args.temperature = options.temperature.number;
+  args.temperature_ptr = data_or_null(temperature);
+  args.beta = options.beta;
+  if (!temperature.has_value()) {
+    args.bounded = logits_are_bounded(normalized, args.temperature, args.beta);
+  } else if (z.is_cpu()) {  // elsewhere reading it would wait for the device
+    args.bounded = logits_are_bounded(normalized, temperature->item<double>(), args.beta);
+  }
+  args.allow_tf32 = z.is_cuda() && args.dtype == DType::kFloat32 && tf32_is_allowed();
+}
+
+Tensor statistics_of(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z) {
+  ForwardArgs args;
+  return run_forward(backend, args, contrast, z);
+}
+
+std::pair<Tensor, Loss> forward(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z,
+                                const LossOptions& options) {
+  ForwardArgs args;
+  args.with_loss = true;
+  args.loss = loss_args(contrast.args.dtype, contrast.args.num_anchors, options, contrast.args.temperature,
+                        contrast.temperature);
+  Loss loss = new_loss(args.loss, z.options().dtype(acc_type(args.loss.dtype)));
+  Tensor statistics = run_forward(backend, args, contrast, z);
+  return {std::move(statistics), std::move(loss)};
+}
+
+Loss loss_of(const BackendOnStream& backend, const Tensor& statistics, const Temperature& temperature,
+             const LossOptions& options) {
+  const Tensor numbers = statistics.contiguous();
+  const DType dtype = dtype_of(numbers, "statistics");
+  const OptionalTensor on_device = as_acc(temperature, dtype);
+  LossArgs args = loss_args(dtype, numbers.size(1), options, temperature.number, on_device);
+  args.statistics = numbers.const_data_ptr();
+  Loss loss = new_loss(args, numbers.options());
+  backend.loss(args, backend.stream);
+  return loss;
+}
+
+Gradients backward(const BackendOnStream& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
+                   bool want_keys) {
+  const ContrastArgs& contrast = args.contrast;
+  const auto acc = z.options().dtype(acc_type(contrast.dtype));
+  want_keys = want_keys && !contrast.symmetric;
+  Tensor danchors = at::empty({want_anchors ? contrast.num_anchors : 0, contrast.stride}, acc);
+  Tensor dkeys = at::empty({want_keys ? contrast.num_keys : 0, contrast.stride}, acc);
+  args.danchors = want_anchors ? danchors.mutable_data_ptr() : nullptr;
+  args.dkeys = want_keys ? dkeys.mutable_data_ptr() : nullptr;
+  const Tensor scratch = workspace(backend.backward_workspace_bytes(contrast), z);
+  args.workspace = scratch.data_ptr();
+  if (want_anchors || want_keys) backend.backward(args, backend.stream);
+  return {danchors, dkeys};
+}
+
+}  // namespace clce::binding

@@ -1,0 +1,40 @@
+#include "binding/devices.h"
+
+#include <c10/core/Device.h>
+#include <c10/util/Exception.h>
+
+#if defined(CLCE_CUDA)
+#include <c10/cuda/CUDAStream.h>
+#endif
+
+namespace clce::binding {
+namespace {
+
+struct Entry {
+  at::DeviceType type;
+  const Backend& backend;
+  void* (*current_stream)(at::Device device);
+};
+
+// The devices that this build has kernels for.
+const Entry kDevices[] = {
+    {at::kCPU, cpu::kBackend, [](at::Device) -> void* { return nullptr; }},
+#if defined(CLCE_CUDA)
+    {at::kCUDA, cuda::kBackend,
+     [](at::Device device) -> void* { return c10::cuda::getCurrentCUDAStream(device.index()).stream(); }},
+#endif
+};
+
+}  // namespace
+
+BackendOnStream backend_for(const at::Tensor& tensor) {
+  const at::Device device = tensor.device();
+  for (const Entry& entry : kDevices) {
+    if (entry.type == device.type()) return {entry.backend, entry.current_stream(device)};
+  }
+  TORCH_CHECK_NOT_IMPLEMENTED(
+      false, "embeddings are on ", device,
+      " but this clce_ext was built without CUDA kernels; clce_ext.build_info() tells more");
+}
+
+}  // namespace clce::binding

@@ -1,0 +1,37 @@
+// The loss on the CPU: the family's formula (family/loss.h) for every anchor, and the reduction.
+#include <algorithm>
+
+#include "backend.h"
+#include "cpu/contrast.h"
+#include "dispatch.h"
+
+namespace clce::cpu {
+namespace {
+
+template <class T>
+void loss_as(const LossArgs& args) {
+  const int64_t rows = args.num_anchors;
+  const T* statistics = static_cast<const T*>(args.statistics);
+  T* derivatives = static_cast<T*>(args.derivatives);
+  T* out = static_cast<T*>(args.loss);
+  const T scale = T(1 / temperature_of<T>(args));
+  double sum = 0, terms = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    const AnchorLoss<T> term = anchor_loss(load_statistics(statistics, rows, row), args.config, scale);
+    store_derivatives(derivatives, rows, row, term.d);
+    sum += term.value;
+    terms += term.is_term;
+    if (args.reduction == Reduction::kNone) out[row] = term.value;
+  }
+  if (args.reduction == Reduction::kSum) out[0] = static_cast<T>(sum);
+  if (args.reduction == Reduction::kMean) out[0] = static_cast<T>(sum / std::max(terms, 1.0));
+  *static_cast<T*>(args.num_terms) = static_cast<T>(terms);
+}
+
+}  // namespace
+
+void loss(const LossArgs& args, void*) {
+  with_accumulation_type(args.dtype, [&](auto acc) { loss_as<decltype(acc)>(args); });
+}
+
+}  // namespace clce::cpu

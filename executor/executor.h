@@ -1,0 +1,44 @@
+// Runs the CUDA kernels' own source on the CPU and reports what a GPU would punish. This is what tests and
+// the kernels' host code use of it.
+//
+// Thread blocks run one after another; the threads of a block are fibers that run until they have to wait
+// for one another. Device addresses are not host addresses: global and shared memory live in reserved,
+// inaccessible address ranges and are reached through clce::ptx alone (ptx/ptx.h), which checks every
+// access. Whatever goes around it is a segmentation fault with a message, host code included.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "executor/dim3.h"
+#include "executor/fault.h"
+#include "executor/global_buffer.h"
+
+namespace clce::executor {
+
+// In which order threads that could run do run. Results must not depend on it.
+enum class Order { kAscending, kDescending, kRandom };
+void set_schedule(Order order, uint64_t seed = 0);
+
+// What each launch did, in order; cleared by clear_launches().
+struct Launch {
+  std::string kernel;
+  Dim3 grid, block;
+  size_t shared_bytes = 0;
+  int64_t mma = 0;                 // warp-wide matrix products
+  int64_t ldmatrix = 0;            // 8x8 matrices loaded
+  int64_t ldmatrix_conflicts = 0;  // further shared memory cycles they took because of bank conflicts
+};
+const std::vector<Launch>& launches();
+void clear_launches();
+
+// Runs body(context) once per thread; throws Error.
+void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context);
+
+// What the kernels' host code is told about the device.
+void set_multiprocessors(int count);
+int multiprocessors();
+
+}  // namespace clce::executor

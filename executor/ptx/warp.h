@@ -1,0 +1,71 @@
+// Barriers, and what the lanes of a warp exchange: values only, which orders no memory accesses.
+#pragma once
+
+#include <cstdint>
+
+#include "executor/machine.h"
+
+namespace clce::ptx {
+
+inline void sync_threads() {
+  executor::machine().scheduler.barrier(executor::thread(), "sync_threads");
+}
+
+namespace host {
+
+// The lanes of a warp meet and evaluate(in, out) is called once, with what each of them brings and receives.
+inline void collective(const char* what, executor::Evaluate evaluate, const void* in, void* out) {
+  executor::machine().warps.collective(executor::thread(), what, evaluate, in, out);
+}
+
+}  // namespace host
+
+inline void sync_warp() {
+  host::collective(
+      "sync_warp",
+      [](const void* const*, void* const*) {
+        executor::machine().clocks.join(executor::lanes(), executor::kWarpLanes);
+      },
+      nullptr, nullptr);
+}
+
+template <class T>
+T shuffle_xor(T value, int lane_mask) {
+  static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
+  struct Lane {
+    T value;
+    int mask;
+  };
+  const Lane in{value, lane_mask};
+  T out;
+  host::collective(
+      "shuffle_xor",
+      [](const void* const* in, void* const* out) {
+        for (int lane = 0; lane < executor::kWarpLanes; ++lane) {
+          const int source = (lane ^ static_cast<const Lane*>(in[lane])->mask) % executor::kWarpLanes;
+          *static_cast<T*>(out[lane]) = static_cast<const Lane*>(in[source])->value;
+        }
+      },
+      &in, &out);
+  return out;
+}
+
+inline uint32_t ballot(bool predicate) {
+  uint32_t votes;
+  host::collective(
+      "ballot",
+      [](const void* const* in, void* const* out) {
+        uint32_t votes = 0;
+        for (int lane = 0; lane < executor::kWarpLanes; ++lane) {
+          votes |= uint32_t(*static_cast<const bool*>(in[lane])) << lane;
+        }
+        for (int lane = 0; lane < executor::kWarpLanes; ++lane) *static_cast<uint32_t*>(out[lane]) = votes;
+      },
+      &predicate, &votes);
+  return votes;
+}
+inline bool any_sync(bool predicate) {
+  return ballot(predicate) != 0;
+}
+
+}  // namespace clce::ptx

@@ -1,0 +1,40 @@
+// What the 32 lanes of a warp do together: shuffles, votes, matrices.
+#pragma once
+
+#include <cstdint>
+
+#include "executor/clocks.h"
+#include "executor/scheduler.h"
+
+namespace clce::executor {
+
+// Computes what the lanes receive from what they bring.
+using Evaluate = void (*)(const void* const* in, void* const* out);
+
+class Warps {
+ public:
+  explicit Warps(Scheduler& scheduler) : scheduler_(scheduler) {}
+
+  void start_block();
+
+  // All lanes of t's warp meet here; the last one calls evaluate(in, out) with the lanes' pointers. Every
+  // lane must come with the same `what`.
+  void collective(Thread& t, const char* what, Evaluate evaluate, const void* in, void* out);
+
+ private:
+  struct Meeting {
+    uint32_t arrived = 0;  // lanes
+    const char* what = nullptr;
+    const void* in[kWarpLanes];
+    void* out[kWarpLanes];
+  };
+
+  Scheduler& scheduler_;
+  Meeting meetings_[kMaxWarps];
+};
+
+// How many further cycles it takes to load an 8x8 matrix from rows at these 8 addresses because of bank
+// conflicts.
+int bank_conflicts(const void* const* rows);
+
+}  // namespace clce::executor
