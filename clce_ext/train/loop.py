@@ -336,7 +336,7 @@ class _Run:
         self.position = Position(**training["position"])
         self.mean = Mean(training["sums"][self.group.rank])
         self.rows = training["rows"]
-        self.untouched, self.best = training["untouched"], training["best"]
+        self.untouched, self.best = training.get("untouched"), training.get("best")
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
