@@ -125,6 +125,31 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ]
+NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+
+
+def cuda_sources() -> dict[str, list[str]]:
+    """The CUDA sources by the only architecture that they are for; "" for all (see sources.txt)."""
+    sources: dict[str, list[str]] = {"": []}
+    for line in (ROOT / "csrc/cuda/sources.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            source, *architecture = line.split()
+            sources.setdefault("".join(architecture), []).append(source)
+    return sources
+
+
+def flags_of_their_own() -> dict[str, tuple[list[str], list[str] | dict[str, list[str]]]]:
+    """Sources that are not compiled as the others are, by a name for each kind: the sources, their flags."""
+    kinds = {}
+    if IS_X86:
+        for source, flags in X86_TILES.items():
+            kinds[Path(source).stem] = ([source], [*CXX_FLAGS, *flags])
+    if WITH_CUDA:
+        for architecture, sources in cuda_sources().items():
+            if number := architecture.replace(".", ""):
+                only = f"-gencode=arch=compute_{number},code=sm_{number}"
+                kinds[f"sm_{number}"] = (sources, {"cxx": list(CXX_FLAGS), "nvcc": [*NVCC_FLAGS, only]})
+    return kinds
 
 
 def macros() -> list[tuple[str, str | None]]:
@@ -138,6 +163,7 @@ def macros() -> list[tuple[str, str | None]]:
         defined.append(("CLCE_X86_TILES", None))
     if WITH_CUDA:
         archs = re.findall(r"arch=compute_\w+,code=(\w+)", " ".join(cpp_extension._get_cuda_arch_flags()))
+        archs += [kind for kind in flags_of_their_own() if kind.startswith("sm_") and kind not in archs]
         defined += [
             ("CLCE_CUDA", None),
             ("CLCE_BUILD_CUDA", torch.version.cuda),
@@ -158,8 +184,8 @@ def extension():
     kind = cpp_extension.CppExtension
     if WITH_CUDA:
         kind = cpp_extension.CUDAExtension
-        sources += (ROOT / "csrc/cuda/sources.txt").read_text().split()
-        flags["nvcc"] = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+        sources += cuda_sources()[""]
+        flags["nvcc"] = list(NVCC_FLAGS)
     return kind(
         "clce_ext._C",
         sources,
@@ -170,24 +196,18 @@ def extension():
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Adds the files that need an instruction set of their own, and says at the end what was built."""
+    """Compiles the sources that have flags of their own, and says at the end what was built."""
 
-    def build_extensions(self):
-        if IS_X86:
-            for ext in self.extensions:
-                for source, flags in X86_TILES.items():
-                    ext.extra_objects += self._compile_for(source, flags, ext)
-        super().build_extensions()
-
-    def _compile_for(self, source, flags, ext):
-        standard = "-std=c++20" if torch.__version__ >= "2.12" else "-std=c++17"
-        return self.compiler.compile(
-            [source],
-            output_dir=self.build_temp,
-            macros=ext.define_macros,
-            include_dirs=ext.include_dirs,
-            extra_postargs=[standard, *CXX_FLAGS, *flags],
-        )
+    def build_extension(self, ext):
+        for kind, (sources, flags) in flags_of_their_own().items():
+            ext.extra_objects += self.compiler.compile(
+                sources,
+                output_dir=os.path.join(self.build_temp, kind),
+                macros=ext.define_macros,
+                include_dirs=ext.include_dirs,
+                extra_postargs=flags,
+            )
+        super().build_extension(ext)
 
     def run(self):
         super().run()

@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "cuda/plan/plan.h"
 #include "cuda/ptx/ptx.cuh"
 #include "executor/executor.h"
 #include "reference.h"
@@ -123,7 +124,7 @@ struct Case {
   int64_t views = 1, key_views = 1;
   double temperature = 0.5;
   bool temperature_on_device = false;
-  bool general = false;  // the general path, though the logits are bounded
+  bool unbounded = false;  // the unbounded path, though the logits are bounded
   bool normalize = true;
   Layout layout = Layout::kContiguous;
   Data data = Data::kNormal;
@@ -142,7 +143,7 @@ struct Case {
     text << geometries[int(geometry)] << " " << m << "x" << n << "x" << d << ", " << label_kinds[int(labels)];
     if (views != 1 || key_views != 1) text << ", views " << views << "/" << key_views;
     text << ", t " << temperature << (temperature_on_device ? " on device" : "")
-         << (general ? ", general" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
+         << (unbounded ? ", unbounded" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
          << kinds[int(data)] << ", beta " << config.beta << (config.debias > 0 ? ", debias" : "")
          << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
          << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
@@ -288,7 +289,7 @@ class Experiment {
   bool symmetric() const { return c_.geometry == Geometry::kSelf; }
   int64_t stride() const { return padded_dim(c_.d); }
   bool bounded() const {
-    return !c_.general && logits_are_bounded(c_.normalize, temperature_, c_.config.beta);
+    return !c_.unbounded && logits_are_bounded(c_.normalize, temperature_, c_.config.beta);
   }
 
   // Instead of one element of the anchors.
@@ -746,7 +747,7 @@ Case with_options(Case c, int i) {
   c.views = c.labels == Labels::kNone ? 2 : 1 + (i % 11 == 3);
   c.key_views = c.geometry == Geometry::kSelf ? c.views : c.labels == Labels::kNone ? 2 : 1 + (i % 13 == 4);
   c.temperature_on_device = i % 6 == 1;
-  c.general = i % 8 == 7;
+  c.unbounded = i % 8 == 7;
   c.normalize = i % 10 != 9;
   if (!c.normalize) c.temperature = 0.5;
   c.layout = static_cast<Layout>(i % 5);
@@ -806,7 +807,7 @@ void add_all() {
     c.d = 19;
     c.config.mean_inside_log = flags & 2;
     c.config.negatives_only = flags & 4;
-    c.general = flags & 8;
+    c.unbounded = flags & 8;
     c.temperature = flags & 16 ? 0.01 : 0.5;
     c.config.beta = std::array{0.0, 1.0, 0.5, 2.0}[flags / 32];
     c.config.detach_weights = (flags * 5 / 16) % 3 == 1;
@@ -960,12 +961,12 @@ void test_launches() {
 template <class Format>
 void test_not_numbers() {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
-    for (bool general : {false, true}) {
+    for (bool unbounded : {false, true}) {
       Case c;
       c.m = 70;
       c.d = 24;
-      c.general = general;
-      c.config.mean_inside_log = general;
+      c.unbounded = unbounded;
+      c.config.mean_inside_log = unbounded;
       Experiment<Format> experiment(c, 1);
       experiment.put(3, 5, bad);
       const auto out = experiment.run();
@@ -982,20 +983,136 @@ void test_not_numbers() {
 template <class Format>
 void test_same_logits_in_both_passes() {
   for (double temperature : {0.5, 0.07, 0.03, 0.02, 0.013, 0.01}) {
-    for (bool general : {false, true}) {
+    for (bool unbounded : {false, true}) {
       for (int64_t d : {24, 200}) {
         Case c;
         c.m = 2;
         c.d = d;
         c.labels = Labels::kSame;
         c.temperature = temperature;
-        c.general = general;
+        c.unbounded = unbounded;
         const auto out = Experiment<Format>(c, d).run();
-        if (!general && (1 + c.config.beta) / temperature < kBoundedLogit) continue;  // divides by a sum
+        if (!unbounded && (1 + c.config.beta) / temperature < kBoundedLogit) continue;  // divides by a sum
         for (auto g : out.danchors) CHECK_EQ(double(g), 0.0);
       }
     }
   }
+}
+
+// ---- plans
+
+using cuda::Architecture;
+using cuda::BackwardTile;
+using cuda::EngineTiles;
+
+ContrastArgs plan_args(DType dtype, int64_t m, int64_t n, int64_t dim, bool symmetric, bool bounded = true) {
+  ContrastArgs args;
+  args.dtype = dtype;
+  args.num_anchors = m;
+  args.num_keys = n;
+  args.dim = dim;
+  args.stride = padded_dim(dim);
+  args.symmetric = symmetric;
+  args.bounded = bounded;
+  return args;
+}
+
+constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
+
+TEST("plan/engine") {
+  ContrastArgs args = plan_args(DType::kFloat32, 4, 4, 8, true);
+  CHECK(cuda::format_of(args) == cuda::Format::kFloat32);
+  args.allow_tf32 = true;
+  CHECK(cuda::format_of(args) == cuda::Format::kTf32);
+  args.dtype = DType::kFloat16;
+  CHECK(cuda::format_of(args) == cuda::Format::kFloat16);
+  CHECK(cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
+  // The bound of a temperature on the device is not known on the host.
+  const float temperature = 1;
+  args.temperature_ptr = &temperature;
+  CHECK(!cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
+  CHECK(!cuda::plan_backward(args, Architecture::kSm80).anchors.engine.bounded);
+}
+
+// As few chunks as possible, by the narrowest tile that makes so few, which is compiled for the logits.
+TEST("plan/backward tile") {
+  for (DType dtype : kDTypes) {
+    for (bool bounded : {true, false}) {
+      for (int64_t dim = 1; dim < 5000; dim += 7) {
+        const ContrastArgs args = plan_args(dtype, 100, 100, dim, true, bounded);
+        const auto plan = cuda::plan_backward(args, Architecture::kSm80).anchors;
+        const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+        const auto chunks = [&](int tile) { return cuda::ceil_div(args.stride, tiles.backward[tile].width); };
+        CHECK(bounded || tiles.backward[plan.tile].unbounded);
+        CHECK_EQ(int64_t(plan.grid.y), chunks(plan.tile));
+        for (int tile = 0; tile < tiles.num_backward; ++tile) {
+          if (bounded || tiles.backward[tile].unbounded) CHECK(chunks(tile) >= chunks(plan.tile));
+          if (tile < plan.tile) CHECK(chunks(tile) > chunks(plan.tile));
+        }
+      }
+    }
+  }
+}
+
+// Every share has something to do, and nothing in the workspace overlaps.
+TEST("plan/shares and workspace") {
+  const int64_t sizes[] = {0, 1, 33, 64, 129, 1000, 4096, 32768};
+  for (DType dtype : kDTypes) {
+    const int64_t acc = dtype == DType::kFloat64 ? 8 : 4;
+    for (int64_t m : sizes) {
+      for (int64_t n : sizes) {
+        for (bool symmetric : {false, true}) {
+          if (symmetric && m != n) continue;
+          const ContrastArgs args = plan_args(dtype, m, n, 200, symmetric);
+          const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+          const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+          const int64_t col_tiles = cuda::ceil_div(n, tiles.forward[forward.tile]);
+          CHECK(forward.groups <= col_tiles && (forward.groups > 0) == (m > 0 && n > 0));
+          CHECK_EQ(int64_t(forward.grid.x) * forward.grid.y == 0, forward.groups == 0);
+          CHECK(forward.block_sums_at >= sizeof(uint32_t) && forward.block_sums_at % 16 == 0);
+          CHECK(int64_t(forward.slots_at - forward.block_sums_at) >= 2 * acc * forward.merge_blocks);
+          CHECK(int64_t(forward.workspace_bytes - forward.slots_at) >= acc * 6 * forward.groups * m);
+          CHECK_EQ(forward.workspace_bytes, cuda::forward_workspace_bytes(args));
+          const auto backward = cuda::plan_backward(args, Architecture::kSm80);
+          for (const auto* plan : {&backward.anchors, &backward.keys}) {
+            if (symmetric && plan == &backward.keys) continue;
+            const int64_t rows = plan->owner_is_keys ? n : m, others = plan->owner_is_keys ? m : n;
+            const BackwardTile& tile = tiles.backward[plan->tile];
+            CHECK(plan->splits == 1 || plan->splits <= cuda::ceil_div(others, tile.columns));
+            CHECK_EQ(int64_t(plan->grid.x), cuda::ceil_div(rows, tile.rows));
+            CHECK_EQ(int64_t(plan->grid.z), plan->splits);
+            const int64_t shares = plan->splits > 1 ? acc * plan->splits * rows * args.stride : 0;
+            CHECK(int64_t(backward.workspace_bytes) >= shares);
+          }
+          CHECK_EQ(backward.workspace_bytes, cuda::backward_workspace_bytes(args));
+        }
+      }
+    }
+  }
+}
+
+// Sizes whose plans docs/cuda.md speaks of.
+TEST("plan/known sizes") {
+  const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
+  const auto backward = [](const ContrastArgs& args) {
+    return cuda::plan_backward(args, Architecture::kSm80).anchors;
+  };
+  const ContrastArgs batch = plan_args(DType::kBFloat16, 4096, 4096, 768, true);
+  CHECK_EQ(forward(batch).tile, 0);
+  CHECK_EQ(forward(batch).groups, 32);
+  CHECK_EQ(forward(batch).grid.x, 32u * 33 / 2);
+  CHECK_EQ(backward(batch).tile, 3);
+  CHECK_EQ(backward(batch).grid.y, 1u);
+  CHECK_EQ(backward(batch).splits, 2);
+  ContrastArgs unbounded = batch;
+  unbounded.bounded = false;
+  CHECK_EQ(backward(unbounded).tile, 2);
+  CHECK_EQ(backward(unbounded).grid.y, 2u);
+  // A small batch: small tiles; a queue's anchors: as many splits as there may be.
+  CHECK_EQ(forward(plan_args(DType::kBFloat16, 256, 256, 128, true)).tile, 1);
+  const ContrastArgs queue = plan_args(DType::kFloat32, 64, 65536, 128, false);
+  CHECK_EQ(forward(queue).groups, 128);
+  CHECK_EQ(backward(queue).splits, 16);
 }
 
 template <class Format>

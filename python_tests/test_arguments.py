@@ -105,3 +105,8 @@ def test_build_info():
     assert {"version", "torch", "cpu_capability", "cuda", "cuda_archs", "features"} <= set(info)
     assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
     assert (info["cuda"] is None) == (not info["cuda_archs"])
+
+
+def test_every_loss_is_exported():
+    assert set(clce_ext.losses.__all__) <= set(clce_ext.__all__)
+    assert all(getattr(clce_ext, name) is getattr(clce_ext.losses, name) for name in clce_ext.losses.__all__)

@@ -2,11 +2,14 @@
 """Compiles the CUDA kernels and reads what the compiler made of them; needs no GPU.
 
 Fails, with a table of all kernels, where one spills registers, keeps an array in local memory, takes more
-registers than its launch bounds leave to it, or does not use the tensor cores although its engine is made
-for them. Needs nvcc (CUDA_HOME or PATH) and nvdisasm (a CUDA toolkit, or `pip install nvidia-cuda-nvdisasm`).
+registers than its launch bounds leave to it, or does not use the tensor cores although its product is made
+for them. Needs nvcc (CUDA_HOME or PATH) and nvdisasm (a CUDA toolkit, Triton, or
+`pip install nvidia-cuda-nvdisasm`).
 
-    python tools/check_sass.py                        sm_80 and sm_90, all of csrc/cuda/sources.txt
-    python tools/check_sass.py --arch 86 --only half  others; files whose name contains a word
+    python tools/check_sass.py                           sm_80 and sm_90, all of csrc/cuda/sources.txt
+    python tools/check_sass.py --arch 86 --only float16  others; files whose path contains a word
+
+Sources for a single architecture, such as 90a, are compiled for it where 90 is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 REGISTERS = 65536  # of a multiprocessor, all architectures since sm_80
 INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z0-9]+)")  # address, predicate, name
-TENSOR_CORE_ENGINES = ("HalfEngine", "Tf32Engine")
+TENSOR_CORE_PRODUCTS = ("HalfProduct", "Tf32Product")
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Kernel:
         per_warp = -(-self.registers // 8) * 8 * 32
         if per_warp * (self.threads // 32) * self.blocks > REGISTERS:
             faults.append("registers beyond launch bounds")
-        if any(engine in self.name for engine in TENSOR_CORE_ENGINES) and not self.mma:
+        if any(product in self.name for product in TENSOR_CORE_PRODUCTS) and not self.mma:
             faults.append("no tensor core instruction")
         return faults
 
@@ -72,10 +75,22 @@ def find_nvdisasm(nvcc: str) -> str:
     candidates += [Path(found)] if found else []
     for folder in map(Path, sys.path):
         candidates += sorted(folder.glob("nvidia/*/bin/nvdisasm"))
+        candidates.append(folder / "triton/backends/nvidia/bin/nvdisasm")
     for candidate in candidates:
         if candidate.is_file():
             return str(candidate)
     sys.exit("check_sass: no nvdisasm: pip install nvidia-cuda-nvdisasm")
+
+
+def sources_for(arch: str) -> list[tuple[str, str]]:
+    """Sources and what each is compiled for: with 90 those for all, and those for 90a alone as 90a."""
+    sources = []
+    for line in (ROOT / "csrc/cuda/sources.txt").read_text().splitlines():
+        source, _, only = line.partition(" ")
+        only = only.strip().replace(".", "")
+        if source.endswith(".cu") and only.rstrip("af") in ("", arch):
+            sources.append((source, only or arch))
+    return sources
 
 
 def readable(names: list[str]) -> dict[str, str]:
@@ -138,9 +153,7 @@ def compile_one(nvcc: str, nvdisasm: str, source: str, arch: str, folder: Path) 
     for line in listing.splitlines():
         if match := re.match(r"\s*\.text\.(\S+):", line):
             entry = kernels.get(match[1])
-        elif entry is not None and (
-            match := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z0-9]+)", line)
-        ):
+        elif entry is not None and (match := INSTRUCTION.match(line)):
             entry.local += match[1] in ("LDL", "STL")
             entry.mma += match[1] == "HMMA"
     return kernels
@@ -151,19 +164,19 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--arch", nargs="+", default=["80", "90"], help="compute capabilities, 80 for sm_80")
-    parser.add_argument("--only", default="", help="only source files whose name contains this")
+    parser.add_argument("--only", default="", help="only source files whose path contains this")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     args = parser.parse_args()
 
     nvcc = find_nvcc()
     nvdisasm = find_nvdisasm(nvcc)
-    sources = [s for s in (ROOT / "csrc/cuda/sources.txt").read_text().split() if args.only in s]
     kernels: list[Kernel] = []
     with tempfile.TemporaryDirectory() as folder, concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         jobs = [
             pool.submit(compile_one, nvcc, nvdisasm, source, arch, Path(folder))
-            for arch in args.arch
-            for source in sources
+            for asked in args.arch
+            for source, arch in sources_for(asked)
+            if args.only in source
         ]
         for job in jobs:
             kernels += job.result().values()

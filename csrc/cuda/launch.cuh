@@ -1,16 +1,10 @@
-// How the host starts kernels and what it asks about the device.
+// How the host starts kernels.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-namespace clce::cuda {
-
-struct Grid {
-  uint32_t x = 1, y = 1, z = 1;
-};
-
-}  // namespace clce::cuda
+#include "cuda/grid.h"
 
 #if defined(CLCE_LAUNCH_HEADER)
 #include CLCE_LAUNCH_HEADER  // the same functions for another machine, as in ptx/ptx.cuh
@@ -28,15 +22,6 @@ inline void check(cudaError_t status, const char* what) {
     cudaGetLastError();  // or the next one who asks would be told of it
     throw std::runtime_error(std::string("clce_ext: ") + what + ": " + cudaGetErrorString(status));
   }
-}
-
-// Blocks of the current device that run at once are a multiple of this.
-inline int multiprocessors() {
-  int device = 0, count = 0;
-  check(cudaGetDevice(&device), "no current CUDA device");
-  check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
-        "cannot read the device's multiprocessor count");
-  return count;
 }
 
 // Starts kernel(params) on the stream; an empty grid is no launch.

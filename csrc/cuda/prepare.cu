@@ -2,6 +2,7 @@
 #include "cuda/kernels/prepare.cuh"
 
 #include "cuda/launch.cuh"
+#include "dispatch.h"
 
 namespace clce::cuda {
 namespace {
@@ -17,7 +18,7 @@ Grid grid_of(int64_t rows) {
 
 template <class Element>
 void prepare_as(const PrepareArgs& args, void* stream) {
-  using T = typename AccOf<Element>::Type;
+  using T = AccumulationType<Element>;
   PrepareParams<Element, T> p{};
   p.rows = args.rows;
   p.dim = args.dim;
@@ -33,7 +34,7 @@ void prepare_as(const PrepareArgs& args, void* stream) {
 
 template <class Element>
 void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
-  using T = typename AccOf<Element>::Type;
+  using T = AccumulationType<Element>;
   PrepareBackwardParams<Element, T> p{};
   p.rows = args.rows;
   p.dim = args.dim;
@@ -51,29 +52,13 @@ void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
 }  // namespace
 
 void prepare(const PrepareArgs& args, void* stream) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_as<float>(args, stream);
-    case DType::kFloat64:
-      return prepare_as<double>(args, stream);
-    case DType::kBFloat16:
-      return prepare_as<ptx::bf16>(args, stream);
-    case DType::kFloat16:
-      return prepare_as<ptx::f16>(args, stream);
-  }
+  with_element_type<ptx::bf16, ptx::f16>(args.dtype,
+                                         [&](auto zero) { prepare_as<decltype(zero)>(args, stream); });
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void* stream) {
-  switch (args.dtype) {
-    case DType::kFloat32:
-      return prepare_backward_as<float>(args, stream);
-    case DType::kFloat64:
-      return prepare_backward_as<double>(args, stream);
-    case DType::kBFloat16:
-      return prepare_backward_as<ptx::bf16>(args, stream);
-    case DType::kFloat16:
-      return prepare_backward_as<ptx::f16>(args, stream);
-  }
+  with_element_type<ptx::bf16, ptx::f16>(
+      args.dtype, [&](auto zero) { prepare_backward_as<decltype(zero)>(args, stream); });
 }
 
 }  // namespace clce::cuda

@@ -68,7 +68,7 @@ CLCE_HD void store_statistics(T* statistics, int64_t num_anchors, int64_t row, c
 
 // What a tile pass adds up for one anchor. Positives and negatives have maxima of their own: with
 // one in common, all negatives can underflow while the positives are close to it.
-// On the bounded path both maxima stay 0, so that tiles merge by addition.
+// Bounded logits leave both maxima at 0, so that tiles merge by addition.
 template <class T>
 struct PartialSums {
   T n_pos = 0, n_neg = 0;
@@ -76,6 +76,29 @@ struct PartialSums {
   T max_pos = 0, exp_pos = 0;            // exp_pos = sum over P of e^(s - max_pos)
   T max_neg = 0, exp_w = 0, exp_wn = 0;  // sums over N of e^(beta (s - max_neg)), e^((1 + beta)(s - max_neg))
 };
+
+// The fields of PartialSums, for who keeps each apart. The maxima come last: bounded logits leave them out.
+enum Field : int { kFNumPos, kFNumNeg, kFSumPos, kFExpPos, kFExpW, kFExpWn, kFMaxPos, kFMaxNeg };
+
+constexpr int num_fields(bool unbounded) {
+  return unbounded ? 8 : 6;
+}
+
+// use(field, pointer to the member) for each of them.
+template <class T, class Use>
+CLCE_HD void for_each_field(bool unbounded, const Use& use) {
+  using Sums = PartialSums<T>;
+  use(kFNumPos, &Sums::n_pos);
+  use(kFNumNeg, &Sums::n_neg);
+  use(kFSumPos, &Sums::sum_pos);
+  use(kFExpPos, &Sums::exp_pos);
+  use(kFExpW, &Sums::exp_w);
+  use(kFExpWn, &Sums::exp_wn);
+  if (unbounded) {
+    use(kFMaxPos, &Sums::max_pos);
+    use(kFMaxNeg, &Sums::max_neg);
+  }
+}
 
 // Largest |s| * (1 + beta) for which sums of plain e^((1 + beta) s) are safe in float32: half of its
 // exponent range (87) is left to the sum itself.

@@ -7,14 +7,16 @@
 // nothing is added atomically and the bits never change.
 #pragma once
 
+#include "cuda/grid.h"
 #include "cuda/kernels/tile_sums.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/tile/pipeline.cuh"
+#include "cuda/tile/shared_tile.cuh"
 
 namespace clce::cuda {
 
 template <class Element, class T>
 struct ForwardParams {
-  Matrix<Element> anchors, keys;
+  Rows<Element> anchors, keys;
   Labels anchor_labels, key_labels;
   Scale<T> scale;
   T beta;
@@ -44,23 +46,24 @@ struct TilePlace {
   }
 };
 
-template <class Engine_, class Shape, bool kMaxima_>
+template <class Product_, class Shape, bool kUnbounded_>
 struct ForwardTraits {
-  using Engine = Engine_;
+  using Product = Product_;
   using F = typename Shape::Logits;
-  using T = typename Engine::Acc;
-  static constexpr int kDepth = Shape::kDepth, kStages = Shape::kStages, kThreads = F::kThreads;
-  // The sums with maxima need more registers, and are not made where time counts.
-  static constexpr int kMinBlocks = kMaxima_ ? 1 : Shape::kMinBlocks;
-  using Params = ForwardParams<typename Engine::Element, T>;
-  using TileA = SharedTile<typename Engine::Element, F::kM, kDepth>;
-  using TileB = SharedTile<typename Engine::Element, F::kN, kDepth>;
-  using Sums = TileSums<T, F, kMaxima_>;
-  static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
+  using T = typename Product::Acc;
+  static constexpr bool kUnbounded = kUnbounded_;
+  static constexpr int kDepth = Shape::kDepth, kThreads = F::kThreads;
+  // Sums of unbounded logits need more registers, and are the exception: their blocks may be alone.
+  static constexpr int kMinBlocks = kUnbounded ? 1 : Shape::kMinBlocks;
+  using Params = ForwardParams<typename Product::Element, T>;
+  using TileA = SharedTile<typename Product::Element, F::kM, kDepth>;
+  using TileB = SharedTile<typename Product::Element, F::kN, kDepth>;
+  using Ring = Pipeline<Shape::kStages, TileA::kBytes + TileB::kBytes>;
+  using Sums = TileSums<T, F, kUnbounded>;
   static constexpr int kPlaces = F::kM + F::kN;
   using LabelsOfTile = TileLabels<kPlaces>;
-  static constexpr int kSharedBytes = kStages * kStageBytes + Sums::kBytes + LabelsOfTile::kBytes;
-  static_assert(shared_fits(kSharedBytes, kMinBlocks), "every device since sm_80 can run it");
+  static constexpr int kSumsAt = Ring::kBytes, kLabelsAt = kSumsAt + Sums::kBytes;
+  static constexpr int kSharedBytes = kLabelsAt + LabelsOfTile::kBytes;
   static_assert(F::kM == F::kN, "symmetric tiles are square");
   static_assert(kThreads >= kPlaces, "each row and each column of the tile has a thread");
 };
@@ -74,25 +77,25 @@ struct ForwardBlock {
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
   static constexpr int kM = F::kM, kN = F::kN;
-  static constexpr bool kMaxima = Sums::kMaxima;
+  static constexpr bool kUnbounded = Traits::kUnbounded;
 
   const Params& p;
   const F f;
-  unsigned char* stages;
+  unsigned char* const memory;
   const Sums sums;
   const typename Traits::LabelsOfTile labels;  // of the tile's rows, then of its columns
 
   CLCE_DEVICE explicit ForwardBlock(const Params& params)
       : p(params),
         f(),
-        stages(ptx::dynamic_shared()),
-        sums(stages + Traits::kStages * Traits::kStageBytes),
-        labels(stages + Traits::kStages * Traits::kStageBytes + Sums::kBytes) {}
+        memory(ptx::dynamic_shared()),
+        sums(memory + Traits::kSumsAt),
+        labels(memory + Traits::kLabelsAt) {}
 
   // The slots of the block's rows and columns are named by its groups of columns and rows.
   CLCE_DEVICE TileRectangle rectangle(int& row_slot, int& col_slot) const {
-    const uint32_t row_tiles = uint32_t(ceil_div(p.anchors.rows, kM)),
-                   col_tiles = uint32_t(ceil_div(p.keys.rows, kN));
+    const uint32_t row_tiles = uint32_t(ceil_div(p.anchors.count, kM)),
+                   col_tiles = uint32_t(ceil_div(p.keys.count, kN));
     TileRectangle all;
     int first = 0, second = int(blockIdx.y);
     if (p.symmetric) {
@@ -129,19 +132,19 @@ struct ForwardBlock {
   }
 
   CLCE_DEVICE T* slot(int64_t index, int64_t row) const {
-    return p.slots + index * Sums::kFields * p.anchors.rows + row;
+    return p.slots + index * Sums::kFields * p.anchors.count + row;
   }
 
   // Adds to what this block has put in the slot, or puts it there first.
   CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, PartialSums<T> value) const {
-    if (row >= p.anchors.rows) return;
+    if (row >= p.anchors.count) return;
     T* const place = slot(index, row);
     if (!first) {
-      PartialSums<T> before = load_partial<T>(place, p.anchors.rows, kMaxima);
-      combine(before, value, kMaxima, p.beta);
+      PartialSums<T> before = load_partial_sums(place, p.anchors.count, kUnbounded);
+      combine(before, value, kUnbounded, p.beta);
       value = before;
     }
-    store_partial(place, p.anchors.rows, kMaxima, value);
+    store_partial_sums(place, p.anchors.count, kUnbounded, value);
   }
 
   CLCE_DEVICE void run() const {
@@ -150,37 +153,31 @@ struct ForwardBlock {
     const TileRectangle all = rectangle(row_slot, col_slot);
     TilePlace at{all.row_begin, all.first_col(all.row_begin)};
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
+    // The next step to load.
     TilePlace ahead = at;
-    int ahead_step = 0, stage = 0;
-    const auto load_next = [&](int to_stage) {
-      if (ahead.row < all.row_end) {
-        unsigned char* const to = stages + to_stage * Traits::kStageBytes;
-        const int64_t col = int64_t(ahead_step) * Traits::kDepth;
-        load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(ahead.row) * kM, col);
-        load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(ahead.col) * kN, col);
-        if (++ahead_step == steps) {
-          ahead_step = 0;
-          ahead.next(all);
-        }
+    int ahead_step = 0;
+    const auto load_step = [&](unsigned char* to) {
+      if (ahead.row >= all.row_end) return;
+      const int64_t col = int64_t(ahead_step) * Traits::kDepth;
+      load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(ahead.row) * kM, col);
+      load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(ahead.col) * kN, col);
+      if (++ahead_step == steps) {
+        ahead_step = 0;
+        ahead.next(all);
       }
-      ptx::cp_async_commit();
     };
-    for (int i = 0; i < Traits::kStages - 1; ++i) load_next(i);
+    typename Traits::Ring ring(memory);
+    ring.start(load_step);
 
-    // Logits whose temperature lies on the device are not known to be bounded.
-    const T scale = kMaxima ? load_scale(p.scale) : p.scale.value;
+    const T scale = load_scale<kUnbounded>(p.scale);
     while (at.row < all.row_end) {
       // On its way during the first step.
       const int64_t label = fetch_label(at);
       T dots[F::kMI][F::kNI][4];
       set_zero(dots);
       for (int step = 0; step < steps; ++step) {
-        ptx::cp_async_wait<Traits::kStages - 2>();
-        ptx::sync_threads();
-        load_next(stage == 0 ? Traits::kStages - 1 : stage - 1);
-        unsigned char* const ready = stages + stage * Traits::kStageBytes;
-        Traits::Engine::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
-        stage = stage + 1 == Traits::kStages ? 0 : stage + 1;
+        unsigned char* const ready = ring.next(load_step);
+        Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
         if (step == 0) store_label(label);
       }
       if (steps == 1) ptx::sync_threads();
@@ -188,7 +185,7 @@ struct ForwardBlock {
       const bool with_columns = p.symmetric && at.row != at.col;
       const int self = self_difference(p.has_self, p.self_offset, int64_t(at.row) * kM, int64_t(at.col) * kN);
       const bool masked = !labels.all_valid() || (self < kN && self > -kM);
-      const F here = F::anew();
+      const F here = F::opaque();
       Pairs<F> pairs;
       classify(here, pairs, labels, masked, self);
       sums.write(here, dots, pairs, scale, p.beta, with_columns, masked);
@@ -208,7 +205,7 @@ struct ForwardBlock {
                     sums.col(t - kM, p.beta, masked));
       }
     }
-    ptx::cp_async_wait<0>();
+    ring.finish();
   }
 };
 

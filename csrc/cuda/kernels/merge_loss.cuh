@@ -1,14 +1,15 @@
 // From scratch slots to statistics, and from statistics to the loss and its derivatives.
 #pragma once
 
-#include "cuda/kernels/tile_sums.cuh"
-#include "cuda/launch.cuh"
+#include "cuda/kernels/block_reduce.cuh"
+#include "cuda/kernels/logits.cuh"
+#include "cuda/kernels/partial_sums.cuh"
 #include "family/loss.h"
 
 namespace clce::cuda {
 
-constexpr int kMergeThreads = 128;
-// Of a single block; registers for so many threads must do.
+// The most threads of a block, which a single one has: 65536 registers give 64 to each of 1024 threads.
+// float32 needs 56 of them, float64 about 96.
 template <class T>
 constexpr int kLossThreads = sizeof(T) == 8 ? 512 : 1024;
 
@@ -18,7 +19,7 @@ struct MergeLossParams {
   bool merge;  // slots -> statistics; else the statistics are there
   const T* slots;
   int64_t num_slots;
-  bool maxima;
+  bool unbounded;
   T beta;
   T* statistics;
   bool with_loss;
@@ -38,40 +39,22 @@ struct LossSum {
   T loss, terms;
 };
 
-// The block's sum, in a fixed order; only thread 0's is whole.
 template <class T>
-CLCE_DEVICE LossSum<T> block_sum(LossSum<T> mine) {
-  const int t = int(threadIdx.x);
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) {
-    mine.loss += ptx::shuffle_xor(mine.loss, mask);
-    mine.terms += ptx::shuffle_xor(mine.terms, mask);
-  }
-  T* const shares = reinterpret_cast<T*>(ptx::dynamic_shared());
-  ptx::sync_threads();
-  if (t % 32 == 0) {
-    ptx::shared_store(shares + t / 32 * 2, mine.loss);
-    ptx::shared_store(shares + t / 32 * 2 + 1, mine.terms);
-  }
-  ptx::sync_threads();
-  LossSum<T> sum{0, 0};
-  if (t == 0) {
-    for (int w = 0; w < int(blockDim.x) / 32; ++w) {
-      sum.loss += ptx::shared_load(shares + w * 2);
-      sum.terms += ptx::shared_load(shares + w * 2 + 1);
-    }
-  }
-  return sum;
+CLCE_DEVICE LossSum<T> block_sum(const LossSum<T>& mine) {
+  T sums[2] = {mine.loss, mine.terms};
+  block_reduce(sums, reinterpret_cast<T*>(ptx::dynamic_shared()), int(blockDim.x) / 32, Add{});
+  return {sums[0], sums[1]};
 }
 
 template <class T>
 CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t row) {
   const auto at = [&](int field) { return p.statistics + field * p.rows + row; };
   if (!p.merge) return statistics_from<T>([&](int field) { return ptx::global_load(at(field)); });
-  const int fields = num_fields(p.maxima);
+  const int fields = num_fields(p.unbounded);
   PartialSums<T> sums;
   for (int64_t i = 0; i < p.num_slots; ++i) {
-    combine(sums, load_partial<T>(p.slots + i * fields * p.rows + row, p.rows, p.maxima), p.maxima, p.beta);
+    const T* const slot = p.slots + i * fields * p.rows + row;
+    combine(sums, load_partial_sums(slot, p.rows, p.unbounded), p.unbounded, p.beta);
   }
   const Statistics<T> result = finalize(sums, p.beta);
   put_statistics(result, [&](int field, T value) { ptx::global_store(at(field), value); });

@@ -4,20 +4,12 @@
 #include <type_traits>
 
 #include "backend.h"
-#include "cuda/kernels/common.cuh"
+#include "cuda/kernels/block_reduce.cuh"
+#include "dispatch.h"
 
 namespace clce::cuda {
 
 constexpr int kRowsPerBlock = 4;
-
-template <class Element>
-struct AccOf {
-  using Type = float;
-};
-template <>
-struct AccOf<double> {
-  using Type = double;
-};
 
 CLCE_DEVICE float to_acc(ptx::bf16 x) {
   return ptx::to_float(x);
@@ -43,13 +35,6 @@ CLCE_DEVICE Element from_acc(T x) {
   }
 }
 
-template <class T>
-CLCE_DEVICE T warp_sum(T x) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) x += ptx::shuffle_xor(x, mask);
-  return x;
-}
-
 template <class Element, class T>
 struct PrepareParams {
   int64_t rows, dim;
@@ -63,7 +48,7 @@ struct PrepareParams {
 
 // Calls use(col, count, values) for all columns of this lane, 16 bytes of them at a time.
 template <class Element, class Use>
-CLCE_DEVICE void for_columns(const PrepareParams<Element, typename AccOf<Element>::Type>& p, int64_t row,
+CLCE_DEVICE void for_columns(const PrepareParams<Element, AccumulationType<Element>>& p, int64_t row,
                              Use use) {
   using Pack = ptx::Pack<Element>;
   const Element* const x = p.x + row * p.x_row_stride;
@@ -84,8 +69,8 @@ CLCE_DEVICE void for_columns(const PrepareParams<Element, typename AccOf<Element
 
 template <class Element>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
-    prepare_kernel(PrepareParams<Element, typename AccOf<Element>::Type> p) {
-  using T = typename AccOf<Element>::Type;
+    prepare_kernel(PrepareParams<Element, AccumulationType<Element>> p) {
+  using T = AccumulationType<Element>;
   using Pack = ptx::Pack<Element>;
   const int64_t row = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
   if (row >= p.rows) return;
@@ -96,7 +81,7 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
 #pragma unroll
       for (int i = 0; i < Pack::kSize; ++i) squares += to_acc(x.values[i]) * to_acc(x.values[i]);
     });
-    const T norm = std::sqrt(warp_sum(squares));
+    const T norm = std::sqrt(warp_reduce(squares, Add{}));
     if (threadIdx.x % 32 == 0) ptx::global_store(p.norms + row, norm);
     // Written so that NaN stays NaN.
     factor = 1 / (norm < T(kNormEps) ? T(kNormEps) : norm);
@@ -136,8 +121,8 @@ CLCE_DEVICE T clamp_to_finite(T x) {
 
 template <class Element>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
-    prepare_backward_kernel(PrepareBackwardParams<Element, typename AccOf<Element>::Type> p) {
-  using T = typename AccOf<Element>::Type;
+    prepare_backward_kernel(PrepareBackwardParams<Element, AccumulationType<Element>> p) {
+  using T = AccumulationType<Element>;
   using Pack = ptx::Pack<Element>;
   constexpr int kSize = Pack::kSize;
   constexpr int kParts = kSize * int(sizeof(T)) / 16;  // 16-byte pieces of dz per piece of z
@@ -165,7 +150,7 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
 #pragma unroll
       for (int i = 0; i < kSize; ++i) dot += to_acc(zs.values[i]) * dzs[i];
     }
-    dot = warp_sum(dot);
+    dot = warp_reduce(dot, Add{});
     if (p.dots && lane == 0) ptx::global_store(p.dots + row, dot);
   }
   if (!p.dx) return;

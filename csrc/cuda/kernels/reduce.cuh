@@ -1,7 +1,7 @@
 // Adds up what several blocks have made of one gradient.
 #pragma once
 
-#include "cuda/kernels/common.cuh"
+#include "cuda/ptx/ptx.cuh"
 
 namespace clce::cuda {
 

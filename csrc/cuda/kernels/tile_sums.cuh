@@ -3,67 +3,11 @@
 
 #include <type_traits>
 
-#include "cuda/kernels/common.cuh"
+#include "cuda/kernels/logits.cuh"
+#include "cuda/kernels/pairs.cuh"
+#include "cuda/kernels/partial_sums.cuh"
 
 namespace clce::cuda {
-
-// Numbers per anchor in shared memory and in the scratch slots; those with maxima keep all eight.
-enum Field : int { kFNumPos, kFNumNeg, kFSumPos, kFExpPos, kFExpW, kFExpWn, kFMaxPos, kFMaxNeg };
-
-constexpr int num_fields(bool maxima) {
-  return maxima ? 8 : 6;
-}
-
-// load(field) for each of them.
-template <class T, class Load>
-CLCE_DEVICE PartialSums<T> partial_from(bool maxima, Load load) {
-  PartialSums<T> sums;
-  sums.n_pos = load(kFNumPos);
-  sums.n_neg = load(kFNumNeg);
-  sums.sum_pos = load(kFSumPos);
-  sums.exp_pos = load(kFExpPos);
-  sums.exp_w = load(kFExpW);
-  sums.exp_wn = load(kFExpWn);
-  if (maxima) {
-    sums.max_pos = load(kFMaxPos);
-    sums.max_neg = load(kFMaxNeg);
-  }
-  return sums;
-}
-
-template <class T>
-CLCE_DEVICE PartialSums<T> load_partial(const T* first, int64_t field_stride, bool maxima) {
-  return partial_from<T>(maxima, [&](int field) { return ptx::global_load(first + field * field_stride); });
-}
-
-template <class T>
-CLCE_DEVICE void store_partial(T* first, int64_t field_stride, bool maxima, const PartialSums<T>& sums) {
-  const auto store = [&](int field, T value) { ptx::global_store(first + field * field_stride, value); };
-  store(kFNumPos, sums.n_pos);
-  store(kFNumNeg, sums.n_neg);
-  store(kFSumPos, sums.sum_pos);
-  store(kFExpPos, sums.exp_pos);
-  store(kFExpW, sums.exp_w);
-  store(kFExpWn, sums.exp_wn);
-  if (maxima) {
-    store(kFMaxPos, sums.max_pos);
-    store(kFMaxNeg, sums.max_neg);
-  }
-}
-
-template <class T>
-CLCE_DEVICE void combine(PartialSums<T>& into, const PartialSums<T>& from, bool maxima, T beta) {
-  if (maxima) {
-    merge(into, from, beta);
-    return;
-  }
-  into.n_pos += from.n_pos;
-  into.n_neg += from.n_neg;
-  into.sum_pos += from.sum_pos;
-  into.exp_pos += from.exp_pos;
-  into.exp_w += from.exp_w;
-  into.exp_wn += from.exp_wn;
-}
 
 // Adds up kCount numbers per lane over the lanes that differ in bits kMask, kMask / 2, ..., kLast of their
 // index. A lane ends with the sums of max(1, kCount / lanes) of the numbers, in v[0...]; the index of the
@@ -123,10 +67,10 @@ struct ByColumn {
 };
 
 // One tile's sums in shared memory: by row for each warp column, by column for each warp row.
-template <class T, class F, bool kMaxima_>
+template <class T, class F, bool kUnbounded_>
 struct TileSums {
-  static constexpr bool kMaxima = kMaxima_;
-  static constexpr int kFields = num_fields(kMaxima);
+  static constexpr bool kUnbounded = kUnbounded_;
+  static constexpr int kFields = num_fields(kUnbounded);
   static constexpr int kBytes = int(sizeof(T)) * kFields * (F::kWarpsN * F::kM + F::kWarpsM * F::kN);
   static constexpr int kMI = F::kMI, kNI = F::kNI;
   using Logits = T[kMI][kNI][4];
@@ -155,14 +99,14 @@ struct TileSums {
       put_zero(f, kFNumPos, with_columns);
       put_zero(f, kFSumPos, with_columns);
       put_zero(f, kFExpPos, with_columns);
-      if constexpr (kMaxima) put_zero(f, kFMaxPos, with_columns);
+      if constexpr (kUnbounded) put_zero(f, kFMaxPos, with_columns);
     }
     if (masked) {
       sum(f, kFNumNeg, with_columns,
           [&](int mi, int ni, int e) { return negative(mi, ni, e) ? T(1) : T(0); });
       pairs.forget();
     }
-    if constexpr (kMaxima) {
+    if constexpr (kUnbounded) {
       if (positives) write_shifted(f, dots, scale, with_columns, positive, kFMaxPos, kFExpPos, T(1));
       write_shifted(f, dots, scale, with_columns, negative, kFMaxNeg, kFExpW, beta);
       write_shifted(f, dots, scale, with_columns, negative, kFMaxNeg, kFExpWn, 1 + beta);
@@ -342,13 +286,13 @@ struct TileSums {
       // What follows from the rest is not stored.
       const auto num_neg = [&] { return masked ? stored(kFNumNeg) : T(kPairs) - stored(kFNumPos); };
       combine(sums,
-              partial_from<T>(kMaxima,
-                              [&](int field) {
-                                if (field == kFNumNeg || (field == kFExpW && !kMaxima && beta == 0))
-                                  return num_neg();
-                                return stored(field);
-                              }),
-              kMaxima, beta);
+              partial_sums_from<T>(kUnbounded,
+                                   [&](int field) {
+                                     if (field == kFNumNeg || (field == kFExpW && !kUnbounded && beta == 0))
+                                       return num_neg();
+                                     return stored(field);
+                                   }),
+              kUnbounded, beta);
     }
     return sums;
   }

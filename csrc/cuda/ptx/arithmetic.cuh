@@ -12,8 +12,8 @@ CLCE_DEVICE float exp2_fast(float x) {
   return y;
 }
 
-// The same number, of which the compiler knows nothing: what it has made of it before is made anew instead
-// of being kept in registers.
+// The same number, of which the compiler knows nothing: what it has computed from it before it computes
+// again, instead of keeping it in registers.
 CLCE_DEVICE uint32_t opaque(uint32_t x) {
   asm volatile("" : "+r"(x));
   return x;

@@ -16,6 +16,12 @@ struct f16 {
 struct bf16_tag {};
 struct f16_tag {};
 
+// Two numbers that move as one.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T low, high;
+};
+
 // 16 bytes that move as one.
 template <class T>
 struct alignas(16) Pack {

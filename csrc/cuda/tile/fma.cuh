@@ -7,7 +7,7 @@
 namespace clce::cuda {
 
 template <class T>
-struct FmaEngine {
+struct FmaProduct {
   using Element = T;
   using Acc = T;
   using Gradient = T;  // what dL/ds is rounded to before its product with embeddings
@@ -72,10 +72,7 @@ struct FmaEngine {
 
   // g[row, col], g[row, col + 1] = low, high
   CLCE_DEVICE static void store_pair(T* g, T low, T high) {
-    struct alignas(2 * sizeof(T)) Pair {
-      T low, high;
-    };
-    ptx::shared_store(reinterpret_cast<Pair*>(g), Pair{low, high});
+    ptx::shared_store(reinterpret_cast<ptx::Pair<T>*>(g), ptx::Pair<T>{low, high});
   }
 
  private:

@@ -1,4 +1,4 @@
-// Which elements of a block's tile a thread holds. Every engine uses the layout of mma.m16n8's
+// Which elements of a block's tile a thread holds. Every product uses the layout of mma.m16n8's
 // accumulator, so whatever is done with the logits is written once.
 #pragma once
 
@@ -26,9 +26,9 @@ struct Fragment {
     pair = lane % 4;
   }
 
-  // The same, of which the compiler knows nothing: addresses that are made of it are made where they are
-  // used, instead of being kept in registers throughout.
-  CLCE_DEVICE static Fragment anew() { return Fragment(ptx::opaque(threadIdx.x)); }
+  // The same, of which the compiler knows nothing: it computes addresses where they are used, instead of
+  // keeping them in registers throughout.
+  CLCE_DEVICE static Fragment opaque() { return Fragment(ptx::opaque(threadIdx.x)); }
 
   CLCE_DEVICE int first_row() const { return warp_row * (kMI * 16); }
   CLCE_DEVICE int first_col() const { return warp_col * (kNI * 8); }

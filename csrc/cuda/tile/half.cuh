@@ -22,7 +22,7 @@ struct HalfFormat<ptx::f16> {
 };
 
 template <class T>
-struct HalfEngine {
+struct HalfProduct {
   using Element = T;
   using Acc = float;
   using Gradient = T;

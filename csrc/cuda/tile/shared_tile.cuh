@@ -21,11 +21,11 @@ struct SharedTile {
   CLCE_DEVICE T* at(int row, int col) const { return base + row * kStride + col; }
 };
 
-// A row-major matrix in global memory: rows of `stride` elements, 16-byte aligned.
+// Prepared rows of embeddings in global memory: `stride` elements from one to the next, 16-byte aligned.
 template <class T>
-struct Matrix {
+struct Rows {
   const T* data;
-  int64_t rows, stride;
+  int64_t count, stride;
 };
 
 // How many neighbouring threads share a row of `per_row` pieces: at most 32, and so that `rows` rows are some
@@ -44,20 +44,19 @@ CLCE_DEVICE int at_most(int64_t x, int limit) {
 }
 
 // Starts copying rows [first_row, + Tile::kRows) and columns [first_col, + Tile::kCols); zeros beyond the
-// matrix. The block's threads share the work: up to 32 neighbours read one row. The caller
-// commits.
+// rows' ends. The block's threads share the work: up to 32 neighbours read one row. The caller commits.
 template <int kThreads, class Tile, class T>
-CLCE_DEVICE void load_async(const Tile& tile, const Matrix<T>& matrix, int64_t first_row, int64_t first_col) {
+CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
   constexpr int kVector = 16 / int(sizeof(T));
   constexpr int kPerRow = Tile::kCols / kVector;
   constexpr int kLanes = lanes_per_row(kPerRow, Tile::kRows, kThreads);
   constexpr int kRowsAtOnce = kThreads / kLanes;
   const int lane = int(threadIdx.x) % kLanes, row_of_thread = int(threadIdx.x) / kLanes;
   // Beyond these, zeros; an address is not read then. 32 bits do within a tile.
-  const int rows_left = at_most(matrix.rows - first_row, Tile::kRows);
-  const int cols_left = at_most(matrix.stride - first_col, Tile::kCols);
-  const uint32_t stride = uint32_t(matrix.stride);
-  const T* const from = matrix.data + (first_row * matrix.stride + first_col);
+  const int rows_left = at_most(rows.count - first_row, Tile::kRows);
+  const int cols_left = at_most(rows.stride - first_col, Tile::kCols);
+  const uint32_t stride = uint32_t(rows.stride);
+  const T* const from = rows.data + (first_row * rows.stride + first_col);
 #pragma unroll
   for (int i = 0; i < Tile::kRows; i += kRowsAtOnce) {
     const int row = i + row_of_thread;

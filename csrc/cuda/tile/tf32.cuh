@@ -5,7 +5,7 @@
 
 namespace clce::cuda {
 
-struct Tf32Engine {
+struct Tf32Product {
   using Element = float;
   using Acc = float;
   using Gradient = float;
@@ -55,7 +55,7 @@ struct Tf32Engine {
   }
 
   CLCE_DEVICE static void store_pair(float* g, float low, float high) {
-    FmaEngine<float>::store_pair(g, low, high);
+    FmaProduct<float>::store_pair(g, low, high);
   }
 
  private:

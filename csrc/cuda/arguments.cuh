@@ -1,0 +1,40 @@
+// What kernels take, made of what the backend is given.
+#pragma once
+
+#include "backend.h"
+#include "cuda/kernels/labels.cuh"
+#include "cuda/kernels/logits.cuh"
+#include "cuda/tile/shared_tile.cuh"
+
+namespace clce::cuda {
+
+template <class Element>
+Rows<Element> anchor_rows(const ContrastArgs& args) {
+  return {static_cast<const Element*>(args.anchors), args.num_anchors, args.stride};
+}
+
+template <class Element>
+Rows<Element> key_rows(const ContrastArgs& args) {
+  return {static_cast<const Element*>(args.keys), args.num_keys, args.stride};
+}
+
+// Without labels, every image is a class and none is ignored.
+inline Labels labels_of(const int64_t* labels, int64_t rows, int64_t views, int64_t ignore_index) {
+  return {labels, rows, uint32_t(views), labels ? ignore_index : -1};
+}
+
+inline Labels anchor_labels(const ContrastArgs& args) {
+  return labels_of(args.anchor_labels, args.num_anchors, args.views, args.ignore_index);
+}
+
+inline Labels key_labels(const ContrastArgs& args) {
+  return labels_of(args.key_labels, args.num_keys, args.key_views, args.ignore_index);
+}
+
+// Args: with a temperature, on the host or on the device.
+template <class T, class Args>
+Scale<T> scale_of(const Args& args) {
+  return {static_cast<const T*>(args.temperature_ptr), T(1 / args.temperature)};
+}
+
+}  // namespace clce::cuda

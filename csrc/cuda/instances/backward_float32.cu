@@ -1,5 +1,0 @@
-#include "cuda/instances/backward.cuh"
-
-namespace clce::cuda {
-CLCE_INSTANTIATE_BACKWARD(FmaEngine<float>)
-}  // namespace clce::cuda

@@ -1,0 +1,65 @@
+// From a dot product to its logit, and to the logit's exponentials.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/ptx/ptx.cuh"
+#include "family/statistics.h"
+
+namespace clce::cuda {
+
+// 1 / temperature, from the device if it lies there.
+template <class T>
+struct Scale {
+  const T* temperature;
+  T value;
+};
+
+template <class T>
+CLCE_DEVICE T load_scale(const Scale<T>& scale) {
+  return scale.temperature ? T(1) / ptx::global_load(scale.temperature) : scale.value;
+}
+
+// The same for a kernel that is compiled for bounded or for unbounded logits: with the temperature on the
+// device they are not known to be bounded.
+template <bool kUnbounded, class T>
+CLCE_DEVICE T load_scale(const Scale<T>& scale) {
+  return kUnbounded ? load_scale(scale) : scale.value;
+}
+
+// s = dot / t, where sums are shifted by it: the passes must agree on it to the last bit.
+template <class T>
+CLCE_DEVICE T logit(T dot, T scale) {
+  return rounded_product(dot, scale);
+}
+
+// How a pass takes the exponentials of its logits.
+enum class Exponentials {
+  kOne,        // bounded logits, beta 0 or 1: e^s, of which e^(2 s) is the square
+  kTwo,        // bounded logits, any other beta
+  kUnbounded,  // unbounded logits: shifted by running maxima, or by the statistics
+};
+
+// Calls use(std::integral_constant<Exponentials, ...>).
+template <bool kUnbounded, class T, class Use>
+CLCE_DEVICE void with_exponentials(T beta, Use use) {
+  if constexpr (kUnbounded) {
+    use(std::integral_constant<Exponentials, Exponentials::kUnbounded>{});
+  } else if (beta == 0 || beta == 1) {
+    use(std::integral_constant<Exponentials, Exponentials::kOne>{});
+  } else {
+    use(std::integral_constant<Exponentials, Exponentials::kTwo>{});
+  }
+}
+
+template <class T>
+constexpr T kLog2E = T(1.4426950408889634074);
+
+CLCE_DEVICE float exp2_of(float x) {
+  return ptx::exp2_fast(x);
+}
+CLCE_DEVICE double exp2_of(double x) {
+  return std::exp2(x);
+}
+
+}  // namespace clce::cuda

@@ -1,0 +1,41 @@
+// The engines among which a plan chooses: an architecture, a format of numbers, and whether logits are
+// bounded.
+#pragma once
+
+#include "backend.h"
+
+namespace clce::cuda {
+
+// A generation of GPUs that has kernels of its own, in a folder of its name. They also run on every later
+// one.
+enum class Architecture { kSm80 };
+
+// The architecture whose kernels the current device runs best. With a second one, ask the device here.
+inline Architecture current_architecture() {
+  return Architecture::kSm80;
+}
+
+// How numbers are kept and multiplied.
+enum class Format { kFloat32, kTf32, kFloat64, kBFloat16, kFloat16 };
+
+inline Format format_of(const ContrastArgs& args) {
+  switch (args.dtype) {
+    case DType::kFloat64:
+      return Format::kFloat64;
+    case DType::kBFloat16:
+      return Format::kBFloat16;
+    case DType::kFloat16:
+      return Format::kFloat16;
+    case DType::kFloat32:
+      break;
+  }
+  return args.allow_tf32 ? Format::kTf32 : Format::kFloat32;
+}
+
+struct Engine {
+  Architecture architecture;
+  Format format;
+  bool bounded;  // are its logits? Then no maxima are kept.
+};
+
+}  // namespace clce::cuda

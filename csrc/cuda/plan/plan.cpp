@@ -1,0 +1,114 @@
+#include "cuda/plan/plan.h"
+
+#include <algorithm>
+
+namespace clce::cuda {
+namespace {
+
+// Of the largest devices, about. The same for every device, or bits would depend on it.
+constexpr int64_t kMultiprocessors = 128;
+
+constexpr size_t kAlignment = 256;
+
+size_t aligned(size_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+size_t acc_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : 4;
+}
+
+int64_t triangle(int64_t n) {
+  return n * (n + 1) / 2;
+}
+
+Engine engine_for(const ContrastArgs& args, Architecture architecture) {
+  // The bound of a temperature on the device is not known here.
+  return {architecture, format_of(args), args.bounded && !args.temperature_ptr};
+}
+
+// The large tile where there are enough of it, for it reads less.
+int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles) {
+  const int64_t rows = ceil_div(args.num_anchors, tiles.forward[0]);
+  const int64_t columns = ceil_div(args.num_keys, tiles.forward[0]);
+  return (args.symmetric ? triangle(rows) : rows * columns) >= kMultiprocessors ? 0 : 1;
+}
+
+// The narrowest with as few chunks of the gradient as the widest: each chunk computes the logits again.
+int choose_backward_tile(const EngineTiles& tiles, bool bounded, int64_t stride) {
+  int count = 0;
+  while (count < tiles.num_backward && (bounded || tiles.backward[count].unbounded)) ++count;
+  const int64_t fewest = ceil_div(stride, tiles.backward[count - 1].width);
+  int tile = 0;
+  while (ceil_div(stride, tiles.backward[tile].width) > fewest) ++tile;
+  return tile;
+}
+
+// Into how many parts the other side is cut where few blocks own rows.
+int64_t choose_splits(const BackwardTile& tile, int64_t blocks, int64_t others) {
+  // Each split writes and reads the gradient once more; sharing three tiles is not worth a launch.
+  constexpr int64_t kMaxSplits = 16, kWorthSplitting = 4;
+  const int64_t tiles = ceil_div(others, tile.columns);
+  if (blocks == 0 || tiles < kWorthSplitting) return 1;
+  return std::clamp<int64_t>(kMultiprocessors * tile.blocks / blocks, 1, std::min(tiles, kMaxSplits));
+}
+
+GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool owner_is_keys) {
+  const EngineTiles tiles = engine_tiles(engine.architecture, engine.format);
+  const int64_t rows = owner_is_keys ? args.num_keys : args.num_anchors;
+  const int64_t others = owner_is_keys ? args.num_anchors : args.num_keys;
+  GradientPlan plan{};
+  plan.engine = engine;
+  plan.owner_is_keys = owner_is_keys;
+  plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
+  const BackwardTile& tile = tiles.backward[plan.tile];
+  const int64_t row_tiles = ceil_div(rows, tile.rows), chunks = ceil_div(args.stride, tile.width);
+  plan.splits = choose_splits(tile, row_tiles * chunks, others);
+  plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
+  if (plan.splits > 1) {
+    plan.workspace_bytes = acc_bytes(args.dtype) * size_t(plan.splits) * size_t(rows) * size_t(args.stride);
+  }
+  return plan;
+}
+
+}  // namespace
+
+ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
+  // A slot costs six or eight numbers per anchor.
+  constexpr int64_t kMaxGroups = 32, kMaxSplits = 128;
+  ForwardPlan plan{};
+  plan.engine = engine_for(args, architecture);
+  const EngineTiles tiles = engine_tiles(architecture, plan.engine.format);
+  plan.tile = choose_forward_tile(args, tiles);
+  const int64_t row_tiles = ceil_div(args.num_anchors, tiles.forward[plan.tile]);
+  const int64_t col_tiles = ceil_div(args.num_keys, tiles.forward[plan.tile]);
+  const bool any_pairs = row_tiles > 0 && col_tiles > 0;
+  if (any_pairs && args.symmetric) {
+    plan.groups = std::min(col_tiles, kMaxGroups);
+  } else if (any_pairs) {
+    // About four blocks for each that runs, so that the last ones leave little idle.
+    plan.groups = std::min({ceil_div(4 * kMultiprocessors, row_tiles), kMaxSplits, col_tiles});
+  }
+  plan.grid = args.symmetric ? Grid{uint32_t(triangle(plan.groups))}
+                             : Grid{uint32_t(row_tiles), uint32_t(plan.groups)};
+  // The pass over tiles sets the ticket to 0; without it, a single block of the merge needs none.
+  plan.merge_blocks = any_pairs ? ceil_div(args.num_anchors, kMergeThreads) : 1;
+  const size_t acc = acc_bytes(args.dtype), fields = size_t(num_fields(!plan.engine.bounded));
+  plan.block_sums_at = kAlignment;
+  plan.slots_at = plan.block_sums_at + aligned(2 * acc * size_t(plan.merge_blocks));
+  plan.workspace_bytes =
+      plan.slots_at + aligned(acc * fields * size_t(plan.groups) * size_t(args.num_anchors));
+  return plan;
+}
+
+BackwardPlan plan_backward(const ContrastArgs& args, Architecture architecture) {
+  const Engine engine = engine_for(args, architecture);
+  BackwardPlan plan{};
+  plan.anchors = plan_gradient(args, engine, false);
+  if (!args.symmetric) plan.keys = plan_gradient(args, engine, true);
+  // One after the other.
+  plan.workspace_bytes = std::max(plan.anchors.workspace_bytes, plan.keys.workspace_bytes);
+  return plan;
+}
+
+}  // namespace clce::cuda

@@ -1,0 +1,49 @@
+// The tiles that engines are compiled for, as plain numbers: what a plan must know of them. Where the kernels
+// are compiled (csrc/cuda/<architecture>/), static assertions compare these with the shapes.
+#pragma once
+
+#include "cuda/plan/engine.h"
+
+namespace clce::cuda {
+
+// A block of the backward pass.
+struct BackwardTile {
+  int rows, columns;  // of its tile of logits: rows of the gradient's owner, rows of the other side
+  int width;          // columns of the gradient that it keeps
+  int blocks;         // that run at once on a multiprocessor
+  bool unbounded;     // compiled for unbounded logits too
+};
+
+struct EngineTiles {
+  int forward[2];  // rows, and as many columns, of the large and of the small tile
+  int num_backward;
+  BackwardTile backward[4];  // by width
+};
+
+// Why these sizes and no others: csrc/cuda/sm80/shapes.cuh.
+constexpr EngineTiles sm80_tiles(Format format) {
+  switch (format) {
+    case Format::kBFloat16:
+    case Format::kFloat16:
+      return {
+          {128, 64},
+          4,
+          {{64, 64, 128, 3, true}, {64, 32, 256, 2, true}, {64, 64, 512, 1, true}, {64, 64, 768, 1, false}}};
+    case Format::kFloat32:
+    case Format::kTf32:
+      return {{128, 64}, 2, {{64, 64, 128, 1, true}, {64, 64, 256, 1, true}}};
+    case Format::kFloat64:
+      break;
+  }
+  return {{32, 32}, 1, {{32, 32, 64, 2, true}}};
+}
+
+constexpr EngineTiles engine_tiles(Architecture architecture, Format format) {
+  switch (architecture) {
+    case Architecture::kSm80:
+      break;
+  }
+  return sm80_tiles(format);
+}
+
+}  // namespace clce::cuda

@@ -1,0 +1,78 @@
+// The backward pass of one format, from the plan to the launch.
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/arguments.cuh"
+#include "cuda/kernels/backward.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sm80/engine.h"
+#include "cuda/sm80/shapes.cuh"
+
+namespace clce::cuda::sm80 {
+
+template <class Shape>
+constexpr bool shape_matches(const BackwardTile& tile) {
+  return Shape::Logits::kM == tile.rows && Shape::Logits::kN == tile.columns &&
+         Shape::Gradients::kN == tile.width && Shape::kMinBlocks == tile.blocks &&
+         Shape::kUnbounded == tile.unbounded;
+}
+
+template <class... Items>
+constexpr bool shapes_match(const EngineTiles& tiles, List<Items...>) {
+  int i = 0;
+  return sizeof...(Items) == tiles.num_backward && (shape_matches<Items>(tiles.backward[i++]) && ...);
+}
+
+template <class Product, class Shape, bool kUnbounded>
+void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* stream) {
+  using Traits = BackwardTraits<Product, Shape, kUnbounded>;
+  using Element = typename Product::Element;
+  using T = typename Product::Acc;
+  static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
+  const ContrastArgs& args = given.contrast;
+  const T* const upstream = static_cast<const T*>(given.upstream);
+  Side<Element, T> anchors{}, keys{};
+  anchors.rows = anchor_rows<Element>(args);
+  anchors.labels = anchor_labels(args);
+  anchors.statistics = static_cast<const T*>(given.statistics);
+  anchors.derivatives = static_cast<const T*>(given.derivatives);
+  anchors.upstream = given.upstream_stride != 0 ? upstream : nullptr;
+  if (args.symmetric) {
+    keys = anchors;
+  } else {
+    keys.rows = key_rows<Element>(args);
+    keys.labels = key_labels(args);
+  }
+  typename Traits::Params params{};
+  params.owner = plan.owner_is_keys ? keys : anchors;
+  params.other = plan.owner_is_keys ? anchors : keys;
+  params.scale = scale_of<T>(args);
+  params.beta = T(args.beta);
+  params.has_self = args.has_self;
+  params.self_offset = plan.owner_is_keys ? -args.self_offset : args.self_offset;
+  params.dim = args.dim;
+  params.upstream = given.upstream_stride == 0 ? upstream : nullptr;
+  params.num_terms = static_cast<const T*>(given.num_terms);
+  void* const gradient = plan.owner_is_keys ? given.dkeys : given.danchors;
+  params.gradient = static_cast<T*>(plan.splits > 1 ? given.workspace : gradient);
+  launch(backward_kernel<Traits>, "backward_kernel", plan.grid, Traits::kThreads, Traits::kSharedBytes,
+         stream, params);
+}
+
+template <Format format>
+void backward_tiles(const BackwardArgs& args, const GradientPlan& plan, void* stream) {
+  using Shapes = sm80::Shapes<format>;
+  using Product = typename Shapes::Product;
+  static_assert(shapes_match(sm80_tiles(format), typename Shapes::Backward{}), "the plan's tiles");
+  with_item(typename Shapes::Backward{}, plan.tile, [&](auto shape) {
+    using Shape = decltype(shape);
+    if (plan.engine.bounded) {
+      launch_backward<Product, Shape, false>(args, plan, stream);
+    } else if constexpr (Shape::kUnbounded) {
+      launch_backward<Product, Shape, true>(args, plan, stream);
+    }
+  });
+}
+
+}  // namespace clce::cuda::sm80

@@ -1,0 +1,16 @@
+// The engine of sm_80 and later: cp.async, ldmatrix and mma.sync. What it does in each pass, for each format.
+#pragma once
+
+#include "cuda/plan/plan.h"
+
+namespace clce::cuda::sm80 {
+
+// Partial sums of every anchor into the workspace's slots; sets the ticket to 0.
+template <Format format>
+void forward_tiles(const ForwardArgs&, const ForwardPlan&, void* stream);
+
+// The owner's gradient, or its shares into the workspace.
+template <Format format>
+void backward_tiles(const BackwardArgs&, const GradientPlan&, void* stream);
+
+}  // namespace clce::cuda::sm80

@@ -1,0 +1,137 @@
+// The tile shapes that this engine is compiled for, and why.
+//
+// Registers: a multiprocessor has 65536, so each of 256 threads may have 255, or 128 if two such blocks run
+// at once. What the compiler takes is quoted for sm_80 / sm_90, bounded logits; tools/check_sass.py prints it
+// for all. Shared memory: see shared_fits. A step loads 16 KiB unless something else is said, and has one
+// barrier.
+#pragma once
+
+#include "cuda/list.h"
+#include "cuda/plan/engine.h"
+#include "cuda/tile/fma.cuh"
+#include "cuda/tile/half.cuh"
+#include "cuda/tile/tf32.cuh"
+
+namespace clce::cuda::sm80 {
+
+// A block may have 99 KiB of shared memory on sm_86 and sm_89, the least of all devices since sm_80; the most
+// that blocks together may have is 228 KiB, of which each takes 1 KiB for itself (CUDA programming guide,
+// technical specifications per compute capability).
+constexpr bool shared_fits(int bytes, int blocks) {
+  return bytes <= 99 * 1024 && blocks * (bytes + 1024) <= 228 * 1024;
+}
+
+// A square tile. kDepth: columns of embeddings per step. kStages: places of the pipeline. kMinBlocks: blocks
+// that shall fit on a multiprocessor together, which bounds the registers; with unbounded logits a block may
+// be alone.
+template <int kM, int kWarpsM, int kWarpsN, int kDepth_, int kStages_, int kMinBlocks_>
+struct ForwardShape {
+  using Logits = Fragment<kM, kM, kWarpsM, kWarpsN>;
+  static constexpr int kDepth = kDepth_, kStages = kStages_, kMinBlocks = kMinBlocks_;
+};
+
+// Both sides stream: kStep is the number of rows of the other side per step of the second product. The two
+// products may lay their tiles over the warps differently.
+template <class Logits_, class Gradients_, int kDepth_, int kStep_, int kStages_, int kMinBlocks_>
+struct StreamingShape {
+  using Logits = Logits_;
+  using Gradients = Gradients_;
+  static constexpr bool kResident = false, kUnbounded = true;
+  static constexpr int kDepth = kDepth_, kStep = kStep_, kStages = kStages_, kMinBlocks = kMinBlocks_;
+};
+
+// The owner's rows stay, tiles of the other side serve both products: for rows that fit into the gradient's
+// width.
+template <class Logits_, class Gradients_, int kStages_, int kMinBlocks_>
+struct ResidentShape {
+  using Logits = Logits_;
+  using Gradients = Gradients_;
+  static constexpr bool kResident = true, kUnbounded = true;
+  static constexpr int kDepth = Gradients::kN, kStep = Logits::kN, kStages = kStages_;
+  static constexpr int kMinBlocks = kMinBlocks_;
+};
+
+// Compiled for bounded logits only.
+template <class Shape>
+struct BoundedOnly : Shape {
+  static constexpr bool kUnbounded = false;
+};
+
+// Forward: the large tile, for batches that fill a device with it, and the small one. Backward: by width of
+// the gradient; the widest is also what wider rows are cut into. plan/tiles.h repeats what a plan needs of
+// them.
+template <Format format>
+struct Shapes;
+
+template <class Product_>
+struct HalfShapes {
+  using Product = Product_;
+
+  // Large: 64 logits a thread, and with all that their sums need 128 / 128 registers, which lets two blocks
+  // run. Together they have 162 KiB of shared memory; sm_86 and sm_89 have room for one. A fourth stage would
+  // not fit into the 99 KiB of a block. Small: 32 logits, 116 / 152 registers.
+  using Forward = List<ForwardShape<128, 2, 4, 32, 3, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
+
+  // Three blocks of 128 threads leave 168 registers: 64 hold the gradient, 32 the logits, 158 / 160 in all.
+  // Four blocks would leave 128, and it would spill. Two stages: with three, three blocks would have 243 of
+  // 228 KiB.
+  using Resident128 = ResidentShape<Fragment<64, 64, 2, 2>, Fragment<64, 128, 2, 2>, 2, 3>;
+  // Two blocks of 256 threads leave 128 registers: 64 hold the gradient, 8 the logits, 126 / 127 in all. The
+  // other side's tiles have 32 rows: with own rows and three stages a block has 90 KiB, with 64 rows those
+  // alone would be 132 KiB.
+  using Resident256 = ResidentShape<Fragment<64, 32, 4, 2>, Fragment<64, 256, 2, 4>, 3, 2>;
+  // 128 registers hold the gradient, 16 the logits, 206 / 209 in all: one block. kStep is what one mma sums
+  // over; a fifth stage would not fit. One row of warps in the second product: a warp then reads an eighth of
+  // the other side's rows, the larger operand, instead of a quarter.
+  using Streaming512 = StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 512, 1, 8>, 64, 16, 4, 1>;
+  // 192 registers hold the gradient, 16 the logits, 255 / 255 in all. A step loads 24 KiB, a fourth stage
+  // would not fit. Two rows of warps in the second product: 8 registers hold its operand of dL/ds, where one
+  // row needs 16. (That fits as well; which is faster has not been measured.) Unbounded logits need ten
+  // coefficients a row instead of four; 768 columns would spill on sm_80, 348 bytes a thread.
+  using Streaming768 = StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 768, 2, 4>, 96, 16, 3, 1>;
+  using Backward = List<Resident128, Resident256, Streaming512, BoundedOnly<Streaming768>>;
+};
+
+template <>
+struct Shapes<Format::kBFloat16> : HalfShapes<HalfProduct<ptx::bf16>> {};
+template <>
+struct Shapes<Format::kFloat16> : HalfShapes<HalfProduct<ptx::f16>> {};
+
+template <>
+struct Shapes<Format::kFloat32> {
+  using Product = FmaProduct<float>;
+  // Large: 64 logits and the operands of their outer product, 226 / 246 registers: one block, for two would
+  // leave 128, and it would spill. A fourth stage would not fit. Small: 116 / 162 registers. Its step loads 8
+  // KiB only: a barrier is short beside that many multiply-adds without tensor cores.
+  using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 16, 3, 2>>;
+  // 32 or 64 registers hold the gradient, 118 / 128 or 148 / 162 in all: one block, for two would leave 128.
+  // A step of the first product loads 8 KiB, of the second 8 or 16. No 512 columns: three stages would have
+  // 97 KiB alone.
+  using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 16, 16, 3, 1>,
+                        StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 256, 2, 4>, 16, 16, 3, 1>>;
+};
+
+template <>
+struct Shapes<Format::kTf32> {
+  using Product = Tf32Product;
+  // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 181 / 242
+  // registers. (Two blocks would fit into 128 on sm_80; which is faster has not been measured.) Small: 116 /
+  // 152 registers.
+  using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 32, 3, 2>>;
+  // 112 / 120 or 146 / 152 registers; a block has 74 KiB.
+  using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 32, 16, 3, 1>,
+                        StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 256, 2, 4>, 32, 16, 3, 1>>;
+};
+
+// float64 is for checking gradients, not for speed: one tile of each kind, small and quick to compile.
+// Exponentials take most of its 92 / 112 and 204 / 214 registers; two blocks of 128 threads may have 255. A
+// step loads 4 KiB, or 8 in the second product.
+template <>
+struct Shapes<Format::kFloat64> {
+  using Product = FmaProduct<double>;
+  using Only = ForwardShape<32, 2, 2, 8, 3, 2>;
+  using Forward = List<Only, Only>;
+  using Backward = List<StreamingShape<Fragment<32, 32, 2, 2>, Fragment<32, 64, 2, 2>, 8, 16, 3, 2>>;
+};
+
+}  // namespace clce::cuda::sm80
