@@ -46,7 +46,7 @@ def centroid_accuracy(
     if len(np.unique(train_labels)) < 2:
         return float(np.mean(test_labels == train_labels[0]))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # features that are zero everywhere, as ReLU leaves them, are no fault
+        warnings.simplefilter("ignore")  # it warns of features that are zero everywhere, as behind a ReLU
         classifier = NearestCentroid().fit(normalized(train), train_labels)
     return float(np.mean(classifier.predict(normalized(test)) == test_labels))
 
