@@ -396,6 +396,15 @@ TEST("family/layout") {
   CHECK_EQ(back.n_pos, 1.0f);
   CHECK_EQ(back.lse_wn, 6.0f);
   CHECK_EQ(back.lse_wn_low, 9.0f);
+  std::vector<float> derivatives(kNumDerivatives * m, 0.0f);
+  store_derivatives(derivatives.data(), m, 1, Derivatives<float>{1, 2, 3, 4, 5});
+  for (int row = 0; row < kNumDerivatives; ++row) {
+    for (int64_t i = 0; i < m; ++i) CHECK_EQ(derivatives[row * m + i], i == 1 ? float(row + 1) : 0.0f);
+  }
+  const auto d = load_derivatives(derivatives.data(), m, 1);
+  CHECK_EQ(d.sum_pos, 1.0f);
+  CHECK_EQ(d.lse_wn, 4.0f);
+  CHECK_EQ(d.scale, 5.0f);
   CHECK_EQ(padded_dim(0), 0);
   CHECK_EQ(padded_dim(1), 8);
   CHECK_EQ(padded_dim(8), 8);
