@@ -275,6 +275,21 @@ def test_an_unreadable_image_is_named(copy, kind, workers):
         list(evaluation_loader(data.val, config(workers=workers), INPUT))
 
 
+def test_letters(tmp_path):
+    options = {"letter_images": 10, "letter_size": 12}
+    data = load_data(config(data="letters", **options))
+    assert (len(data.train), len(data.val), len(data.test)) == tuple(
+        n * len(data.classes) for n in (10, 2, 2)
+    )
+    assert data.train.source.image(0).size == (12, 12) and data.watched == "val"
+    again = load_data(config(data="letters", seed=1, **options))
+    assert np.array_equal(data.train.source.image(7), again.train.source.image(7))
+    novel, names = load_classes(config(data="letters:novel", **options))
+    assert set(names).isdisjoint(data.classes) and len(novel) == 14 * len(names)
+    with pytest.raises(TrainingError, match="no fonts"):
+        load_data(config(data="letters", fonts=str(tmp_path), **options))
+
+
 class FakeTorchvision:
     """A torchvision data set as its users see it."""
 

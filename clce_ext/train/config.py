@@ -61,9 +61,18 @@ class TrainConfig:
 
     # Data
     data: str = option(
-        "digits", "digits | DIR with train/, val/ and test/ class folders | torchvision:NAME | hfds/NAME"
+        "digits",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
+        "class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
+    fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
+    letter_size: int = option(
+        8, "letters: side in pixels that they are drawn at, by default the digits'", _COUNT
+    )
+    letter_images: int = option(
+        150, "letters: training images of each; a fifth as many to validate and test", _COUNT
+    )
     download: bool = option(False, "let torchvision download the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(
@@ -86,9 +95,15 @@ class TrainConfig:
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[float] = option([], "range of the random crop's area (default: 0.08 1, digits 0.8 1)", _RANGE)  # noqa: RUF009
-    hflip: float | None = option(None, "probability of a horizontal flip (default: 0.5, digits 0)", _SHARE)
-    color_jitter: float | None = option(None, "strength of colour jitter (default: 0.4, digits 0)")
+    scale: list[float] = option(  # noqa: RUF009
+        [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
+    )
+    hflip: float | None = option(
+        None, "probability of a horizontal flip (default: 0.5, digits and letters 0)", _SHARE
+    )
+    color_jitter: float | None = option(
+        None, "strength of colour jitter (default: 0.4, digits and letters 0)"
+    )
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: float = option(0.0, "probability of erasing a rectangle", _SHARE)
     workers: int = option(0, "processes that load images", _NOT_NEGATIVE)
@@ -248,7 +263,12 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return self.data != "digits" and ":" not in self.data and not self.data.lower().startswith("hfds/")
+        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+
+    @property
+    def data_is_glyphs(self) -> bool:
+        """Whether the images are of single characters, which crops and flips would make into others."""
+        return self.data in ("digits", "letters", "letters:novel")
 
     @property
     def has_weights(self) -> bool:

@@ -1,4 +1,4 @@
-"""Data sets by name: handwritten digits, folders of class folders, torchvision's and Hugging Face's."""
+"""Data sets by name: digits, letters, folders of class folders, torchvision's and Hugging Face's."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import is_img_extension
 from timm.utils.misc import natural_key
 
+from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Source
@@ -25,6 +26,10 @@ from .images import Source
 _TRAIN = ("train", "training", "trainval")
 _VAL = ("val", "valid", "validation")
 _TEST = ("test", "testing", "eval")
+
+
+# Characters by the name of their data set; those for few-shot episodes are none of those to train on.
+LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
 
 
 @dataclass
@@ -43,6 +48,8 @@ def open_data_set(config: TrainConfig) -> DataSet:
     name = config.data
     if name == "digits":
         return _open_digits()
+    if name in LETTERS:
+        return _open_letters(LETTERS[name], config)
     if name.startswith("torchvision:"):
         return _open_torchvision(name.partition(":")[2], config)
     if name.lower().startswith("hfds/"):
@@ -90,11 +97,28 @@ def _open_digits() -> DataSet:
     return DataSet([str(i) for i in range(10)], train, val)
 
 
+def _open_letters(characters: str, config: TrainConfig) -> DataSet:
+    """Drawn, the same ones for every seed of a run; no font is in two splits."""
+
+    def source(split: str, images_per_class: int) -> Source:
+        drawn = letters.draw(split, characters, images_per_class, config.letter_size, folder=config.fonts)
+        return Source(
+            image=functools.partial(_array_image, drawn.pixels),
+            labels=drawn.labels,
+            name=functools.partial(_numbered, config.data, range(len(drawn.labels))),
+        )
+
+    judged = max(1, config.letter_images // 5)
+    return DataSet(
+        list(characters), source("train", config.letter_images), source("val", judged), source("test", judged)
+    )
+
+
 def _open_folders(root: Path, config: TrainConfig) -> DataSet:
     if not root.is_dir():
         raise TrainingError(
-            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME or a directory with "
-            "train/ and val/"
+            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, letters, "
+            "letters:novel or a directory with train/ and val/"
         )
     names = _split_names(config)
     folders = {split: _find_folder(root, wanted) for split, wanted in names.items()}
