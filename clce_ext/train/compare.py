@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, read_yaml
 from .errors import TrainingError, run_command
 from .objectives import OBJECTIVES
-from .results import read_run, untouched_records, write_table
+from .results import RunRecord, read_run, untouched_records, write_figures, write_table
 
 _OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
 _EPILOG = """\
@@ -25,8 +25,18 @@ example:
 """
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str], list[int], str, Path]:
-    """(options shared by the runs, objectives, seeds, baseline, output)"""
+class Comparison(NamedTuple):
+    """What clce-compare is asked for."""
+
+    options: dict[str, Any]  # shared by the runs
+    objectives: list[str]
+    seeds: list[int]
+    baseline: str
+    output: Path
+    split: str | None = None  # that the figures are made on; None: the one that training watched
+
+
+def parse(arguments: Sequence[str] | None = None) -> Comparison:
     parser = argparse.ArgumentParser(
         prog="clce-compare",
         description=__doc__.partition(": ")[2],
@@ -36,6 +46,11 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
     parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        help="split that the figures are made on; training watches val in any case (default: that one)",
+    )
     parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
     parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
     add_options(parser, exclude=_OF_THE_RUNS)
@@ -45,6 +60,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
     options = {"eval_embeddings": "epoch"} | options | given
     objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
     baseline = options.pop("baseline", objectives[0])
+    split = options.pop("split", None)
     for name, values, kind in (("--objectives", objectives, str), ("--seeds", seeds, int)):
         if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
             raise TrainingError(f"{name} must be a list of at least one {kind.__name__}, got {values!r}")
@@ -52,38 +68,40 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
             raise TrainingError(f"{name}: each only once, got {' '.join(map(str, values))}")
     if baseline not in objectives:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
-    return {k: v for k, v in options.items() if k not in _OF_THE_RUNS}, objectives, seeds, baseline, output
+    if split not in (None, "val", "test"):
+        raise TrainingError(f"--split must be val or test, got {split!r}")
+    options = {k: v for k, v in options.items() if k not in _OF_THE_RUNS}
+    return Comparison(options, objectives, seeds, baseline, output, split)
 
 
-def compare(
-    options: dict[str, Any], objectives: Sequence[str], seeds: Sequence[int], baseline: str, output: Path
-) -> Path:
+def compare(asked: Comparison) -> Path:
     """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
     from .report import write_comparison_report
 
     configs = {
         (objective, seed): TrainConfig.from_dict(
-            options
+            asked.options
             | {
                 "objective": objective,
                 "seed": seed,
                 "resume": True,
-                "output": str(_folder(output, objective, seed)),
+                "output": str(asked.output / "runs" / f"{objective}-seed{seed}"),
             }
         )
-        for objective in objectives
-        for seed in seeds
+        for objective in asked.objectives
+        for seed in asked.seeds
     }
-    if options.get("eval_embeddings") == "never":
+    if asked.options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     _train_all(configs)
-    runs = {o: [read_run(_folder(output, o, s)) for s in seeds] for o in objectives}
+    runs = {o: [_judged(configs[o, s], asked.split) for s in asked.seeds] for o in asked.objectives}
     trained = [record for records in runs.values() for record in records]
     # All objectives start from the same backbones, one per seed: those of the first objective stand for all.
-    write_table(output / "results.csv", untouched_records(runs[objectives[0]]) + trained)
-    classes = read_classes(_folder(output, objectives[0], seeds[0]))
-    path = output / "report.html"
-    write_comparison_report(path, configs[objectives[0], seeds[0]], runs, classes, baseline)
+    untouched = untouched_records(runs[asked.objectives[0]])
+    write_table(asked.output / "results.csv", untouched + trained)
+    config = configs[asked.objectives[0], asked.seeds[0]]
+    path = asked.output / "report.html"
+    write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
     return path
 
 
@@ -98,14 +116,23 @@ def _train_all(configs: dict[tuple[str, int], TrainConfig]) -> None:
         train(config, with_map=False)  # the comparison draws the maps that it shows
 
 
-def _folder(output: Path, objective: str, seed: int) -> Path:
-    return output / "runs" / f"{objective}-seed{seed}"
+def _judged(config: TrainConfig, split: str | None) -> RunRecord:
+    """A finished run with its figures on ``split``, which are made once and kept beside the run's own."""
+    folder = Path(config.output)
+    record = read_run(folder)
+    if split in (None, record.results["split"]):
+        return record
+    if not (folder / f"results-{split}.json").exists():
+        from .evaluate import FinishedRun
+
+        run = FinishedRun(folder, batch_size=config.batch_size, workers=config.workers, device=config.device)
+        write_figures(folder, split, *run.figures(split))
+    return read_run(folder, split)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
-        options, objectives, seeds, baseline, output = parse(arguments)
-        print(f"report: {compare(options, objectives, seeds, baseline, output)}")
+        print(f"report: {compare(parse(arguments))}")
 
     return run_command("clce-compare", command)
 

@@ -92,8 +92,7 @@ def write_run_report(
         _geometry_section(runs, classes),
         _options("Options of the run", config.dump()),
     ]
-    top1, images = 100 * results["top1"], results["images"]
-    lead = f"Top-1 {top1:.2f} % on {images} images after {results['epochs']} epochs."
+    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
     title = f"{config.objective} on {_data_name(config)}"
     write_text(folder / "report.html", _page(title, lead, config, parts))
 
@@ -118,9 +117,10 @@ def write_comparison_report(
     ]
     first = next(iter(runs.values()))[0].results
     title = f"{' · '.join(runs)} on {_data_name(config)}"
+    epochs = max(record.results["epochs"] for records in runs.values() for record in records)
     lead = (
-        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {first['epochs']} epochs "
-        f"each on {first['train_images']} training images; judged on {first['images']} others."
+        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {epochs} epochs each on "
+        f"{first['train_images']} training images; judged on {_judged_on(first)}."
     )
     write_text(path, _page(title, lead, config, parts))
 
@@ -195,8 +195,8 @@ def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = Fal
     if with_losses:
         figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
     note = _note(
-        "Validation accuracy per epoch; thin lines are seeds. Objectives of two stages have a classifier "
-        "only in the second one."
+        "Accuracy per epoch on the split that training watches: val, or test where there is no val. Thin "
+        "lines are seeds. Objectives of two stages have a classifier only in the second one."
     )
     return _section("Learning curves", _grid(figures), note)
 
@@ -235,8 +235,8 @@ def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str
     return (
         _section(
             "Embeddings",
-            f"<p>Validation images, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
-            "mean something on such a map; distances across it do not.</p>",
+            f"<p>The images judged on, seed {seed}, {method} of the normalised embeddings. Only "
+            "neighbourhoods mean something on such a map; distances across it do not.</p>",
             _grid(maps),
         )
         + _section(
@@ -335,6 +335,10 @@ def _note(text: str) -> str:
 
 def _grid(figures: Sequence[str | None]) -> str:
     return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
+
+
+def _judged_on(results: Mapping[str, Any]) -> str:
+    return f"{results['images']} images of the {results['split']} split"
 
 
 def _data_name(config: TrainConfig) -> str:
