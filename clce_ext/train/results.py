@@ -74,7 +74,11 @@ def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def write_table(path: Path, records: Sequence[RunRecord]) -> None:
     """A line per record: results.csv."""
-    rows = [{k: v for k, v in record.results.items() if k != UNTOUCHED} for record in records]
+    write_rows(path, [{k: v for k, v in record.results.items() if k != UNTOUCHED} for record in records])
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A CSV of rows that may have different columns."""
     text = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
