@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Everything that only a GPU can show, in one command and within nine minutes.
 
-Builds for the GPU that is there, runs every test that has a device on CUDA, a reduced suite under
-compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and the benchmark with its peers. Leaves in the
-folder: logs of every step, check.json, the benchmark's CSV and JSON, and summary.txt, which is also printed
-last. Exit status 0 only if every step passed.
+Asks the GPU what the executor and the pipe model must know (gpu_probe), builds for it, runs every test that
+has a device on CUDA, a reduced suite under compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and
+the benchmark with its peers. Leaves in the folder: logs of every step, what the probe found, check.json, the
+benchmark's CSV and JSON, and summary.txt, which is also printed last. Exit status 0 only if every step
+passed.
 
     python tools/gpu_check.py --output bench/results/h100
     python tools/gpu_check.py --rehearse       without a GPU: runs what can run, names what is left out
@@ -130,6 +131,8 @@ class Check:
             outcome = "are left out" if self.rehearse else "fail"
             print(f"no GPU that torch can use: the steps that need one {outcome}")
         needs_gpu = () if self.rehearse else ("gpu",)
+        probe = [python, str(ROOT / "tools/gpu_probe/run.py"), "--output", str(self.output / "probe")]
+        self.run("probe", probe, 60, needs=("nvcc", *needs_gpu))
         # Only for this GPU: a build for all takes minutes.
         env = {"TORCH_CUDA_ARCH_LIST": self.machine["capability"], "CLCE_CUDA": "1"} if gpu else {}
         self.run("build", [python, "setup.py", "build_ext", "--inplace"], 200, env, ("nvcc", *needs_gpu))

@@ -128,8 +128,9 @@ struct BackwardBlock {
   // resident tile takes one.
   CLCE_DEVICE int first_steps() const { return int(ceil_div(p.owner.rows.stride, Traits::kDepth)); }
 
-  CLCE_DEVICE void load_step(unsigned char* to) {
-    if (ahead_tile >= end) return;
+  // The steps that the pipeline loads.
+  CLCE_DEVICE bool left() const { return ahead_tile < end; }
+  CLCE_DEVICE void load(unsigned char* to) {
     const int64_t row = int64_t(ahead_tile) * kN;
     if constexpr (Traits::kResident) {
       load_async<Traits::kThreads>(TileB(to), p.other.rows, row, 0);
@@ -149,10 +150,6 @@ struct BackwardBlock {
         ++ahead_tile;
       }
     }
-  }
-
-  CLCE_DEVICE unsigned char* next_step() {
-    return ring.next([this](unsigned char* to) { load_step(to); });
   }
 
   CLCE_DEVICE void store_row(int place, const RowNumbers<T>& row, int64_t none) const {
@@ -225,7 +222,7 @@ struct BackwardBlock {
     const int begin = ahead_tile;
     const TileA owner(memory + Traits::kResidentAt);
     if constexpr (Traits::kResident) load_async<Traits::kThreads>(owner, p.owner.rows, first_row(), 0);
-    ring.start([this](unsigned char* to) { load_step(to); });
+    ring.start(*this);
 
     store_unit();
     const int t = int(threadIdx.x);
@@ -236,7 +233,7 @@ struct BackwardBlock {
     if constexpr (Traits::kResident) {
       load_other(begin);
       for (int tile = begin; tile < end; ++tile) {
-        const TileB other(next_step());
+        const TileB other(ring.next(*this));
         Logits dots;
         set_zero(dots);
         Product::multiply_transposed(FS::opaque(), dots, owner, other);
@@ -252,14 +249,14 @@ struct BackwardBlock {
         Logits dots;
         set_zero(dots);
         for (int step = 0; step < steps; ++step) {
-          unsigned char* const ready = next_step();
+          unsigned char* const ready = ring.next(*this);
           Product::multiply_transposed(fs, dots, TileA(ready + TileB::kBytes), TileB(ready));
           if (step == 0) load_other(tile);
         }
         if (steps == 1) ptx::sync_threads();
         write_gradients(dots, tile);
         for (int step = 0; step < kN / Traits::kStep; ++step) {
-          Product::multiply(fg, sum, g, step * Traits::kStep, TileX(next_step()));
+          Product::multiply(fg, sum, g, step * Traits::kStep, TileX(ring.next(*this)));
         }
       }
     }

@@ -68,6 +68,30 @@ struct ForwardTraits {
   static_assert(kThreads >= kPlaces, "each row and each column of the tile has a thread");
 };
 
+// The steps of a block's tiles, for the pipeline.
+template <class Traits>
+struct ForwardSteps {
+  using TileA = typename Traits::TileA;
+  using TileB = typename Traits::TileB;
+
+  const typename Traits::Params& p;
+  const TileRectangle& all;
+  const int steps;  // of a tile
+  TilePlace tile;   // of the next step
+  int step = 0;
+
+  CLCE_DEVICE bool left() const { return tile.row < all.row_end; }
+  CLCE_DEVICE void load(unsigned char* to) {
+    const int64_t col = int64_t(step) * Traits::kDepth;
+    load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(tile.row) * TileA::kRows, col);
+    load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(tile.col) * TileB::kRows, col);
+    if (++step == steps) {
+      step = 0;
+      tile.next(all);
+    }
+  }
+};
+
 template <class Traits>
 struct ForwardBlock {
   using F = typename Traits::F;
@@ -144,21 +168,9 @@ struct ForwardBlock {
     const TileRectangle all = rectangle(row_slot, col_slot);
     TilePlace at{all.row_begin, all.first_col(all.row_begin)};
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    // The next step to load.
-    TilePlace ahead = at;
-    int ahead_step = 0;
-    const auto load_step = [&](unsigned char* to) {
-      if (ahead.row >= all.row_end) return;
-      const int64_t col = int64_t(ahead_step) * Traits::kDepth;
-      load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(ahead.row) * kM, col);
-      load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(ahead.col) * kN, col);
-      if (++ahead_step == steps) {
-        ahead_step = 0;
-        ahead.next(all);
-      }
-    };
+    ForwardSteps<Traits> ahead{p, all, steps, at};
     typename Traits::Ring ring(memory);
-    ring.start(load_step);
+    ring.start(ahead);
 
     const T scale = load_scale<kUnbounded>(p.scale);
     while (at.row < all.row_end) {
@@ -167,7 +179,7 @@ struct ForwardBlock {
       T dots[F::kMI][F::kNI][4];
       set_zero(dots);
       for (int step = 0; step < steps; ++step) {
-        unsigned char* const ready = ring.next(load_step);
+        unsigned char* const ready = ring.next(ahead);
         Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
         if (step == 0) store_label(label);
       }

@@ -28,7 +28,7 @@ CLCE_DEVICE void store_partial_sums(T* first, int64_t stride, bool unbounded, co
 template <class T>
 CLCE_DEVICE void combine(PartialSums<T>& into, const PartialSums<T>& from, bool unbounded, T beta) {
   if (unbounded) {
-    merge(into, from, beta);
+    merge(into, from, hardness(beta));
   } else {
     for_each_field<T>(false, [&](int, auto member) { into.*member += from.*member; });
   }
