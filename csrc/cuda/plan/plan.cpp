@@ -33,13 +33,12 @@ bool choose_panels(const ContrastArgs& args, Format format) {
   if (args.engine != EngineChoice::kAuto) return args.engine == EngineChoice::kPanels;
   // Up to this width a block of the backward pass holds whole rows of the gradient, and in 16 bits its own
   // rows in shared memory too. Wider 16-bit tiles wait for L2, and the other formats compute the logits again
-  // for each chunk of the row, while a panel is gone over as often for any width. (bench/panel_model.py
-  // predicts 450 effective TFLOPS at 256 columns of bfloat16 and 590 at 512; from docs/cuda.md's assumptions
-  // about tiles follow 530 and 300.)
+  // for each chunk of the row, while a panel is gone over as often for any width. At 256 columns of bfloat16
+  // the GPU would be done with a panel before the host has launched the next one; from 512 on panels are
+  // predicted to be twice as fast as tiles (docs/cuda.md, docs/performance.md).
   const int64_t widest = format == Format::kFloat64 ? 64 : 256;
-  // Fewer pairs than a panel holds are too few for the products to fill a device, and for a product's time to
-  // hide that each panel takes six launches.
-  constexpr int64_t kFewestPairs = int64_t(1) << 22;
+  // Fewer pairs are few panels, whose six launches each take the host longer than the tiles take the GPU.
+  constexpr int64_t kFewestPairs = int64_t(1) << 24;
   return args.stride > widest && args.num_anchors * args.num_keys >= kFewestPairs;
 }
 
