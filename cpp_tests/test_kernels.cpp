@@ -349,6 +349,12 @@ class Experiment {
   // Instead of one element of the anchors.
   void put(int64_t row, int64_t col, double value) { anchors_->put(row, col, value); }
 
+  // As the gradient that autograd hands in.
+  void put_upstream(double value) {
+    grad_.assign(grad_.size(), A(value));
+    grad_memory_ = std::make_unique<GlobalArray<A>>(grad_);
+  }
+
   Outputs<Format> run() {
     Outputs<Format> out;
     const int64_t m = c_.m, n = c_.n;
@@ -1071,7 +1077,8 @@ void test_panel_launches() {
   }
 }
 
-// A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it.
+// A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it. Padding is 0 even
+// then.
 template <class Format>
 void test_not_numbers() {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
@@ -1080,7 +1087,7 @@ void test_not_numbers() {
       Case c;
       if (i >= 2) c = with_panels(c);
       c.m = 70;
-      c.d = 24;
+      c.d = 21;
       c.unbounded = unbounded;
       c.config.mean_inside_log = unbounded;
       Experiment<Format> experiment(c, 1);
@@ -1088,8 +1095,24 @@ void test_not_numbers() {
       const auto out = experiment.run();
       CHECK(std::isnan(double(out.loss[0])));
       bool any = false;
-      for (auto g : out.danchors) any = any || std::isnan(double(g));
+      for (size_t j = 0; j < out.danchors.size(); ++j) {
+        any = any || std::isnan(double(out.danchors[j]));
+        if (int64_t(j) % experiment.stride() >= c.d) CHECK_EQ(double(out.danchors[j]), 0.0);
+      }
       CHECK(any);
+    }
+  }
+  for (bool panels : {false, true}) {
+    Case c;
+    if (panels) c = with_panels(c);
+    c.m = 70;
+    c.d = 21;
+    Experiment<Format> experiment(c, 1);
+    experiment.put_upstream(std::numeric_limits<double>::quiet_NaN());
+    const auto gradient = experiment.run().danchors;
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      const bool padding = i % experiment.stride() >= 21;
+      CHECK(padding ? gradient[i] == 0 : std::isnan(double(gradient[i])));
     }
   }
 }

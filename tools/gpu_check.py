@@ -55,10 +55,19 @@ def sanitizer_suite() -> None:
     """Small cases through every CUDA kernel, forward and backward. compute-sanitizer runs this."""
     import torch
 
-    from clce_ext import hard_negative_contrastive_loss
+    from clce_ext import _C, hard_negative_contrastive_loss
 
     torch.manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    _C.use_engine("panels")  # which small batches are not computed by otherwise
+    for dtype in dtypes:
+        z = torch.randn(70, 33, device="cuda", dtype=dtype, requires_grad=True)
+        keys = torch.randn(300, 33, device="cuda", dtype=dtype, requires_grad=True)
+        labels, key_labels = torch.arange(70, device="cuda") % 5, torch.arange(300, device="cuda") % 5
+        hard_negative_contrastive_loss(z, labels).backward()
+        hard_negative_contrastive_loss(z, labels, keys=keys, key_labels=key_labels).backward()
+    _C.use_engine("")
+    for dtype in dtypes:
         for rows, dim, options in (
             (70, 33, {}),
             (130, 200, {"temperature": 0.01}),
@@ -140,6 +149,9 @@ class Check:
         # On CUDA all that has a device; the rest is CI's.
         tests += ["-k", "cuda or tf32 or mixed_devices"] if gpu else ["python_tests/test_arguments.py"]
         self.run("tests", tests, 150, needs=needs_gpu)
+        if gpu:
+            losses = ["python_tests/test_loss.py", "python_tests/test_edge_cases.py"]
+            self.run("tests by panels", [*tests, *losses], 60, {"CLCE_ENGINE": "panels"})
         for tool in SANITIZERS:
             command = [self.machine["compute-sanitizer"] or "", "--tool", tool, "--error-exitcode", "9"]
             command += [python, __file__, "--sanitizer-suite"]

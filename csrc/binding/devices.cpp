@@ -4,6 +4,7 @@
 #include <c10/util/Exception.h>
 
 #include <atomic>
+#include <cstdlib>
 
 #if defined(CLCE_CUDA)
 #include <c10/cuda/CUDAStream.h>
@@ -31,9 +32,21 @@ const Entry kDevices[] = {
 #endif
 };
 
-std::atomic<EngineChoice> chosen{EngineChoice::kAuto};
+EngineChoice engine_of_environment() {
+  const char* const name = std::getenv("CLCE_ENGINE");
+  return engine_named(name ? name : "").value_or(EngineChoice::kAuto);
+}
+
+std::atomic<EngineChoice> chosen{engine_of_environment()};
 
 }  // namespace
+
+std::optional<EngineChoice> engine_named(std::string_view name) {
+  if (name.empty()) return EngineChoice::kAuto;
+  if (name == "fused") return EngineChoice::kFused;
+  if (name == "panels") return EngineChoice::kPanels;
+  return {};
+}
 
 void use_engine(EngineChoice choice) {
   chosen = choice;

@@ -4,6 +4,9 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/DeviceType.h>
 
+#include <optional>
+#include <string_view>
+
 #include "backend.h"
 
 namespace clce::binding {
@@ -18,7 +21,11 @@ struct BackendOnStream : Backend {
   ProductFunction product;
 };
 
-// How the passes over pairs are computed from now on, where the device knows more than one way.
+// "fused", "panels", or "" for the plan's choice; nothing for other names.
+std::optional<EngineChoice> engine_named(std::string_view name);
+
+// How the passes over pairs are computed from now on, where the device knows more than one way. Before that,
+// as the environment's CLCE_ENGINE says if it names one.
 void use_engine(EngineChoice choice);
 EngineChoice engine_in_use();
 

@@ -47,15 +47,10 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("cpu_capability", [] { return clce::cpu::tile_kernels<float>().capability; });
 
-  // How CUDA tensors are computed on; "" is the plan's choice.
   m.def("use_engine", [](const std::string& name) {
-    using clce::EngineChoice;
-    if (!name.empty() && name != "fused" && name != "panels") {
-      throw std::invalid_argument("engine must be 'fused', 'panels' or '', got '" + name + "'");
-    }
-    clce::binding::use_engine(name == "panels"  ? EngineChoice::kPanels
-                              : name == "fused" ? EngineChoice::kFused
-                                                : EngineChoice::kAuto);
+    const auto choice = clce::binding::engine_named(name);
+    if (!choice) throw std::invalid_argument("engine must be 'fused', 'panels' or '', got '" + name + "'");
+    clce::binding::use_engine(*choice);
   });
 
   m.attr("ROW_PADDING") = clce::kRowPadding;
