@@ -40,14 +40,16 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kFactorThreads, 1)
 
 constexpr int kFillThreads = 256;
 
+template <class T>
 struct ClearParams {
-  ptx::Pack<uint32_t>* to;
+  T* to;
   int64_t count;
 };
 
-CLCE_KERNEL inline void CLCE_LAUNCH_BOUNDS(kFillThreads, 1) clear_kernel(ClearParams p) {
+template <class T>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kFillThreads, 1) clear_kernel(ClearParams<T> p) {
   const int64_t i = int64_t(blockIdx.x) * kFillThreads + threadIdx.x;
-  if (i < p.count) ptx::global_store(p.to + i, ptx::Pack<uint32_t>{});
+  if (i < p.count) ptx::global_store(p.to + i, T{});
 }
 
 template <class T>

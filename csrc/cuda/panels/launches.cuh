@@ -9,9 +9,10 @@ namespace clce::cuda {
 
 // Zeros; whole vectors of 16 bytes.
 inline void clear(void* to, size_t bytes, void* stream) {
-  const int64_t count = int64_t(bytes / sizeof(ptx::Pack<uint32_t>));
-  launch(clear_kernel, "clear_kernel", Grid{uint32_t(ceil_div(count, kFillThreads))}, kFillThreads, 0, stream,
-         ClearParams{static_cast<ptx::Pack<uint32_t>*>(to), count});
+  using Vector = ptx::Pack<uint32_t>;
+  const int64_t count = int64_t(bytes / sizeof(Vector));
+  launch(clear_kernel<Vector>, "clear_kernel", Grid{uint32_t(ceil_div(count, kFillThreads))}, kFillThreads, 0,
+         stream, ClearParams<Vector>{static_cast<Vector*>(to), count});
 }
 
 // A block for each tile of a panel.
