@@ -4,7 +4,7 @@
 #pragma once
 
 #include "cuda/kernels/coefficients.cuh"
-#include "cuda/panels/walk.h"
+#include "cuda/panels/panel.h"
 #include "cuda/tile/half.cuh"
 #include "dispatch.h"
 

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "cuda/kernels/tile_sums.cuh"
-#include "cuda/panels/walk.h"
+#include "cuda/panels/panel.h"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace clce::cuda {

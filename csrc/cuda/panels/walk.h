@@ -6,14 +6,10 @@
 #include <algorithm>
 
 #include "backend.h"
+#include "cuda/panels/panel.h"
 #include "cuda/plan/plan.h"
 
 namespace clce::cuda {
-
-// Anchors [row, row + rows) against keys [column, column + columns).
-struct Panel {
-  int64_t row, rows, column, columns;
-};
 
 // Calls use(Panel). In self-contrast the panels hold every pair with column > row, and as little else as
 // whole rows and columns allow.
