@@ -3,9 +3,12 @@
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "backend.h"
+#include "binding/devices.h"
 #include "cpu/tile.h"
 
 #define CLCE_STRING_(x) #x
@@ -43,6 +46,17 @@ PYBIND11_MODULE(_C, m) {
     return info;
   });
   m.def("cpu_capability", [] { return clce::cpu::tile_kernels<float>().capability; });
+
+  // How CUDA tensors are computed on; "" is the plan's choice.
+  m.def("use_engine", [](const std::string& name) {
+    using clce::EngineChoice;
+    if (!name.empty() && name != "fused" && name != "panels") {
+      throw std::invalid_argument("engine must be 'fused', 'panels' or '', got '" + name + "'");
+    }
+    clce::binding::use_engine(name == "panels"  ? EngineChoice::kPanels
+                              : name == "fused" ? EngineChoice::kFused
+                                                : EngineChoice::kAuto);
+  });
 
   m.attr("ROW_PADDING") = clce::kRowPadding;
   m.attr("STATISTICS") = names_of_rows(clce::kNumStatistics, {{clce::kNumPos, "n_pos"},

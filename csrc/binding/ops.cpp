@@ -252,8 +252,9 @@ TORCH_LIBRARY(clce_ext, library) {
       " -> (Tensor dz, Tensor dkeys)",
       statistics_backward_op);
   // Made of torch's own operations: any device.
-  library.def("temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor",
-              torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, temperature_gradient));
+  library.def(
+      "temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor",
+      torch::dispatch(c10::DispatchKey::CompositeExplicitAutograd, temperature_gradient));
 }
 
 }  // namespace clce::binding

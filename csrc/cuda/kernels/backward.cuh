@@ -14,9 +14,9 @@
 #include <type_traits>
 
 #include "cuda/grid.h"
-#include "cuda/kernels/block_reduce.cuh"
 #include "cuda/kernels/coefficients.cuh"
 #include "cuda/kernels/pairs.cuh"
+#include "cuda/kernels/unit.cuh"
 #include "cuda/tile/pipeline.cuh"
 
 namespace clce::cuda {
@@ -56,7 +56,6 @@ struct BackwardTraits {
   using TileG = SharedTile<typename Product::Gradient, kM, kN>;
   using LabelsOfTile = TileLabels<kM + kN>;
   using C = Coefficients<kUnbounded, T>;
-  // float16 has few exponents: dL/ds is multiplied by a power of two before it is rounded.
   static constexpr bool kRescale = std::is_same_v<typename Product::Gradient, ptx::f16>;
   static constexpr int kFirstBytes = TileB::kBytes + (kResident ? 0 : TileA::kBytes);
   static constexpr int kStageBytes = kResident || kFirstBytes > TileX::kBytes ? kFirstBytes : TileX::kBytes;
@@ -85,7 +84,6 @@ struct BackwardBlock {
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
   using TileX = typename Traits::TileX;
-  using OneSide = Side<typename Traits::Element, T>;
   using Logits = T[FS::kMI][FS::kNI][4];
   using Gradients = T[FG::kMI][FG::kNI][4];
   static constexpr int kM = Traits::kM, kN = Traits::kN, kPlaces = kM + kN;
@@ -172,41 +170,15 @@ struct BackwardBlock {
     return [this, place](int i) { return ptx::shared_load(coefficients + i * kPlaces + place); };
   }
 
-  // An upper bound of |dL/ds| over this thread's rows of one side.
-  CLCE_DEVICE T largest_gradient(const OneSide& side) const {
-    T top = 0;
-    if (!side.derivatives) return top;
-    const int64_t n = side.rows.count;
-    const auto size = [&](int i, int64_t row) {
-      return std::abs(ptx::global_load(side.derivatives + i * n + row));
-    };
-    for (int64_t row = threadIdx.x; row < n; row += Traits::kThreads) {
-      const T positive = size(kDSumPos, row) + size(kDLsePos, row);
-      const T negative = size(kDLseW, row) * p.beta + size(kDLseWn, row) * (1 + p.beta);
-      const T upstream = side.upstream ? std::abs(ptx::global_load(side.upstream + row)) : T(1);
-      top = Max{}(top, Max{}(negative, positive) * upstream);
-    }
-    return top;
-  }
-
-  // The power of two by which dL/ds is multiplied before it is rounded: none of them can overflow then, and
-  // as few as possible underflow. Divided out at the end.
+  // By which dL/ds is multiplied before it is rounded.
   CLCE_DEVICE T unit() const {
     if constexpr (Traits::kRescale) return ptx::shared_load(shares + 2 * Traits::kWarps);
     return 1;
   }
 
-  CLCE_DEVICE void find_unit() const {
+  CLCE_DEVICE void store_unit() const {
     if constexpr (Traits::kRescale) {
-      T largest[2] = {largest_gradient(p.owner), largest_gradient(p.other)};
-      block_reduce(largest, shares, Traits::kWarps, Max{});
-      const T bound = largest[0] + largest[1];
-      T unit = 1;
-      if (bound > 0 && bound < T(1e30)) {
-        // 2^14 leaves a factor of almost 4 to the largest float16.
-        const T exponent = T(14) - std::ceil(std::log2(bound));
-        unit = std::exp2(exponent > 60 ? T(60) : exponent);
-      }
+      const T unit = find_unit(p.owner, p.other, p.beta, Traits::kThreads, shares);
       if (threadIdx.x == 0) ptx::shared_store(shares + 2 * Traits::kWarps, unit);
       ptx::sync_threads();
     }
@@ -252,7 +224,7 @@ struct BackwardBlock {
     if constexpr (Traits::kResident) load_async<Traits::kThreads>(owner, p.owner.rows, first_row(), 0);
     ring.start(*this);
 
-    find_unit();
+    store_unit();
     const int t = int(threadIdx.x);
     if (t < kM) store_row(t, fetch_row(p.owner, first_row() + t), p.owner.labels.none);
 
@@ -294,11 +266,7 @@ struct BackwardBlock {
 
   CLCE_DEVICE void store(const Gradients& sum, T factor) const {
     const int64_t rows = p.owner.rows.count, stride = p.owner.rows.stride;
-    if (p.upstream) factor *= ptx::global_load(p.upstream);
-    if (p.num_terms) {
-      const T terms = ptx::global_load(p.num_terms);
-      factor /= terms > 1 ? terms : T(1);
-    }
+    factor = reduced(factor, p.upstream, p.num_terms);
     const FG f = FG::opaque();
     T* const gradient = p.gradient + int64_t(blockIdx.z) * rows * stride;
 #pragma unroll

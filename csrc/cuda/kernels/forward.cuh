@@ -155,20 +155,11 @@ struct ForwardBlock {
     if (has_label()) labels.store(int(threadIdx.x), label, label_side().none);
   }
 
-  CLCE_DEVICE T* slot(int64_t index, int64_t row) const {
-    return p.slots + index * Sums::kFields * p.anchors.count + row;
-  }
-
   // Adds to what this block has put in the slot, or puts it there first.
-  CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, PartialSums<T> value) const {
+  CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, const PartialSums<T>& value) const {
     if (row >= p.anchors.count) return;
-    T* const place = slot(index, row);
-    if (!first) {
-      PartialSums<T> before = load_partial_sums(place, p.anchors.count, kUnbounded);
-      combine(before, value, kUnbounded, p.beta);
-      value = before;
-    }
-    store_partial_sums(place, p.anchors.count, kUnbounded, value);
+    T* const slot = p.slots + index * Sums::kFields * p.anchors.count + row;
+    add_partial_sums(slot, p.anchors.count, kUnbounded, first, p.beta, value);
   }
 
   CLCE_DEVICE void run() const {

@@ -46,4 +46,9 @@ constexpr EngineTiles engine_tiles(Architecture architecture, Format format) {
   return sm80_tiles(format);
 }
 
+// Rows, and as many columns, of a block's tile of a panel of logits; the least of a pass over a panel.
+constexpr int panel_tile(Format format) {
+  return format == Format::kFloat64 ? 32 : 128;
+}
+
 }  // namespace clce::cuda
