@@ -26,11 +26,10 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("for (int step = 0; step < steps; ++step) {", trips=steps),
         Rule("for (int step = 0; step < kN / Traits::kStep; ++step) {", trips=second),
         Rule("for (int stage = 0; stage < kStages - 1; ++stage)", trips=shape.stages - 1),
-        # Loads ahead stop at the walk's end, stages - 1 steps early: nearly never.
-        Rule("if (ahead.row >= all.row_end) return;", share=never, leaves=True),
-        Rule("if (ahead_tile >= end) return;", share=never, leaves=True),
+        # Loads ahead stop stages - 1 steps before the walk's end: nearly always there is one.
+        Rule("if (steps.left()) steps.load(place(stage));", share=always),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
-        Rule("if (++ahead_step == steps) {", share=1 / steps),
+        Rule("if (++step == steps) {", share=1 / steps),
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),
         # Once per tile.
         Rule("if (step == 0) store_label(label);", share=1 / steps),
@@ -87,12 +86,12 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (into.n_neg > 0) {", share=always),
         # Before the walk, float16.
         Rule("const T upstream = side.upstream ?", share=never),
-        Rule("if (bound > 0 && bound < T(1e30)) {", share=always),
+        Rule("if (!(bound > 0 && bound < T(1e30))) return 1;", share=never, leaves=True),
         Rule("if (!side.derivatives) return top;", share=never, leaves=True),
-        Rule("for (int64_t row = threadIdx.x; row < n;", trips=case.batch / threads),
+        Rule("for (int64_t row = first; row < n; row += step) {", trips=case.batch / threads),
         # After the walk.
-        Rule("if (p.upstream)", share=always),
-        Rule("if (p.num_terms) {", share=always),
+        Rule("if (upstream) factor *=", share=always),
+        Rule("if (num_terms) {", share=always),
         Rule("factor /= terms > 1 ? terms : T(1);", share=never),
         Rule("if (row >= rows) continue;", share=never, leaves=True),
         Rule("if (col >= stride) continue;", share=never, leaves=True),
