@@ -9,7 +9,7 @@ CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass lint format bench gpu-check mutation-check clean
+.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -46,6 +46,9 @@ test-sanitized: $(VENV)/.installed ## the C++ tests under AddressSanitizer and U
 
 check-sass: $(VENV)/.installed ## what the compiler made of the CUDA kernels: spills, registers, tensor cores (needs nvcc)
 	$(RUN) tools/check_sass.py
+
+pipe-model: $(VENV)/.installed ## what the kernels should cost, from their machine code; fails where one has grown (needs nvcc)
+	$(RUN) tools/pipe_model.py --check
 
 mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (20 minutes)
 	$(RUN) tools/mutation_check.py

@@ -191,6 +191,7 @@ def extension():
     kind = cpp_extension.CppExtension
     if WITH_CUDA:
         kind = cpp_extension.CUDAExtension
+        sources.append("csrc/binding/product.cpp")
         sources += cuda_sources()[""]
         flags["nvcc"] = list(NVCC_FLAGS)
     return kind(

@@ -24,12 +24,14 @@ class Competitor:
     """A way to compute the loss.
 
     Attributes:
+        name: on the command line and in results.
         build: makes the loss function of a case.
         refuses: the reason why a case is not for it, or None.
         copies: float32 matrices of B x B that forward and backward hold at once, about; what decides
             whether a case fits in memory.
         capturable: whether a CUDA graph of it is tried.
         tf32: multiplies float32 as TF32, whatever torch is told.
+        title, color, marker: in tables and plots.
     """
 
     name: str
@@ -38,6 +40,9 @@ class Competitor:
     copies: float = 0.0
     capturable: bool = False
     tf32: bool = False
+    title: str = ""
+    color: str = "#666666"
+    marker: str = "o"
 
     def bytes_needed(self, case: Case) -> int:
         width = 8 if case.dtype == "float64" else 4
@@ -183,13 +188,37 @@ def _inf_cl_refuses(case: Case) -> str | None:
 COMPETITORS = {
     c.name: c
     for c in (
-        Competitor("ours", _ours, _ours_refuses, capturable=True),
-        Competitor("portable", _portable),
-        Competitor("eager", _eager, copies=14),
-        Competitor("compile", _compiled, copies=6, capturable=True),
-        Competitor("chunked", _chunked),
-        Competitor("metric-learning", _metric_learning, _metric_learning_refuses, copies=14),
-        Competitor("inf-cl", _inf_cl, _inf_cl_refuses, tf32=True),
+        Competitor("ours", _ours, _ours_refuses, capturable=True, title="clce_ext", color="#0072b2"),
+        Competitor("portable", _portable, title="portable (panels in torch)", color="#882255", marker="*"),
+        Competitor("eager", _eager, copies=14, title="eager PyTorch", color="#d55e00", marker="s"),
+        Competitor(
+            "compile",
+            _compiled,
+            copies=6,
+            capturable=True,
+            title="torch.compile",
+            color="#009e73",
+            marker="^",
+        ),
+        Competitor("chunked", _chunked, title="chunked + checkpoint", color="#cc79a7", marker="D"),
+        Competitor(
+            "metric-learning",
+            _metric_learning,
+            _metric_learning_refuses,
+            copies=14,
+            title="pytorch-metric-learning",
+            color="#e69f00",
+            marker="v",
+        ),
+        Competitor(
+            "inf-cl",
+            _inf_cl,
+            _inf_cl_refuses,
+            tf32=True,
+            title="Inf-CL (Triton)",
+            color="#56b4e9",
+            marker="P",
+        ),
     )
 }
 

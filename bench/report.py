@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+from bench.competitors import COMPETITORS
+
 META = (
     "date", "commit", "device", "device_name", "threads", "cores", "torch", "python", "clce_ext",
     "cpu_capability", "blas", "cuda", "cuda_archs", "tf32", "load",
@@ -22,35 +24,8 @@ COLUMNS = META + CASE + RESULT
 ``gflops``: effective, 2 B^2 D forward and 4 B^2 D backward over the median. ``ratio_mm``: median over the
 rounds of the time over the yardstick's in the same round. ``status``: ok, skipped or failed, with a note."""
 
-LABELS = {
-    "ours": "clce_ext",
-    "portable": "portable (panels in torch)",
-    "eager": "eager PyTorch",
-    "compile": "torch.compile",
-    "chunked": "chunked + checkpoint",
-    "metric-learning": "pytorch-metric-learning",
-    "inf-cl": "Inf-CL (Triton)",
-    "mm": "torch.mm(x, x.T)",
-}
-_COLORS = {
-    "ours": "#0072b2",
-    "portable": "#882255",
-    "eager": "#d55e00",
-    "compile": "#009e73",
-    "chunked": "#cc79a7",
-    "metric-learning": "#e69f00",
-    "inf-cl": "#56b4e9",
-    "mm": "#666666",
-}
-_MARKERS = {
-    "ours": "o",
-    "portable": "*",
-    "eager": "s",
-    "compile": "^",
-    "chunked": "D",
-    "metric-learning": "v",
-    "inf-cl": "P",
-}
+LABELS = {name: competitor.title for name, competitor in COMPETITORS.items()} | {"mm": "torch.mm(x, x.T)"}
+_MM_COLOR = "#666666"
 
 _INTEGERS = ("threads", "cores", "batch", "dim", "per_class", "seed", "rounds", "inner", "peak_extra_bytes",
              "saved_bytes")  # fmt: skip
@@ -194,11 +169,12 @@ def plot(rows: list[dict], stem: Path) -> list[Path]:
     figure, axes = plt.subplots(1, panels, figsize=(4.2 * panels, 3.8), squeeze=False, layout="constrained")
 
     def lines(axis, points: list[dict], value: str, base: int) -> None:
-        for name in LABELS:
+        for name in COMPETITORS:
             xy = sorted((row["batch"], row[value]) for row in points if row["competitor"] == name)
             if xy:
+                look = COMPETITORS[name]
                 axis.plot(
-                    *zip(*xy, strict=True), marker=_MARKERS[name], color=_COLORS[name], label=LABELS[name],
+                    *zip(*xy, strict=True), marker=look.marker, color=look.color, label=look.title,
                     linewidth=2.6 if name == "ours" else 1.5, markersize=6, zorder=3 if name == "ours" else 2,
                 )  # fmt: skip
         axis.set_xscale("log", base=2)
@@ -211,7 +187,7 @@ def plot(rows: list[dict], stem: Path) -> list[Path]:
 
     for axis, dim in zip(axes[0], dims, strict=False):
         lines(axis, [row for row in timed if row["dim"] == dim], "ratio_mm", base=10)
-        axis.axhline(1, color=_COLORS["mm"], linestyle=":", linewidth=1)
+        axis.axhline(1, color=_MM_COLOR, linestyle=":", linewidth=1)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}×"))
         axis.set_title(f"forward + backward, D = {dim}")
     if dims:

@@ -136,7 +136,7 @@ CheckArgumentsInputs = namedtuple(
 )
 
 
-# ---- clce_ext::contrastive_loss_backward: the upstream gradient, and three groups of arguments ----
+# ---- clce_ext::contrastive_loss_backward: the upstream gradient, what the forward saves, options, needs ----
 
 
 class SavedTensors(NamedTuple):
@@ -165,22 +165,17 @@ class BackwardOptions(NamedTuple):
     reduction: str
 
 
-class NeededGradients(NamedTuple):
-    need_embeddings: bool
-    need_keys: bool
-    need_temperature: bool
-
-
 ContrastiveLossBackwardInputs = namedtuple(
     "ContrastiveLossBackwardInputs",
-    ["grad_loss", *SavedTensors._fields, *BackwardOptions._fields, *NeededGradients._fields],
+    [
+        "grad_loss",
+        *SavedTensors._fields,
+        *BackwardOptions._fields,
+        "need_embeddings",
+        "need_keys",
+        "need_temperature",
+    ],
 )
-
-
-class ContrastiveLossBackwardOutputs(NamedTuple):
-    embeddings: Tensor
-    keys: Tensor
-    temperature: Tensor
 
 
 # ---- the parts of it, for losses whose keys arrive in pieces ----

@@ -4,8 +4,8 @@ Kernels are registered for their kinds of device by the compiled part, the porta
 for all others (CompositeExplicitAutograd). So torch's dispatcher chooses, and no call pays for it.
 
 Environment:
-    CLCE_ENGINE    "portable", or an engine of the compiled part ("fused"): compute in this way or raise
-                   ValueError; for tests and benchmarks
+    CLCE_ENGINE    "portable", or an engine of the compiled part ("fused", "panels"): compute in this way or
+                   raise ValueError; for tests and benchmarks
     CLCE_PORTABLE  "0": NotImplementedError where only the portable backend could compute
 """
 
@@ -36,6 +36,8 @@ def use_engine(engine: str | None) -> None:
     if _overrides is not None:
         _overrides._destroy()  # the kernels are what they were
         _overrides = None
+    if C is not None:
+        C.use_engine(engine if engine in ENGINES else "")
     if engine is None or engine in ENGINES:
         return
     _overrides = torch.library.Library("clce_ext", "IMPL")
@@ -56,9 +58,8 @@ def engine(name: str | None) -> Iterator[None]:
 
 
 def serving(device_type: str) -> str:
-    """The engine that computes on a kind of device."""
-    kernels = device_type in DEVICE_TYPES and _engine != "portable"
-    return (_engine or ENGINES[0]) if kernels else "portable"
+    """What computes on a kind of device: "kernels", or "portable"."""
+    return "kernels" if device_type in DEVICE_TYPES and _engine != "portable" else "portable"
 
 
 def register() -> None:

@@ -25,8 +25,8 @@ def build_info() -> dict:
         set its CPU kernels use on this machine ("avx512", "avx2" or "baseline"); ``blas``, what multiplies
         their tiles; ``cuda``, the toolkit's version or None for a build without CUDA kernels;
         ``cuda_archs``, the architectures those are compiled for; ``features``, a list of names;
-        ``backends``, what computes on which kind of device: an engine of the kernels ("fused"), or
-        "portable", plain torch operations. Where nothing is compiled, what says how it was is None.
+        ``backends``, what computes on which kind of device: "kernels", or "portable", plain torch
+        operations. Where nothing is compiled, what says how it was is None.
     """
     info = {"version": version(), "torch": None, "cuda": None, "cuda_archs": [], "blas": None}
     info |= C.build() if C else {}

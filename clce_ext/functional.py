@@ -10,7 +10,6 @@ from clce_ext.arguments import (
     CLCE_DEFAULTS,
     DEFAULTS,
     ContrastiveLossInputs,
-    ContrastiveLossOutputs,
     Temperature,
 )
 from clce_ext.distributed.loss import loss_of_all_ranks, name_of_call
@@ -177,22 +176,22 @@ def hard_negative_contrastive_loss(
     except (TypeError, ValueError) as problem:
         _refuse(problem, distributed, process_group)
     inputs = ContrastiveLossInputs(
-        embeddings=rows,
-        labels=labels,
-        keys=keys,
-        key_labels=key_labels,
-        temperature_tensor=temperature_tensor,
-        temperature=temperature,
-        views=views,
-        key_offset=key_offset,
-        beta=beta,
-        summation=summation,
-        denominator=denominator,
-        debias=debias,
-        detach_weights=detach_weights,
-        normalize=normalize,
-        ignore_index=ignore_index,
-        reduction=reduction,
+        rows,
+        labels,
+        keys,
+        key_labels,
+        temperature_tensor,
+        temperature,
+        views,
+        key_offset,
+        beta,
+        summation,
+        denominator,
+        debias,
+        detach_weights,
+        normalize,
+        ignore_index,
+        reduction,
     )
     if distributed is not None:
         return loss_of_all_ranks(inputs, entries, distributed, process_group)
@@ -203,7 +202,8 @@ def hard_negative_contrastive_loss(
     # The Function costs the host less; torch.compile and torch.export want the op itself.
     compiling = torch.compiler.is_compiling()
     compute = torch.ops.clce_ext.contrastive_loss if compiling else HardNegativeContrastiveFunction.apply
-    return ContrastiveLossOutputs(*compute(*inputs)).loss
+    loss, *_ = compute(*inputs)
+    return loss
 
 
 def check_mixing_weight(weight: float) -> None:

@@ -7,6 +7,7 @@ arguments alike. :mod:`clce_ext.backends` says which one serves a device.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -16,12 +17,10 @@ from clce_ext.arguments import (
     BackwardOptions,
     CheckArgumentsInputs,
     ContrastiveLossBackwardInputs,
-    ContrastiveLossBackwardOutputs,
     ContrastiveLossInputs,
     ContrastiveLossOutputs,
     Derivatives,
     LossFromStatisticsInputs,
-    NeededGradients,
     SavedTensors,
     Statistics,
     StatisticsBackwardInputs,
@@ -152,34 +151,41 @@ def check_arguments(inputs: ContrastiveLossInputs) -> None:
 
 # ---- the one autograd formula ----
 
-_NO_GRADIENTS = ContrastiveLossInputs(*[None] * len(ContrastiveLossInputs._fields))
+# An overload called by its name costs the host less than the search for one.
+_contrastive_loss = _ops.contrastive_loss.default
+_contrastive_loss_backward = _ops.contrastive_loss_backward.default
+
+# Where what has a gradient stands among the inputs.
+_EMBEDDINGS, _KEYS, _TEMPERATURE = (
+    ContrastiveLossInputs._fields.index(name) for name in ("embeddings", "keys", "temperature_tensor")
+)
 
 
 def _setup_context(ctx, inputs, output):
     inputs, output = ContrastiveLossInputs(*inputs), ContrastiveLossOutputs(*output)
     self_contrast = inputs.keys is None
     saved = SavedTensors(
-        num_terms=output.num_terms,
-        statistics=output.statistics,
-        derivatives=output.derivatives,
-        z=output.z,
-        norms=output.norms,
-        key_z=None if self_contrast else output.key_z,
-        key_norms=None if self_contrast else output.key_norms,
-        labels=inputs.labels,
-        key_labels=inputs.key_labels,
-        temperature_tensor=inputs.temperature_tensor,
+        output.num_terms,
+        output.statistics,
+        output.derivatives,
+        output.z,
+        output.norms,
+        None if self_contrast else output.key_z,
+        None if self_contrast else output.key_norms,
+        inputs.labels,
+        inputs.key_labels,
+        inputs.temperature_tensor,
     )
     ctx.save_for_backward(*saved)
     ctx.options = BackwardOptions(
-        temperature=inputs.temperature,
-        dim=inputs.embeddings.shape[1],
-        views=inputs.views,
-        key_offset=inputs.key_offset,
-        beta=inputs.beta,
-        normalize=inputs.normalize,
-        ignore_index=inputs.ignore_index,
-        reduction=inputs.reduction,
+        inputs.temperature,
+        inputs.embeddings.shape[1],
+        inputs.views,
+        inputs.key_offset,
+        inputs.beta,
+        inputs.normalize,
+        inputs.ignore_index,
+        inputs.reduction,
     )
     # All but the loss and z: only_first_derivative needs a saved tensor whose graph leads back to this node,
     # and only a differentiable output has one.
@@ -226,24 +232,25 @@ def only_first_derivative(
     return _OnlyFirstDerivative.apply(inputs, grad_output, *grads)
 
 
-def _backward(ctx, grad_loss, *_, op=_ops.contrastive_loss_backward):
-    needs = ContrastiveLossInputs(*ctx.needs_input_grad)
-    needs = NeededGradients(needs.embeddings, needs.keys, needs.temperature_tensor)
+def _backward(ctx, grad_loss, *_, op=_contrastive_loss_backward):
+    grads: list[Tensor | None] = [None] * len(ContrastiveLossInputs._fields)
+    needs = [ctx.needs_input_grad[place] for place in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
     if grad_loss is None or not any(needs):
-        return _NO_GRADIENTS
+        return tuple(grads)
+    need_embeddings, need_keys, need_temperature = needs
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
-    with torch.no_grad():
-        grads = op(grad_loss, *saved, *ctx.options, *needs)
-    grads = ContrastiveLossBackwardOutputs(*only_first_derivative(saved.z, grad_loss, grads))
-    dtemperature = None
-    if needs.need_temperature:
+    # Autograd is off already unless a graph of the gradients is built; switching it off costs the host time.
+    with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
+        of_inputs = op(grad_loss, *saved, *ctx.options, *needs)
+    dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, of_inputs)
+    if need_embeddings:
+        grads[_EMBEDDINGS] = dx
+    if need_keys:
+        grads[_KEYS] = dkeys
+    if need_temperature:
         temperature = saved.temperature_tensor
-        dtemperature = grads.temperature.to(temperature.dtype).reshape(temperature.shape)
-    return _NO_GRADIENTS._replace(
-        embeddings=grads.embeddings if needs.need_embeddings else None,
-        keys=grads.keys if needs.need_keys else None,
-        temperature_tensor=dtemperature,
-    )
+        grads[_TEMPERATURE] = dtemperature.to(temperature.dtype).reshape(temperature.shape)
+    return tuple(grads)
 
 
 torch.library.register_autograd("clce_ext::contrastive_loss", _backward, setup_context=_setup_context)
@@ -260,15 +267,16 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
-        return _ops.contrastive_loss(*args)
+        return _contrastive_loss(*args)
 
     setup_context = staticmethod(_setup_context)
 
     @staticmethod
-    def backward(ctx, grad_loss, *others):
-        if any(grad is not None for grad in others):
+    def backward(ctx, *grads):
+        grads = ContrastiveLossOutputs(*grads)
+        if grads.z is not None:  # the only other output that is not marked as non-differentiable
             raise RuntimeError("clce_ext: of what contrastive_loss returns only the loss is differentiable")
-        return _backward(ctx, grad_loss)
+        return _backward(ctx, grads.loss)
 
 
 class PortableFunction(torch.autograd.Function):

@@ -63,14 +63,14 @@ PartialSums<T> accumulate(const Row& row, size_t begin, size_t end, T beta, bool
       one.exp_w = bounded ? std::exp(beta * s) : T(1);
       one.exp_wn = bounded ? std::exp((1 + beta) * s) : T(1);
     }
-    merge(sums, one, beta);
+    merge(sums, one, hardness(beta));
   }
   return sums;
 }
 
 template <class T>
 Statistics<T> statistics_of(const Row& row, T beta, bool bounded = false) {
-  return finalize(accumulate<T>(row, 0, row.s.size(), beta, bounded), beta);
+  return finalize(accumulate<T>(row, 0, row.s.size(), beta, bounded), hardness(beta));
 }
 
 std::vector<LossConfig> all_configs() {
@@ -225,8 +225,8 @@ void test_statistics() {
           // Any split of the keys gives the same.
           for (size_t cut : {size_t(0), row.s.size() / 3, row.s.size() / 2, row.s.size()}) {
             auto sums = accumulate<T>(row, 0, cut, T(beta), bounded);
-            merge(sums, accumulate<T>(row, cut, row.s.size(), T(beta), bounded), T(beta));
-            const auto merged = finalize(sums, T(beta));
+            merge(sums, accumulate<T>(row, cut, row.s.size(), T(beta), bounded), hardness(T(beta)));
+            const auto merged = finalize(sums, hardness(T(beta)));
             check_close(merged.n_pos, s.n_pos, 0, "merged n_pos");
             check_close(merged.n_neg, s.n_neg, 0, "merged n_neg");
             check_close(merged.sum_pos, s.sum_pos, relative * (1 + largest * positives), "merged sum_pos");
@@ -396,6 +396,15 @@ TEST("family/layout") {
   CHECK_EQ(back.n_pos, 1.0f);
   CHECK_EQ(back.lse_wn, 6.0f);
   CHECK_EQ(back.lse_wn_low, 9.0f);
+  std::vector<float> derivatives(kNumDerivatives * m, 0.0f);
+  store_derivatives(derivatives.data(), m, 1, Derivatives<float>{1, 2, 3, 4, 5});
+  for (int row = 0; row < kNumDerivatives; ++row) {
+    for (int64_t i = 0; i < m; ++i) CHECK_EQ(derivatives[row * m + i], i == 1 ? float(row + 1) : 0.0f);
+  }
+  const auto d = load_derivatives(derivatives.data(), m, 1);
+  CHECK_EQ(d.sum_pos, 1.0f);
+  CHECK_EQ(d.lse_wn, 4.0f);
+  CHECK_EQ(d.scale, 5.0f);
   CHECK_EQ(padded_dim(0), 0);
   CHECK_EQ(padded_dim(1), 8);
   CHECK_EQ(padded_dim(8), 8);

@@ -18,6 +18,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "cuda/launch.cuh"
 #include "cuda/plan/plan.h"
 #include "cuda/ptx/ptx.cuh"
 #include "executor/executor.h"
@@ -110,6 +111,57 @@ struct Naive {
   static double element(double z) { return Format::element(z); }
 };
 
+// ---- what panels take for a library's matrix product
+
+// Reads a matrix [rows, columns] as numbers: whole vectors where there are some, for the executor looks at
+// each access.
+template <class Format>
+std::vector<double> read_operand(const MatrixProduct::Operand& from, int64_t rows, int64_t columns) {
+  using E = typename Format::E;
+  using Pack = ptx::Pack<E>;
+  if (from.transposed) std::swap(rows, columns);
+  std::vector<double> values(rows * columns);
+  for (int64_t r = 0; r < rows; ++r) {
+    const E* const row = static_cast<const E*>(from.data) + r * from.stride;
+    double* const to = &values[r * columns];
+    int64_t c = 0;
+    for (; c + Pack::kSize <= columns; c += Pack::kSize) {
+      const Pack pack = ptx::global_load(reinterpret_cast<const Pack*>(row + c));
+      for (int k = 0; k < Pack::kSize; ++k) to[c + k] = Format::element(Format::widen(pack.values[k]));
+    }
+    for (; c < columns; ++c) to[c] = Format::element(Format::widen(ptx::global_load(row + c)));
+  }
+  return values;
+}
+
+// Plain loops, in one thread of a kernel, which the executor checks like any other.
+template <class Format>
+void product_kernel(MatrixProduct p) {
+  using Sum = typename Format::A;
+  const std::vector<double> a = read_operand<Format>(p.a, p.rows, p.inner);
+  const std::vector<double> b = read_operand<Format>(p.b, p.inner, p.columns);
+  const int64_t a_row = p.a.transposed ? 1 : p.inner, a_inner = p.a.transposed ? p.rows : 1;
+  const int64_t b_inner = p.b.transposed ? 1 : p.columns, b_column = p.b.transposed ? p.inner : 1;
+  for (int64_t i = 0; i < p.rows; ++i) {
+    for (int64_t j = 0; j < p.columns; ++j) {
+      Sum sum = 0;
+      for (int64_t k = 0; k < p.inner; ++k) {
+        sum += static_cast<Sum>(a[i * a_row + k * a_inner] * b[k * b_inner + j * b_column]);
+      }
+      Sum* const c = static_cast<Sum*>(p.c) + i * p.c_stride + j;
+      ptx::global_store(c, p.accumulate ? ptx::global_load(c) + sum : sum);
+    }
+  }
+}
+
+template <class Format>
+ProductFunction plain_product() {
+  return {[](void*, const MatrixProduct& product, void* stream) {
+            cuda::launch(product_kernel<Format>, "product_kernel", cuda::Grid{}, 1, 0, stream, product);
+          },
+          nullptr};
+}
+
 // ---- cases
 
 enum class Geometry { kSelf, kDisjoint, kOffset };
@@ -130,7 +182,8 @@ struct Case {
   Data data = Data::kNormal;
   LossConfig config;
   Reduction reduction = Reduction::kMean;
-  bool with_grad = true;  // grad_loss given
+  bool with_grad = true;                      // grad_loss given
+  int64_t panel_rows = 0, panel_columns = 0;  // 0: no panels but fused tiles
 
   std::string name() const {
     std::ostringstream text;
@@ -148,6 +201,7 @@ struct Case {
          << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
          << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
          << (with_grad ? "" : ", no grad_loss");
+    if (panel_rows) text << ", panels " << panel_rows << "x" << panel_columns;
     return text.str();
   }
 };
@@ -295,6 +349,12 @@ class Experiment {
   // Instead of one element of the anchors.
   void put(int64_t row, int64_t col, double value) { anchors_->put(row, col, value); }
 
+  // As the gradient that autograd hands in.
+  void put_upstream(double value) {
+    grad_.assign(grad_.size(), A(value));
+    grad_memory_ = std::make_unique<GlobalArray<A>>(grad_);
+  }
+
   Outputs<Format> run() {
     Outputs<Format> out;
     const int64_t m = c_.m, n = c_.n;
@@ -333,6 +393,10 @@ class Experiment {
     k.beta = c_.config.beta;
     k.bounded = bounded();
     k.allow_tf32 = Format::kTf32;
+    k.engine = c_.panel_rows ? EngineChoice::kPanels : EngineChoice::kFused;
+    k.product = plain_product<Format>();
+    k.panel_rows = c_.panel_rows;
+    k.panel_columns = c_.panel_columns;
 
     GlobalArray<A> statistics(kNumStatistics * m), derivatives(kNumDerivatives * m), num_terms(1);
     GlobalArray<A> loss(c_.reduction == Reduction::kNone ? m : 1);
@@ -761,12 +825,29 @@ Case with_options(Case c, int i) {
 }
 
 template <class Format>
-void add(const std::string& group, const Case& c) {
+void add_case(const std::string& group, const Case& c) {
   static std::vector<std::unique_ptr<check::Registration>> registrations;
   Case named = c;
   if (c.geometry == Geometry::kSelf) named.n = c.m;
   registrations.push_back(std::make_unique<check::Registration>(
       std::string(Format::kName) + "/" + group + "/" + named.name(), [c] { run_case<Format>(c); }));
+}
+
+// Panels that hardly any number of rows divides: narrower than a tile of a kernel, wider, and of several.
+Case with_panels(Case c) {
+  static int i = 0;
+  constexpr int64_t kShapes[][2] = {{40, 24}, {200, 136}, {72, 264}, {264, 48}};
+  const auto& shape = kShapes[i++ % 4];
+  c.panel_rows = shape[0];
+  c.panel_columns = shape[1];
+  return c;
+}
+
+// Both engines; large sizes have cases of their own.
+template <class Format>
+void add(const std::string& group, const Case& c) {
+  add_case<Format>(group, c);
+  if (group != "large") add_case<Format>("panels/" + group, with_panels(c));
 }
 
 template <class Format>
@@ -912,6 +993,14 @@ void add_all() {
   large.temperature = 0.5;
   add<Format>("large", large);
 
+  // Panels of many tiles.
+  Case panels;
+  panels.m = 9 * tile + 3;
+  panels.d = 8;
+  panels.panel_rows = 5 * tile;
+  panels.panel_columns = 3 * tile - 8;
+  add_case<Format>("panels/large", panels);
+
   // Gradients wider than a block holds.
   std::vector<int64_t> widths{520};
   if (Format::kDType != DType::kFloat64) widths.push_back(1030);
@@ -957,14 +1046,48 @@ void test_launches() {
   }
 }
 
-// A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it.
+// Of panels: a product and a kernel for each in the forward pass, three products and a kernel in the backward
+// pass, and in self-contrast no panel below the diagonal.
+template <class Format>
+void test_panel_launches() {
+  Case c;
+  c.m = 256;
+  c.n = 512;
+  c.d = 16;
+  c.panel_rows = 128;
+  c.panel_columns = 64;
+  for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint}) {
+    c.geometry = geometry;
+    const int sides = geometry == Geometry::kSelf ? 1 : 2;
+    // Rows 0 to 127: columns from 0, 64, 128, 192. Rows 128 to 255: from 128, 192.
+    const int panels = geometry == Geometry::kSelf ? 6 : 16;
+    executor::clear_launches();
+    Experiment<Format>(c, 1).run();
+    std::vector<std::string> kernels;
+    for (const auto& launch : executor::launches()) kernels.push_back(launch.kernel);
+    auto count = [&](const char* name) { return std::count(kernels.begin(), kernels.end(), name); };
+    CHECK_EQ(count("prepare_kernel"), sides);
+    CHECK_EQ(count("panel_sums_kernel"), panels);
+    CHECK_EQ(count("panel_gradients_kernel"), panels);
+    CHECK_EQ(count("product_kernel"), 4 * panels);
+    CHECK_EQ(count("gradient_factors_kernel"), 1);
+    CHECK_EQ(count("clear_kernel"), 1);
+    CHECK_EQ(count("multiply_kernel"), Format::kDType == DType::kFloat16 ? sides : 0);
+    CHECK_EQ(count("forward_kernel") + count("backward_kernel") + count("reduce_kernel"), 0);
+  }
+}
+
+// A NaN or an infinity among the embeddings is in the loss, and no kernel stumbles over it. Padding is 0 even
+// then.
 template <class Format>
 void test_not_numbers() {
   for (double bad : {std::numeric_limits<double>::quiet_NaN(), kInf}) {
-    for (bool unbounded : {false, true}) {
+    for (int i = 0; i < 4; ++i) {
+      const bool unbounded = i % 2;
       Case c;
+      if (i >= 2) c = with_panels(c);
       c.m = 70;
-      c.d = 24;
+      c.d = 21;
       c.unbounded = unbounded;
       c.config.mean_inside_log = unbounded;
       Experiment<Format> experiment(c, 1);
@@ -972,8 +1095,24 @@ void test_not_numbers() {
       const auto out = experiment.run();
       CHECK(std::isnan(double(out.loss[0])));
       bool any = false;
-      for (auto g : out.danchors) any = any || std::isnan(double(g));
+      for (size_t j = 0; j < out.danchors.size(); ++j) {
+        any = any || std::isnan(double(out.danchors[j]));
+        if (int64_t(j) % experiment.stride() >= c.d) CHECK_EQ(double(out.danchors[j]), 0.0);
+      }
       CHECK(any);
+    }
+  }
+  for (bool panels : {false, true}) {
+    Case c;
+    if (panels) c = with_panels(c);
+    c.m = 70;
+    c.d = 21;
+    Experiment<Format> experiment(c, 1);
+    experiment.put_upstream(std::numeric_limits<double>::quiet_NaN());
+    const auto gradient = experiment.run().danchors;
+    for (size_t i = 0; i < gradient.size(); ++i) {
+      const bool padding = i % experiment.stride() >= 21;
+      CHECK(padding ? gradient[i] == 0 : std::isnan(double(gradient[i])));
     }
   }
 }
@@ -983,9 +1122,11 @@ void test_not_numbers() {
 template <class Format>
 void test_same_logits_in_both_passes() {
   for (double temperature : {0.5, 0.07, 0.03, 0.02, 0.013, 0.01}) {
-    for (bool unbounded : {false, true}) {
+    for (int i = 0; i < 4; ++i) {
+      const bool unbounded = i % 2;
       for (int64_t d : {24, 200}) {
         Case c;
+        if (i >= 2) c = with_panels(c);
         c.m = 2;
         c.d = d;
         c.labels = Labels::kSame;
@@ -1091,6 +1232,59 @@ TEST("plan/shares and workspace") {
   }
 }
 
+// Where panels are, by whom they can be asked for, and that they take a workspace of constant size.
+TEST("plan/panels") {
+  const auto panels = [](const ContrastArgs& args) {
+    const bool forward = cuda::plan_forward(args, Architecture::kSm80).panels;
+    CHECK_EQ(cuda::plan_backward(args, Architecture::kSm80).panels, forward);
+    return forward;
+  };
+  ContrastArgs args = plan_args(DType::kBFloat16, 32768, 32768, 768, true);
+  CHECK(!panels(args));  // nobody multiplies
+  args.engine = EngineChoice::kPanels;
+  CHECK(!panels(args));
+  args.product = plain_product<BFloat16>();
+  CHECK(panels(args));
+  args.engine = EngineChoice::kFused;
+  CHECK(!panels(args));
+  args.engine = EngineChoice::kAuto;
+  CHECK(panels(args));
+  for (DType dtype : kDTypes) {
+    args.dtype = dtype;
+    const int64_t widest = dtype == DType::kFloat64 ? 64 : 256;
+    for (int64_t stride : {widest, widest + 8}) {
+      args.stride = args.dim = stride;
+      for (int64_t rows : {4095, 4096}) {
+        args.num_anchors = args.num_keys = rows;
+        CHECK_EQ(panels(args), stride > widest && rows == 4096);
+      }
+    }
+  }
+  args.engine = EngineChoice::kPanels;
+  args.num_anchors = args.num_keys = 3;
+  CHECK(panels(args));
+  args.num_keys = 0;
+  CHECK(!panels(args));
+
+  args.engine = EngineChoice::kAuto;
+  for (DType dtype : kDTypes) {
+    args.dtype = dtype;
+    for (bool symmetric : {false, true}) {
+      args.symmetric = symmetric;
+      for (int64_t rows : {4096, 32768, 262144}) {
+        args.num_anchors = args.num_keys = rows;
+        const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+        const auto backward = cuda::plan_backward(args, Architecture::kSm80);
+        CHECK_EQ(forward.workspace_bytes - forward.panel_at, size_t(16) << 20);
+        const bool half = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+        CHECK_EQ(backward.workspace_bytes - backward.panel_at, size_t(half ? 24 : 16) << 20);
+        CHECK_EQ(backward.gradients_at - backward.panel_at, size_t(half ? 16 : 0) << 20);
+        CHECK_EQ(forward.groups, dtype == DType::kFloat64 ? (symmetric ? 96 : 32) : (symmetric ? 72 : 8));
+      }
+    }
+  }
+}
+
 // Sizes whose plans docs/cuda.md speaks of.
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
@@ -1121,6 +1315,8 @@ void add_others() {
                                           test_same_logits_in_both_passes<Format>);
   static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
                                             test_launches<Format>);
+  static const check::Registration panels(std::string(Format::kName) + "/launches of panels",
+                                          test_panel_launches<Format>);
   static const check::Registration numbers(std::string(Format::kName) + "/NaN and infinity",
                                            test_not_numbers<Format>);
 }

@@ -20,6 +20,38 @@ namespace clce {
 enum class DType : int { kFloat32 = 0, kFloat64 = 1, kBFloat16 = 2, kFloat16 = 3 };
 enum class Reduction : int { kNone = 0, kMean = 1, kSum = 2 };
 
+// How the passes over pairs are computed on a GPU (docs/cuda.md). kFused: one kernel makes logits and what
+// becomes of them. kPanels: logits come from a library's matrix product, a panel at a time. kAuto: the plan
+// chooses.
+enum class EngineChoice : int { kAuto = 0, kFused = 1, kPanels = 2 };
+
+// A matrix product that the library is asked for, everything on the device:
+//
+//   c = a b, or c += a b, in c's type:  c [rows, columns], a [rows, inner], b [inner, columns]
+//
+// Rows lie `stride` elements apart; of a transposed operand it is the transpose that lies so.
+struct MatrixProduct {
+  struct Operand {
+    const void* data = nullptr;
+    int64_t stride = 0;
+    bool transposed = false;
+  };
+  DType dtype = DType::kFloat32;  // of a and b; c is acc
+  int64_t rows = 0, columns = 0, inner = 0;
+  Operand a, b;
+  void* c = nullptr;
+  int64_t c_stride = 0;
+  bool accumulate = false;
+  bool allow_tf32 = false;  // as in ContrastArgs
+};
+
+// Who computes it: torch, or what a C++ program brings. The same call gives the same bits; nothing waits for
+// the host.
+struct ProductFunction {
+  void (*multiply)(void* context, const MatrixProduct& product, void* stream) = nullptr;
+  void* context = nullptr;
+};
+
 // Rows are padded with zeros to a multiple of this many elements, so that a row of any dtype starts at a
 // multiple of 16 bytes.
 constexpr int64_t kRowPadding = 8;
@@ -73,6 +105,10 @@ struct ContrastArgs {
   double beta = 1.0;
   bool bounded = false;     // logits_are_bounded(): plain sums of exponentials, no maxima
   bool allow_tf32 = false;  // float32 products may round their operands to TF32 (CUDA)
+  // CUDA. Both passes must be given the same.
+  EngineChoice engine = EngineChoice::kAuto;
+  ProductFunction product;                    // without it there are no panels
+  int64_t panel_rows = 0, panel_columns = 0;  // of a panel of logits; 0: as the plan says
 };
 
 struct LossArgs {

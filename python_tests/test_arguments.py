@@ -36,6 +36,8 @@ KEY_LABELS = torch.arange(9) % 2
          {"temperature": torch.ones(2)}),
         (TypeError, "temperature must be a floating-point tensor", {"temperature": torch.tensor(1)}),
         (ValueError, "beta must be finite and at least 0, got -1", {"beta": -1.0}),
+        (ValueError, "beta must be finite and at least 0, got inf", {"beta": float("inf")}),
+        (ValueError, "beta must be at most 10000, got 20000", {"beta": 2e4}),
         (ValueError, "summation must be 'in' or 'out', got 'inside'", {"summation": "inside"}),
         (ValueError, "denominator must be 'all' or 'negatives', got 'none'", {"denominator": "none"}),
         (ValueError, r"debias must be in \[0, 1\), got 1", {"debias": 1.0}),
@@ -104,9 +106,14 @@ def test_mixed_devices():
 def test_build_info():
     info = clce_ext.build_info()
     assert {"version", "torch", "cpu_capability", "cuda", "cuda_archs", "features", "backends"} <= set(info)
-    assert info["backends"] == {
-        "cpu": "fused", "cuda": "fused" if info["cuda"] else "portable", "mps": "portable", "xpu": "portable",
-        "others": "portable",
-    }  # fmt: skip
+    cuda = "kernels" if info["cuda"] else "portable"
+    assert info["backends"] == {"cpu": "kernels", "cuda": cuda} | dict.fromkeys(
+        ("mps", "xpu", "others"), "portable"
+    )
     assert info["cpu_capability"] in ("baseline", "avx2", "avx512")
     assert (info["cuda"] is None) == (not info["cuda_archs"])
+
+
+def test_every_loss_is_exported():
+    assert set(clce_ext.losses.__all__) <= set(clce_ext.__all__)
+    assert all(getattr(clce_ext, name) is getattr(clce_ext.losses, name) for name in clce_ext.losses.__all__)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import memory, report, table
+from bench import memory, panel_model, report, table
 from bench.cases import Case, copies_to_leave_cache, make_inputs
 from bench.check import Checker, Disagreement, step
 from bench.competitors import COMPETITORS, Competitor, Yardstick, slab_rows
@@ -254,6 +254,50 @@ def test_cuda_is_asked_for_where_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main(["--device", "cuda"]) == 2
     assert "no CUDA device" in capsys.readouterr().out
+
+
+def test_panel_model_counts_every_pair():
+    """Panels of self-contrast hold each pair of rows once, and few others; against keys all pairs once."""
+    for rows, panel_rows, panel_columns in ((32768, 4096, 1024), (1000, 256, 96), (70, 40, 24), (1, 8, 8)):
+        problem = panel_model.Problem(rows, 768, True, panel_rows, panel_columns)
+        area = sum(r * c for r, c in problem.panels())
+        pairs = rows * (rows - 1) // 2
+        assert pairs <= area <= pairs + rows * (panel_columns + 1)
+        against_keys = replace(problem, symmetric=False)
+        assert sum(r * c for r, c in against_keys.panels()) == rows**2
+
+
+def test_panel_model_products():
+    """4 B²D in self-contrast, 8 B²D against keys, of which 6 B²D are counted; less of them, faster."""
+    problem = panel_model.Problem()
+    on = panel_model.Hardware()
+    square = problem.rows**2 * problem.dim
+    assert panel_model.cost(problem, on).product_flops == pytest.approx(4 * square, rel=0.05)
+    assert panel_model.cost(replace(problem, symmetric=False), on).product_flops == 8 * square
+    infinite = replace(on, l2_bytes_per_s=1e30, memory_bytes_per_s=1e30, launch_s=0, host_s=0)
+    keys = panel_model.effective_tflops(replace(problem, symmetric=False), infinite)
+    assert keys == pytest.approx(6 / 8 * on.product_flops / 1e12)
+
+
+def test_panel_model_predicts_what_the_engine_is_for():
+    assert panel_model.effective_tflops(panel_model.Problem()) >= 600
+    assert panel_model.effective_tflops(panel_model.Problem(symmetric=False)) >= 340
+
+
+def test_panel_model_prints_its_assumptions(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["panel_model", "--rows", "32768", "--dim", "768"])
+    panel_model.main()
+    printed = capsys.readouterr().out
+    assert "Predictions" in printed and "| products 575 TFLOPS |" in printed
+
+
+def test_the_docs_show_the_panel_models_predictions():
+    """docs/cuda.md has the assumptions and the table as the command prints them."""
+    text = (ROOT / "docs/cuda.md").read_text()
+    on = panel_model.Hardware()
+    problems = [panel_model.Problem(32768, d, s) for s in (True, False) for d in (256, 512, 768, 1024)]
+    for part in (panel_model.assumptions(on), panel_model.table(problems, on)):
+        assert part in text
 
 
 def test_the_readme_shows_committed_results():

@@ -220,3 +220,25 @@ def test_temperature_below_zero_or_zero(learnable, engine):
         temperature = torch.tensor(value) if learnable else value
         with pytest.raises(ValueError, match="temperature must be finite and greater than 0"):
             clce_ext.hard_negative_contrastive_loss(x, labels, temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-5, 1e-6, 1e-7, 1e-8])
+@pytest.mark.parametrize("beta", [0.1, 0.25, 0.3, 1.7, 1000.1])
+def test_huge_logits_where_beta_is_no_float32(beta, temperature, device):
+    """One rounding of beta and of 1 + beta in sums, logarithms and gradients: with logits of 1e9 any other
+    shows."""
+    torch.manual_seed(0)  # of these, each anchor's hardest negative leads by far, which float32 can tell
+    x, labels = torch.randn(40, 64, device=device), torch.arange(40, device=device) % 4
+
+    def gradient(dtype):
+        z = x.to(dtype).requires_grad_()
+        loss = clce_ext.hard_negative_contrastive_loss(
+            z, labels, beta=beta, temperature=temperature, normalize=False
+        )
+        loss.backward()
+        assert loss.isfinite()
+        return z.grad.double() * temperature
+
+    truth = gradient(torch.float64)
+    # A negative's gradient is a difference of terms times 1 + beta and beta.
+    assert (gradient(torch.float32) - truth).norm() <= 1e-6 * (1 + beta) * truth.norm()

@@ -7,6 +7,7 @@ import torch
 
 import clce_ext
 from clce_ext import HardNegativeContrastiveFunction
+from clce_ext.arguments import ContrastiveLossOutputs
 
 OPS = torch.ops.clce_ext
 
@@ -113,11 +114,11 @@ def test_function_shares_the_formula(device):
     grads = []
     for call in (OPS.contrastive_loss, HardNegativeContrastiveFunction.apply):
         leaf = x.clone().requires_grad_()
-        outputs = call(*arguments(leaf, labels))
+        outputs = ContrastiveLossOutputs(*call(*arguments(leaf, labels)))
         loss, *rest = outputs
         assert loss.requires_grad
-        assert not any(output.requires_grad for output in rest if output is not outputs[4])  # z: see ops.py
-        outputs[0].backward()
+        assert not any(output.requires_grad for output in rest if output is not outputs.z)  # see ops.py
+        loss.backward()
         grads.append(leaf.grad)
     assert torch.equal(*grads)
 
@@ -165,9 +166,9 @@ def test_second_derivative_by_what_weighs_the_loss(device):
 
 def test_only_the_loss_is_differentiable(device):
     x = torch.randn(6, 4, device=device, requires_grad=True)
-    z = HardNegativeContrastiveFunction.apply(*arguments(x, torch.arange(6, device=device) % 2))[4]
+    outputs = HardNegativeContrastiveFunction.apply(*arguments(x, torch.arange(6, device=device) % 2))
     with pytest.raises(RuntimeError, match="only the loss is"):
-        z.sum().backward()
+        ContrastiveLossOutputs(*outputs).z.sum().backward()
 
 
 def test_checkpoint(device):

@@ -84,7 +84,7 @@ def test_kernels_win_and_the_engine_can_be_chosen():
         seen.clear()
         with backends.engine(None):
             assert torch.equal(loss(), ours) and not seen
-    assert clce_ext.build_info()["backends"]["cpu"] == "fused"
+    assert clce_ext.build_info()["backends"]["cpu"] == "kernels"
 
 
 def test_engine_that_is_not_there_is_an_error_at_the_first_call():

@@ -12,10 +12,7 @@ from clce_ext import arguments
 
 RECORDS = {
     "contrastive_loss": (arguments.ContrastiveLossInputs, arguments.ContrastiveLossOutputs),
-    "contrastive_loss_backward": (
-        arguments.ContrastiveLossBackwardInputs,
-        arguments.ContrastiveLossBackwardOutputs,
-    ),
+    "contrastive_loss_backward": (arguments.ContrastiveLossBackwardInputs, None),
     "check_arguments": (arguments.CheckArgumentsInputs, None),
     "statistics": (arguments.StatisticsInputs, None),
     "loss_from_statistics": (arguments.LossFromStatisticsInputs, arguments.LossFromStatisticsOutputs),
@@ -36,15 +33,17 @@ def test_records_are_the_schemas(op):
 
 def test_rows_have_the_extensions_names():
     x, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
-    _, _, statistics, derivatives, z, *_ = clce_ext.HardNegativeContrastiveFunction.apply(
-        x, labels, None, None, None, 0.5, 1, None, 1.0, "out", "all", 0.0, False, True, -100, "mean"
+    outputs = arguments.ContrastiveLossOutputs(
+        *clce_ext.HardNegativeContrastiveFunction.apply(
+            x, labels, None, None, None, 0.5, 1, None, 1.0, "out", "all", 0.0, False, True, -100, "mean"
+        )
     )
-    rows, by = arguments.Statistics(*statistics), arguments.Derivatives(*derivatives)
+    rows, by = arguments.Statistics(*outputs.statistics), arguments.Derivatives(*outputs.derivatives)
     assert rows.n_pos.tolist() == [1] * 4 and rows.n_neg.tolist() == [2] * 4
-    torch.testing.assert_close(rows.sum_pos[0], torch.dot(z[0], z[1]) / 0.5)
+    torch.testing.assert_close(rows.sum_pos[0], torch.dot(outputs.z[0], outputs.z[1]) / 0.5)
     torch.testing.assert_close(rows.lse_pos, rows.sum_pos)
     assert by.sum_pos.tolist() == [-1] * 4 and not by.scale.any()
-    assert z.shape[1] == arguments.ROW_PADDING
+    assert outputs.z.shape[1] == arguments.ROW_PADDING
 
 
 def test_one_set_of_defaults():

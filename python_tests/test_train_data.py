@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.data import EpochSampler, evaluation_loader, load_all_classes, load_data, training_loader
+from clce_ext.train.data import EpochSampler, evaluation_loader, load_classes, load_data, training_loader
 from clce_ext.train.errors import TrainingError, UnreadableImageError
 
 from .training import write_digit_images
@@ -61,7 +61,7 @@ def test_held_out_classes_leave_training_and_come_back_for_episodes():
     assert set(data.train.labels) == set(data.val.labels) == set(range(8))
     kept = data.train.source.labels[data.train.indices]
     assert not {3, 7} & set(kept) and [data.classes[y] for y in data.train.labels] == [str(y) for y in kept]
-    novel, names = load_all_classes(config(), ["3", "7"])
+    novel, names = load_classes(config(), ["3", "7"])
     assert names == ["3", "7"] and set(novel.source.labels[novel.indices]) == {3, 7}
     with pytest.raises(TrainingError, match="unknown class eleven; the classes are 0, 1"):
         load_data(config(hold_out_classes=["eleven"]))
@@ -142,6 +142,74 @@ def test_image_folder(folder):
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [0, 0, 1, 1]
 
 
+def with_test_split(folder):
+    """The second validation image of every class becomes a test image."""
+    for old in (folder / "val").iterdir():
+        new = folder / "test" / old.name
+        new.mkdir(parents=True)
+        image = sorted(old.iterdir())[1]
+        image.rename(new / image.name)
+    return folder
+
+
+def files(images):
+    return {images.source.name(i) for i in images.indices}
+
+
+def test_a_folder_of_three_splits_is_read_as_such(copy):
+    data = load_data(config(data=str(with_test_split(copy))))
+    assert (data.watched, len(data.train), len(data.val), len(data.test)) == ("val", 12, 3, 3)
+    assert data.split("val") is data.val and data.split("test") is data.test
+    assert not files(data.val) & files(data.test)
+    swapped = load_data(config(data=str(copy), val_split="test", test_split="val"))
+    assert files(swapped.val) == files(data.test) and files(swapped.test) == files(data.val)
+    with pytest.raises(TrainingError, match="has a validation split and a test split of its own"):
+        load_data(config(data=str(copy), val_fraction=0.5))
+
+
+def test_where_only_a_test_split_is_it_is_watched_as_such(copy):
+    (copy / "val").rename(copy / "test")
+    for options in ({}, {"val_split": "test"}):
+        data = load_data(config(data=str(copy), **options))
+        assert data.watched == "test" and data.val is data.test and len(data.test) == 6
+        with pytest.raises(TrainingError, match="--split val: the data has no such split; see --val-f"):
+            data.split("val")
+    with pytest.raises(TrainingError, match="no nowhere folder in it; it holds test, train"):
+        load_data(config(data=str(copy), val_split="nowhere"))
+
+
+def test_a_validation_split_is_taken_off_the_training_split(copy):
+    (copy / "val").rename(copy / "test")
+    whole = load_data(config(data=str(copy)))
+    data, again, other = (load_data(config(data=str(copy), val_fraction=0.25, seed=s)) for s in (1, 1, 2))
+    assert data.watched == "val" and files(data.test) == files(whole.test)
+    assert list(np.bincount(data.val.labels)) == [1] * 3 and list(np.bincount(data.train.labels)) == [3] * 3
+    assert files(data.train) | files(data.val) == files(whole.train)
+    assert not files(data.train) & files(data.val)
+    assert files(data.val) == files(again.val) != files(other.val)
+    # Without a test split nothing is left to judge, which is fine until somebody asks for it.
+    shutil.rmtree(copy / "test")
+    alone = load_data(config(data=str(copy), val_fraction=0.25))
+    assert alone.test is None
+    with pytest.raises(TrainingError, match="--split test: the data has no such split; see --test-split"):
+        alone.split("test")
+
+
+def test_few_shots_leave_the_validation_split_whole():
+    data = load_data(config(val_fraction=0.2, shots=3))
+    assert len(data.train) == 30 and len(data.test) == 600 and data.watched == "val"
+    assert 230 < len(data.val) < 250 and not set(data.train.indices) & set(data.val.indices)
+    shares = np.bincount(data.val.labels) / np.bincount(load_data(config()).train.labels)
+    assert np.allclose(shares, 0.2, atol=0.01)
+
+
+def test_a_class_of_one_image_cannot_be_split(copy):
+    for path in sorted((copy / "train" / "digit_1").iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(TrainingError, match="class 'digit_1' has only one training image; every class needs"):
+        load_data(config(data=str(copy), val_fraction=0.5))
+
+
 def test_image_folder_of_capital_endings(copy):
     for path in list(copy.rglob("*.png")):
         path.rename(path.with_suffix(".JPEG"))
@@ -172,7 +240,7 @@ def test_shards_of_evaluation_cover_every_image_once(folder):
 
 
 def test_folder_without_splits_serves_for_episodes(folder):
-    images, names = load_all_classes(config(data=str(folder / "train")))
+    images, names = load_classes(config(data=str(folder / "train")))
     assert len(images) == 12 and names == ["digit_0", "digit_1", "digit_2"]
 
 
@@ -205,6 +273,21 @@ def test_an_unreadable_image_is_named(copy, kind, workers):
     data = load_data(config(data=str(copy)))
     with pytest.raises(UnreadableImageError, match=rf"cannot read image .*{broken.name}"):
         list(evaluation_loader(data.val, config(workers=workers), INPUT))
+
+
+def test_letters(tmp_path):
+    options = {"letter_images": 10, "letter_size": 12}
+    data = load_data(config(data="letters", **options))
+    assert (len(data.train), len(data.val), len(data.test)) == tuple(
+        n * len(data.classes) for n in (10, 2, 2)
+    )
+    assert data.train.source.image(0).size == (12, 12) and data.watched == "val"
+    again = load_data(config(data="letters", seed=1, **options))
+    assert np.array_equal(data.train.source.image(7), again.train.source.image(7))
+    novel, names = load_classes(config(data="letters:novel", **options))
+    assert set(names).isdisjoint(data.classes) and len(novel) == 14 * len(names)
+    with pytest.raises(TrainingError, match="no fonts"):
+        load_data(config(data="letters", fonts=str(tmp_path), **options))
 
 
 class FakeTorchvision:

@@ -261,6 +261,10 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--auto-augment", "nonsense"], "--auto-augment and other augmentation: timm refuses"),
         (["--distributed-loss", "ring"], "--distributed-loss ring needs processes: start with torchrun"),
         (["--hold-out-classes", *"012345678"], "at least two classes are needed"),
+        (["--val-fraction", "1"], "--val-fraction must be a number in (0, 1), got 1.0"),
+        (["--val-fraction", "0.1", "--val-split", "val"], "both name a validation split: give one"),
+        (["--patience", "2"], "--patience needs --best-metric"),
+        (["--best-metric", "knn"], "--best-metric knn needs --eval-embeddings epoch"),
     ],
 )
 def test_wrong_options(arguments, message, capsys, tmp_path):
@@ -354,11 +358,14 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_recipes_parse(recipe):
     if recipe.stem == "demo":
-        options, objectives, seeds, baseline, _ = compare.parse(["--config", str(recipe)])
-        assert objectives == ["ce", "supcon", "schane", "clce"] and len(seeds) >= 3 and baseline == "ce"
-        config = TrainConfig.from_dict(options)
+        asked = compare.parse(["--config", str(recipe)])
+        assert asked.objectives == ["ce", "supcon", "schane", "clce"]
+        assert len(asked.seeds) >= 3 and asked.baseline == "ce"
+        config = TrainConfig.from_dict(asked.options)
     else:
         config = parse(["--config", str(recipe)])
+    # Somewhere there is a split that may choose: Flowers102 brings one of its own.
+    assert config.val_fraction or config.data == "torchvision:Flowers102"
     assert timm.is_model(config.model.partition(".")[0])
     assert config.model in timm.list_pretrained() or not config.pretrained
     text = recipe.read_text()
@@ -424,6 +431,34 @@ def test_eval_on_another_folder(finished, tmp_path):
     figures = json.loads((tmp_path / "e.json").read_text())
     assert figures["novel_classes"] == 4 and "top1" not in figures
     assert figures["novel_images"] == 80
+
+
+def test_eval_on_other_images_of_the_same_classes(three_splits, tmp_path):
+    options = SPLITS | {"data": str(three_splits), "epochs": 1, "output": str(tmp_path / "run")}
+    train(TrainConfig.from_dict(options))
+    found = {}
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "e.json")]
+    other = shutil.copytree(three_splits / "test", tmp_path / "other")
+    for name, data in (("own", ["--split", "test"]), ("other", ["--data", str(other)])):
+        assert evaluate.main([*arguments, *data]) == 0
+        found[name] = json.loads((tmp_path / "e.json").read_text())
+    for figure in ("top1", "images", "silhouette"):
+        assert found["other"][figure] == pytest.approx(found["own"][figure])
+    assert "novel_classes" not in found["other"]
+
+
+def test_episodes_are_called_novel_only_where_the_classes_are(finished, tmp_path, capsys):
+    arguments = ["--checkpoint", str(finished), "--ways", "2", "--shots", "1", "--episodes", "5"]
+    arguments += ["--output", str(tmp_path / "e.json")]
+    for classes, kind, images in ((["7", "8", "9"], "novel", 533), (["1", "2"], "episode", 120)):
+        assert evaluate.main([*arguments, "--classes", *classes]) == 0
+        figures = json.loads((tmp_path / "e.json").read_text())
+        assert figures[f"{kind}_classes"] == len(classes)
+        assert figures[f"{kind}_images"] == pytest.approx(images, abs=5)
+        assert {"novel": "episode_images", "episode": "novel_images"}[kind] not in figures
+    assert evaluate.main([*arguments, "--ways", "3", "--queries", "175"]) == 2
+    message = capsys.readouterr().err
+    assert "too small are 8 (174)" in message and "Fewer --queries" in message
 
 
 def test_eval_errors(finished, tmp_path, capsys):
@@ -514,6 +549,95 @@ def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
     weights.unlink()
     assert evaluate.main(command) == 0
     assert "the untouched backbone is not judged" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def three_splits(tmp_path_factory):
+    """A folder of 8 training, 6 validation and 4 test images of each of 4 classes."""
+    folder = write_digit_images(tmp_path_factory.mktemp("splits"), train=8, val=10, classes=4, size=32)
+    for path in (folder / "val").iterdir():
+        (folder / "test" / path.name).mkdir(parents=True)
+        for image in sorted(path.iterdir())[6:]:
+            image.rename(folder / "test" / path.name / image.name)
+    return folder
+
+
+SPLITS = {k: v for k, v in QUICK.items() if k != "shots"}
+SPLITS |= {"batch_size": 8, "images_per_class": 2, "eval_embeddings": "final"}
+
+
+def test_every_result_names_its_split(three_splits, tmp_path, monkeypatch):
+    """Training watches val; clce-eval and clce-compare judge on the split that they are asked for."""
+    options = SPLITS | {"data": str(three_splits)}
+    arguments = [*command_line(options), "--objectives", "ce", "--seeds", "0", "1", "--output", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    run = tmp_path / "runs" / "ce-seed0"
+    assert (results(run)["split"], results(run)["images"]) == ("val", 24)
+    assert "24 images of the val split" in (tmp_path / "report.html").read_text()
+    found = {}
+    for split, images in (("val", 24), ("test", 16)):
+        output = tmp_path / f"{split}.json"
+        assert evaluate.main(["--checkpoint", str(run), "--split", split, "--output", str(output)]) == 0
+        found[split] = json.loads(output.read_text())
+        assert (found[split]["split"], found[split]["images"]) == (split, images)
+        assert f"{split}_loss" in found[split]
+    assert found["val"]["top1"] == results(run)["top1"]
+    # Nothing is trained again for the figures of another split.
+    monkeypatch.setattr("clce_ext.train.loop._Run", None)
+    assert compare.main([*arguments, "--split", "test"]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(row["split"], row["images"]) for row in table] == [("test", "16")] * 2
+    assert float(table[0]["top1"]) == found["test"]["top1"]
+    assert float(table[0]["silhouette"]) == found["test"]["silhouette"]
+    assert "16 images of the test split" in (tmp_path / "report.html").read_text()
+
+
+def test_a_watched_test_split_chooses_nothing(three_splits, tmp_path, capsys):
+    options = SPLITS | {"data": str(three_splits), "val_split": "test", "epochs": 1}
+    figures = train(TrainConfig.from_dict(options | {"output": str(tmp_path / "run")}))
+    assert (figures["split"], figures["images"]) == ("test", 16) and "test_loss" in figures
+    assert "no validation split: curves and figures are of the test split" in capsys.readouterr().err
+    with pytest.raises(TrainingError, match="the test split must choose nothing"):
+        train(TrainConfig.from_dict(options | {"best_metric": "top1", "output": str(tmp_path / "best")}))
+
+
+BEST = {"epochs": 6, "best_metric": "val_loss", "lr": 1e-2, "sched": "constant", "objective": "ce"}
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    """And resuming from any checkpoint keeps the same one."""
+    whole = tmp_path / "whole"
+    figures = train(quick_config(whole, keep_checkpoints=100, **BEST))
+    losses = [float(row["val_loss"]) for row in rows(whole)]
+    assert figures["best_epoch"] == 1 + losses.index(min(losses)) and figures["best_metric"] == "val_loss"
+    assert figures["val_loss"] == pytest.approx(min(losses), rel=1e-6)
+    best, last = (load_file(whole / f"{name}.safetensors")["head.weight"] for name in ("model", "last"))
+    kept = {p.name: load_checkpoint(p)[0]["backbone.head.weight"] for p in checkpoints(whole)}
+    assert torch.equal(best, kept[f"step-{2 * figures['best_epoch']:08d}"])
+    assert torch.equal(last, kept["step-00000012"])
+    for stop in checkpoints(whole)[1:-1:2]:
+        broken = tmp_path / stop.name
+        shutil.copytree(whole, broken)
+        for later in checkpoints(broken):
+            if later.name > stop.name:
+                shutil.rmtree(later)
+        (broken / "results.json").unlink()
+        train(quick_config(broken, resume=True, keep_checkpoints=100, **BEST))
+        same_run(whole, broken)
+
+
+def test_patience_ends_the_last_stage(tmp_path):
+    options = BEST | {"epochs": 30, "patience": 2, "lr": 1e-12, "min_lr": 0.0, "best_metric": "top1"}
+    whole = tmp_path / "whole"
+    figures = train(quick_config(whole, **options))
+    # Nothing changes, so the first epoch is the best, and two more are waited for.
+    assert figures["epochs"] == 3 == len(rows(whole)) and figures["best_epoch"] == 1
+    assert figures["steps"] == 6
+    two_stage = options | {"objective": "schane", "epochs": 8, "head_epochs": 5}
+    figures = train(quick_config(tmp_path / "two", **two_stage))
+    assert [row["stage"] for row in rows(tmp_path / "two")] == ["contrast"] * 3 + ["head"] * 3
+    assert figures["best_epoch"] == 4
 
 
 def test_compare_errors(capsys, tmp_path):

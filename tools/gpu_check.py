@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Everything that only a GPU can show, in one command and within nine minutes.
 
-Builds for the GPU that is there, runs every test that has a device on CUDA, a reduced suite under
-compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and the benchmark with its peers. Leaves in the
-folder: logs of every step, check.json, the benchmark's CSV and JSON, and summary.txt, which is also printed
-last. Exit status 0 only if every step passed.
+Asks the GPU what the executor and the pipe model must know (gpu_probe), builds for it, runs every test that
+has a device on CUDA, a reduced suite under compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and
+the benchmark with its peers. Leaves in the folder: logs of every step, what the probe found, check.json, the
+benchmark's CSV and JSON, and summary.txt, which is also printed last. Exit status 0 only if every step
+passed.
 
     python tools/gpu_check.py --output bench/results/h100
     python tools/gpu_check.py --rehearse       without a GPU: runs what can run, names what is left out
@@ -54,10 +55,19 @@ def sanitizer_suite() -> None:
     """Small cases through every CUDA kernel, forward and backward. compute-sanitizer runs this."""
     import torch
 
-    from clce_ext import hard_negative_contrastive_loss
+    from clce_ext import _C, hard_negative_contrastive_loss
 
     torch.manual_seed(0)
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+    _C.use_engine("panels")  # which small batches are not computed by otherwise
+    for dtype in dtypes:
+        z = torch.randn(70, 33, device="cuda", dtype=dtype, requires_grad=True)
+        keys = torch.randn(300, 33, device="cuda", dtype=dtype, requires_grad=True)
+        labels, key_labels = torch.arange(70, device="cuda") % 5, torch.arange(300, device="cuda") % 5
+        hard_negative_contrastive_loss(z, labels).backward()
+        hard_negative_contrastive_loss(z, labels, keys=keys, key_labels=key_labels).backward()
+    _C.use_engine("")
+    for dtype in dtypes:
         for rows, dim, options in (
             (70, 33, {}),
             (130, 200, {"temperature": 0.01}),
@@ -130,6 +140,8 @@ class Check:
             outcome = "are left out" if self.rehearse else "fail"
             print(f"no GPU that torch can use: the steps that need one {outcome}")
         needs_gpu = () if self.rehearse else ("gpu",)
+        probe = [python, str(ROOT / "tools/gpu_probe/run.py"), "--output", str(self.output / "probe")]
+        self.run("probe", probe, 60, needs=("nvcc", *needs_gpu))
         # Only for this GPU: a build for all takes minutes.
         env = {"TORCH_CUDA_ARCH_LIST": self.machine["capability"], "CLCE_CUDA": "1"} if gpu else {}
         self.run("build", [python, "setup.py", "build_ext", "--inplace"], 200, env, ("nvcc", *needs_gpu))
@@ -137,6 +149,9 @@ class Check:
         # On CUDA all that has a device; the rest is CI's.
         tests += ["-k", "cuda or tf32 or mixed_devices"] if gpu else ["python_tests/test_arguments.py"]
         self.run("tests", tests, 150, needs=needs_gpu)
+        if gpu:
+            losses = ["python_tests/test_loss.py", "python_tests/test_edge_cases.py"]
+            self.run("tests by panels", [*tests, *losses], 60, {"CLCE_ENGINE": "panels"})
         for tool in SANITIZERS:
             command = [self.machine["compute-sanitizer"] or "", "--tool", tool, "--error-exitcode", "9"]
             command += [python, __file__, "--sanitizer-suite"]

@@ -14,6 +14,7 @@ from torch import Tensor
 from clce_ext.arguments import Derivatives, Statistics, padded
 from clce_ext.portable.rows import acc_dtype
 
+_LARGEST_BETA = 10000  # csrc/family/loss.h says why
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _INTEGERS = (
     torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.uint16, torch.uint32, torch.uint64,
@@ -101,6 +102,7 @@ def check_contrast(
     if labels is not None:
         _check_labels(labels, "labels", images, device)
     _require(beta >= 0 and math.isfinite(beta), f"beta must be finite and at least 0, got {beta:g}")
+    _require(beta <= _LARGEST_BETA, f"beta must be at most {_LARGEST_BETA}, got {beta:g}")
     check_temperature(temperature_tensor, temperature, device)
     if keys is None:
         _require(key_labels is None, "key_labels are given without keys")

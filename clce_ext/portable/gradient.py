@@ -45,7 +45,7 @@ class _Coefficients:
         s = Statistics(*c.anchors.ordered(statistics, 1).to(wide))
         d = Derivatives(*c.anchors.ordered(derivatives, 1).to(wide))
         self.by_sum = d.sum_pos
-        self.by_logs = torch.stack([d.lse_pos, d.lse_w * c.beta, d.lse_wn * (1 + c.beta)])
+        self.by_logs = torch.stack([d.lse_pos, d.lse_w * c.beta, d.lse_wn * c.one_plus_beta])
         logs = [s.lse_pos + s.lse_pos_low, s.lse_w + s.lse_w_low, s.lse_wn + s.lse_wn_low]
         # A derivative of 0 may belong to an empty set, whose logarithm is -inf: e^(s - inf) is 0.
         self.logs = torch.where(self.by_logs == 0, torch.inf, torch.stack(logs))
@@ -108,7 +108,7 @@ class _Unbounded(_Coefficients):
         def term(which: int, factor: float) -> Tensor:
             return at(self.by_logs[which]) * torch.exp(s * factor - at(self.logs[which]))
 
-        g = term(2, 1 + self.c.beta)
+        g = term(2, self.c.one_plus_beta)
         if self.c.beta != 0:
             g += term(1, self.c.beta)
         if panel.negative is None:

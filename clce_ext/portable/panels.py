@@ -89,7 +89,10 @@ class Contrast:
         temperature: float, beta: float, normalized: bool, ignore_index: int, key_offset: int | None,
         views: int = 1,
     ):  # fmt: skip
-        self.scale, self.beta = 1 / temperature, beta
+        self.scale = 1 / temperature
+        # Rounded once each, so that their products with logits fit in the two parts of a logarithm.
+        self.beta = torch.tensor(beta, dtype=acc_dtype(z.dtype)).item()
+        self.one_plus_beta = torch.tensor(1 + self.beta, dtype=acc_dtype(z.dtype)).item()
         self.bounded = normalized and (1 + beta) / temperature <= BOUNDED_LOGIT
         self.symmetric = key_z is None
         self.anchors = Side(z, labels, views, ignore_index)

@@ -66,7 +66,7 @@ def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_w
 
 def _unbounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_wn: Tensor) -> None:
     """Logarithms of sums from the first, each with a maximum of its own."""
-    factors = [(lse_wn, 1 + c.beta)] + ([(lse_w, c.beta)] if c.beta != 0 else [])
+    factors = [(lse_wn, c.one_plus_beta)] + ([(lse_w, c.beta)] if c.beta != 0 else [])
     for logs in (lse_pos, lse_w, lse_wn):
         logs.fill_(-torch.inf)
 

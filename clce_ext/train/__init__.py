@@ -7,6 +7,7 @@ The modules, from the outside in:
     compare      clce-compare: objectives x seeds -> one report
     loop         the run: stages, epochs, checkpoints, resuming
     trainer      one stage's updates: batches, optimizer, schedule, gradients
+    choice       the best epoch, and when to stop
     judge        a model's outputs for a split, and what they are worth
     results      the figures of finished runs, for reports and tables
     report       plots and the HTML report

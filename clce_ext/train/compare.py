@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, read_yaml
 from .errors import TrainingError, run_command
 from .objectives import OBJECTIVES
-from .results import read_run, untouched_records, write_table
+from .results import RunRecord, read_run, untouched_records, write_figures, write_table
 
-_OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
+OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
 the same command again goes on where it was interrupted, and makes the report again.
@@ -25,8 +27,24 @@ example:
 """
 
 
-def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[str], list[int], str, Path]:
-    """(options shared by the runs, objectives, seeds, baseline, output)"""
+class Comparison(NamedTuple):
+    """What clce-compare is asked for."""
+
+    options: dict[str, Any]  # shared by the runs
+    objectives: list[str]
+    seeds: list[int]
+    baseline: str
+    output: Path
+    split: str | None = None  # that the figures are made on; None: the one that training watched
+    own: Mapping[str, dict[str, Any]] = {}  # options of one objective alone, by its name
+
+    def config(self, objective: str, seed: int, folder: Path, **options: Any) -> TrainConfig:
+        """Of one run, which goes on where it was interrupted; ``options`` go before all others."""
+        run = {"objective": objective, "seed": seed, "resume": True, "output": str(folder)}
+        return TrainConfig.from_dict(self.options | self.own.get(objective, {}) | options | run)
+
+
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clce-compare",
         description=__doc__.partition(": ")[2],
@@ -36,15 +54,32 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
     parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        help="split that the figures are made on; training watches val in any case (default: that one)",
+    )
+    parser.add_argument(
+        "--set", nargs="+", metavar="OBJECTIVE.OPTION=VALUE", help="options of one objective: clce.lr=3e-3"
+    )
     parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
     parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
-    add_options(parser, exclude=_OF_THE_RUNS)
-    given = {k: v for k, v in vars(parser.parse_args(arguments)).items() if v is not None}
+    add_options(parser, exclude=OF_THE_RUNS)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> Comparison:
+    return asked_for(make_parser().parse_args(arguments))
+
+
+def asked_for(parsed: argparse.Namespace) -> Comparison:
+    given = {k: v for k, v in vars(parsed).items() if v is not None}
     output, recipe = Path(given.pop("output")), given.pop("config", None)
     options = {str(k).replace("-", "_"): v for k, v in (read_yaml(recipe) if recipe else {}).items()}
     options = {"eval_embeddings": "epoch"} | options | given
     objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
     baseline = options.pop("baseline", objectives[0])
+    split = options.pop("split", None)
     for name, values, kind in (("--objectives", objectives, str), ("--seeds", seeds, int)):
         if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
             raise TrainingError(f"{name} must be a list of at least one {kind.__name__}, got {values!r}")
@@ -52,60 +87,88 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[dict[str, Any], list[
             raise TrainingError(f"{name}: each only once, got {' '.join(map(str, values))}")
     if baseline not in objectives:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
-    return {k: v for k, v in options.items() if k not in _OF_THE_RUNS}, objectives, seeds, baseline, output
+    if split not in (None, "val", "test"):
+        raise TrainingError(f"--split must be val or test, got {split!r}")
+    own = _own_options(options.pop("set", []), objectives)
+    options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
+    if options.get("eval_embeddings") == "never":
+        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
+    return Comparison(options, objectives, seeds, baseline, output, split, own)
 
 
-def compare(
-    options: dict[str, Any], objectives: Sequence[str], seeds: Sequence[int], baseline: str, output: Path
-) -> Path:
+def assignment(text: str, option: str) -> tuple[str, Any]:
+    """ "name=value" -> (name, value), the value read as in a recipe."""
+    name, equals, value = str(text).partition("=")
+    if not (name and equals and value):
+        raise TrainingError(f"{option}: NAME=VALUE is wanted, got {text!r}")
+    return name.strip().replace("-", "_"), yaml.safe_load(value)
+
+
+def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[str, dict[str, Any]]:
+    own: dict[str, dict[str, Any]] = {}
+    for text in assignments:
+        name, value = assignment(text, "--set")
+        objective, _, option = name.partition(".")
+        if objective not in objectives or not option:
+            raise TrainingError(
+                f"--set {text}: OBJECTIVE.OPTION=VALUE is wanted, with one of {', '.join(objectives)}"
+            )
+        if option in OF_THE_RUNS:
+            raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
+        own.setdefault(objective, {})[option] = value
+    return own
+
+
+def compare(asked: Comparison) -> Path:
     """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
     from .report import write_comparison_report
 
     configs = {
-        (objective, seed): TrainConfig.from_dict(
-            options
-            | {
-                "objective": objective,
-                "seed": seed,
-                "resume": True,
-                "output": str(_folder(output, objective, seed)),
-            }
-        )
-        for objective in objectives
-        for seed in seeds
+        (objective, seed): asked.config(objective, seed, asked.output / "runs" / f"{objective}-seed{seed}")
+        for objective in asked.objectives
+        for seed in asked.seeds
     }
-    if options.get("eval_embeddings") == "never":
-        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
-    _train_all(configs)
-    runs = {o: [read_run(_folder(output, o, s)) for s in seeds] for o in objectives}
+    train_all({f"{objective}, seed {seed}": config for (objective, seed), config in configs.items()})
+    runs = {o: [judged(configs[o, s], asked.split) for s in asked.seeds] for o in asked.objectives}
     trained = [record for records in runs.values() for record in records]
     # All objectives start from the same backbones, one per seed: those of the first objective stand for all.
-    write_table(output / "results.csv", untouched_records(runs[objectives[0]]) + trained)
-    classes = read_classes(_folder(output, objectives[0], seeds[0]))
-    path = output / "report.html"
-    write_comparison_report(path, configs[objectives[0], seeds[0]], runs, classes, baseline)
+    untouched = untouched_records(runs[asked.objectives[0]])
+    write_table(asked.output / "results.csv", untouched + trained)
+    config = configs[asked.objectives[0], asked.seeds[0]]
+    path = asked.output / "report.html"
+    write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
     return path
 
 
-def _train_all(configs: dict[tuple[str, int], TrainConfig]) -> None:
+def train_all(configs: Mapping[str, TrainConfig]) -> None:
+    """Trains what has not been trained; the keys say on the terminal what each is."""
     from .loop import train
 
     start = time.perf_counter()
-    for done, ((objective, seed), config) in enumerate(configs.items()):
+    for done, (name, config) in enumerate(configs.items()):
         elapsed = time.perf_counter() - start
         left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
-        print(f"[{done + 1}/{len(configs)}] {objective}, seed {seed}{left}", flush=True)
+        print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
         train(config, with_map=False)  # the comparison draws the maps that it shows
 
 
-def _folder(output: Path, objective: str, seed: int) -> Path:
-    return output / "runs" / f"{objective}-seed{seed}"
+def judged(config: TrainConfig, split: str | None) -> RunRecord:
+    """A finished run with its figures on ``split``, which are made once and kept beside the run's own."""
+    folder = Path(config.output)
+    record = read_run(folder)
+    if split in (None, record.results["split"]):
+        return record
+    if not (folder / f"results-{split}.json").exists():
+        from .evaluate import FinishedRun
+
+        run = FinishedRun(folder, batch_size=config.batch_size, workers=config.workers, device=config.device)
+        write_figures(folder, split, *run.figures(split))
+    return read_run(folder, split)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
-        options, objectives, seeds, baseline, output = parse(arguments)
-        print(f"report: {compare(options, objectives, seeds, baseline, output)}")
+        print(f"report: {compare(parse(arguments))}")
 
     return run_command("clce-compare", command)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from .choice import METRICS
 from .errors import TrainingError
 from .objectives import OBJECTIVES, Objective
 
@@ -38,6 +39,7 @@ _RANGE = Accepted(
     "two numbers, the smaller first",
     lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1]),
 )
+_FRACTION = Accepted("a number in (0, 1)", lambda value: 0 < value < 1)
 _DECAY = Accepted("a number in (0, 1]", lambda value: 0 < value <= 1)
 
 
@@ -59,12 +61,29 @@ class TrainConfig:
 
     # Data
     data: str = option(
-        "digits", "digits | DIR with train/ and val/ class folders | torchvision:NAME | hfds/NAME"
+        "digits",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
+        "class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
+    fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
+    letter_size: int = option(
+        8, "letters: side in pixels that they are drawn at, by default the digits'", _COUNT
+    )
+    letter_images: int = option(
+        150, "letters: training images of each; a fifth as many to validate and test", _COUNT
+    )
     download: bool = option(False, "let torchvision download the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
-    val_split: str | None = option(None, "name of the validation split (default: val, test or validation)")
+    val_split: str | None = option(
+        None, "name of the validation split, which training watches (default: val; test where there is none)"
+    )
+    test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
+    val_fraction: float | None = option(
+        None,
+        "validate on this share of every class's training images, drawn with --seed and not trained on",
+        _FRACTION,
+    )
     shots: int | None = option(None, "train on K images per class, drawn with --seed", _COUNT)
     hold_out_classes: list[str] = option(  # noqa: RUF009
         [], "classes left out of training: the novel ones of few-shot episodes"
@@ -76,9 +95,15 @@ class TrainConfig:
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[float] = option([], "range of the random crop's area (default: 0.08 1, digits 0.8 1)", _RANGE)  # noqa: RUF009
-    hflip: float | None = option(None, "probability of a horizontal flip (default: 0.5, digits 0)", _SHARE)
-    color_jitter: float | None = option(None, "strength of colour jitter (default: 0.4, digits 0)")
+    scale: list[float] = option(  # noqa: RUF009
+        [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
+    )
+    hflip: float | None = option(
+        None, "probability of a horizontal flip (default: 0.5, digits and letters 0)", _SHARE
+    )
+    color_jitter: float | None = option(
+        None, "strength of colour jitter (default: 0.4, digits and letters 0)"
+    )
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: float = option(0.0, "probability of erasing a rectangle", _SHARE)
     workers: int = option(0, "processes that load images", _NOT_NEGATIVE)
@@ -159,7 +184,7 @@ class TrainConfig:
     ema: float | None = option(
         None,
         "decay of averaged weights, which are then evaluated and kept",
-        Accepted("a number in (0, 1)", lambda value: 0 < value < 1),
+        _FRACTION,
     )
 
     # Machine
@@ -189,6 +214,15 @@ class TrainConfig:
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
     eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    best_metric: str | None = option(
+        None,
+        "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
+        "(default: those of the last epoch)",
+        choices=tuple(METRICS),
+    )
+    patience: int | None = option(
+        None, "end the last stage after N evaluations without a better --best-metric", _COUNT
+    )
     tensorboard: bool = option(True, "write TensorBoard events")
     progress: bool = option(True, "progress bar")
 
@@ -204,6 +238,8 @@ class TrainConfig:
 
     def _check_together(self) -> None:
         """Options that only make sense together."""
+        if self.val_fraction and self.val_split:
+            raise TrainingError("--val-fraction and --val-split both name a validation split: give one")
         if self.images_per_class and self.batch_size % self.images_per_class:
             raise TrainingError(
                 f"--batch-size {self.batch_size} must be a multiple of --images-per-class "
@@ -214,6 +250,10 @@ class TrainConfig:
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
                 f"got {self.resolved_head_epochs} of {self.epochs}"
             )
+        if self.patience and not self.best_metric:
+            raise TrainingError("--patience needs --best-metric, the figure that has to become better")
+        if self.best_metric in ("knn", "centroid") and self.eval_embeddings != "epoch":
+            raise TrainingError(f"--best-metric {self.best_metric} needs --eval-embeddings epoch")
         if (self.mixup or self.cutmix) and self.batch_size % 2:
             raise TrainingError(f"mixup and CutMix need an even --batch-size, got {self.batch_size}")
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
@@ -223,7 +263,12 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return self.data != "digits" and ":" not in self.data and not self.data.lower().startswith("hfds/")
+        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+
+    @property
+    def data_is_glyphs(self) -> bool:
+        """Whether the images are of single characters, which crops and flips would make into others."""
+        return self.data in ("digits", "letters", "letters:novel")
 
     @property
     def has_weights(self) -> bool:

@@ -10,18 +10,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import metrics, models
 from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
-from .data import Images, load_all_classes, load_data
-from .errors import TrainingError, run_command
+from .data import Images, load_classes, load_data
+from .errors import TrainingError, listing, run_command
 from .judge import Judge, Outputs, frozen, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
-with --classes, or every class of another data set given with --data.
+with --classes, or every class of another data set given with --data. If that data set has the very classes
+that the run was trained on, its classifier is judged instead.
 
 examples:
   clce-eval --checkpoint runs/digits
@@ -42,6 +45,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
     parser.add_argument("--data", help="judge on this data set (default: the run's)")
+    parser.add_argument(
+        "--split",
+        choices=("val", "test"),
+        help="split to judge on (default: val, or test where there is no val)",
+    )
     parser.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
     parser.add_argument("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
     parser.add_argument("--ways", type=int, default=5, help="classes per episode (default: 5)")
@@ -77,103 +85,135 @@ def _command(arguments: Sequence[str] | None) -> None:
 
 def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """The figures by name; accuracies are fractions."""
-    run = _FinishedRun(Path(options.checkpoint), options)
-    figures: dict[str, Any] = {}
-    same_data = options.data is None
-    if same_data:
-        figures |= run.trained_classes()
-    classes = options.classes or (run.config.hold_out_classes if same_data else [])
-    # Episodes of the classes that the model was trained on would flatter it: only on demand.
-    if classes or not same_data:
-        figures |= run.episodes(classes)
+    run = FinishedRun(
+        Path(options.checkpoint),
+        options.data,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=options.device,
+    )
+    if options.data is None:
+        figures = run.figures(options.split)[0]
+        classes = options.classes or run.config.hold_out_classes
+        return figures | (_episodes(run, classes, options) if classes else {})
+    images, names = load_classes(run.config, split=options.split or "watched")
+    if set(names) == set(run.classes) and not options.classes:
+        return run.figures_on(images, names)
+    return _episodes(run, options.classes, options)
+
+
+def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Few-shot figures, called novel where the run was trained on none of the classes.
+
+    Novel classes give all their images, whatever split they lie in, unless a split is asked for.
+    """
+    is_novel = set(classes).isdisjoint(run.classes)
+    images, names = load_classes(run.config, classes, options.split or (None if is_novel else "watched"))
+    kind = "novel" if set(names).isdisjoint(run.classes) else "episode"
+    outputs = run.outputs(images)
+    x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
+    figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(y)}
+    figures |= {f"{kind}_{name}": value for name, value in quality(outputs).items()}
+    for shots in options.shots:
+        heads = metrics.few_shot_episodes(
+            x, y, options.ways, shots, options.queries, options.episodes, options.seed, names
+        )
+        for head, interval in heads.items():
+            name = f"{options.ways}way_{shots}shot_{head}"
+            figures |= {name: interval.mean, f"{name}_ci95": interval.half_width}
     return figures
 
 
-class _FinishedRun:
-    """A run's model with the options of its evaluation."""
+class FinishedRun:
+    """The model of a run, to judge it again: on another split, or on another data set."""
 
-    def __init__(self, folder: Path, options: argparse.Namespace) -> None:
-        if not (folder / "config.yaml").is_file():
+    def __init__(
+        self,
+        folder: Path,
+        data: str | None = None,
+        data_dir: str | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
+        device: str | None = None,
+    ) -> None:
+        saved = folder / "config.yaml"
+        if not saved.is_file():
             raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
         if not (folder / "model.safetensors").is_file():
             raise TrainingError(
                 f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
             )
-        self.options = options
-        self.trained = trained = TrainConfig.from_dict(
-            read_yaml(folder / "config.yaml"), str(folder / "config.yaml")
-        )
+        self.trained = TrainConfig.from_dict(read_yaml(saved), str(saved))
         self.config = dataclasses.replace(
-            trained,
-            data=options.data or trained.data,
-            data_dir=options.data_dir or trained.data_dir,
-            # Another data set may name its splits otherwise.
-            train_split=None if options.data else trained.train_split,
-            val_split=None if options.data else trained.val_split,
-            batch_size=options.batch_size,
+            self.trained,
+            data=data or self.trained.data,
+            data_dir=data_dir or self.trained.data_dir,
+            batch_size=batch_size,
             micro_batch_size=None,
             images_per_class=None,
-            workers=options.workers,
+            workers=workers,
             mixup=0.0,
             cutmix=0.0,
             pretrained=False,
             checkpoint=str(folder),
+            # Another data set may name its splits otherwise.
+            **({"train_split": None, "val_split": None, "test_split": None} if data else {}),
         )
         self.classes = read_classes(folder)
-        group = Processes(choose_device(options.device))
-        model = models.create_model(self.config, len(self.classes), with_projection=False)
-        self.model = model.to(group.device)
+        group = Processes(choose_device(device))
+        self.model = self._model(self.config).to(group.device)
         self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
 
     def outputs(self, images: Images) -> Outputs:
         return self.judge.outputs(self.model, images)
 
-    def untouched_backbone(self) -> models.FineTuner | None:
-        """What the run started from, where it started from weights that can still be read."""
-        if not self.trained.has_weights:
-            return None
-        weights = {"pretrained": self.trained.pretrained, "checkpoint": self.trained.checkpoint}
-        try:
-            return models.create_model(
-                dataclasses.replace(self.config, **weights), len(self.classes), with_projection=False
-            ).to(self.judge.group.device)
-        except TrainingError as error:
-            print(f"clce-eval: the untouched backbone is not judged: {error}", file=sys.stderr)
-            return None
-
-    def trained_classes(self) -> dict[str, Any]:
-        """Accuracy, neighbours and geometry on the run's own validation images."""
+    def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs]:
+        """Accuracy, neighbours and geometry on a split of the run's own data, by default the one that
+        training watched; and the outputs for the images that the embeddings are judged on."""
         data = load_data(self.config)
         if data.classes != self.classes:
             differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
             raise TrainingError(
                 f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
-                f"{len(self.classes)}; what differs: {', '.join(differ[:8])}"
+                f"{len(self.classes)}; what differs: {listing(differ, 8)}"
             )
+        split = split or data.watched
+        images = data.split(split)
         most, seed = self.config.eval_images, self.config.seed
         train_part = data.train.sample(most, seed)
-        val = self.outputs(data.val)
-        part = val.take(most, seed)
-        figures = val.classification(len(self.classes))
-        figures |= frozen(self.outputs(train_part), part) | quality(part)
-        if (backbone := self.untouched_backbone()) is not None:
-            part = self.judge.outputs(backbone, data.val).take(most, seed)
-            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), part)
-        return figures
-
-    def episodes(self, classes: Sequence[str]) -> dict[str, Any]:
-        images, names = load_all_classes(self.config, classes)
         outputs = self.outputs(images)
-        x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
-        figures: dict[str, Any] = {"novel_classes": len(names), "novel_images": len(y)}
-        figures |= {f"novel_{name}": value for name, value in quality(outputs).items()}
-        o = self.options
-        for shots in o.shots:
-            heads = metrics.few_shot_episodes(x, y, o.ways, shots, o.queries, o.episodes, o.seed)
-            for head, interval in heads.items():
-                name = f"{o.ways}way_{shots}shot_{head}"
-                figures |= {name: interval.mean, f"{name}_ci95": interval.half_width}
-        return figures
+        part = outputs.take(most, seed)
+        figures: dict[str, Any] = {"split": split, "images": len(images)}
+        figures |= outputs.classification(len(self.classes), split)
+        figures |= frozen(self.outputs(train_part), part) | quality(part)
+        if (backbone := self._untouched_backbone()) is not None:
+            untouched = self.judge.outputs(backbone, images).take(most, seed)
+            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), untouched)
+        return figures, part
+
+    def figures_on(self, images: Images, names: Sequence[str]) -> dict[str, Any]:
+        """Accuracy and geometry on another data set of the same classes, whose labels index ``names``."""
+        own = [self.classes.index(name) for name in names]
+        outputs = self.outputs(images)
+        outputs.labels = torch.tensor(own)[outputs.labels]
+        figures: dict[str, Any] = {"data": self.config.data, "images": len(images)}
+        figures |= outputs.classification(len(self.classes), "data")
+        return figures | quality(outputs.take(self.config.eval_images, self.config.seed))
+
+    def _untouched_backbone(self) -> models.FineTuner | None:
+        """What the run started from, where it started from weights that can still be read."""
+        if not self.trained.has_weights:
+            return None
+        weights = {"pretrained": self.trained.pretrained, "checkpoint": self.trained.checkpoint}
+        try:
+            return self._model(dataclasses.replace(self.config, **weights)).to(self.judge.group.device)
+        except TrainingError as error:
+            print(f"warning: the untouched backbone is not judged: {error}", file=sys.stderr)
+            return None
+
+    def _model(self, config: TrainConfig) -> models.FineTuner:
+        return models.create_model(config, len(self.classes), with_projection=False)
 
 
 if __name__ == "__main__":

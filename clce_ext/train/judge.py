@@ -51,9 +51,9 @@ class Outputs:
         rows = torch.from_numpy(chosen)
         return Outputs(self.logits[rows], self.embeddings[rows], self.labels[rows])
 
-    def classification(self, num_classes: int) -> dict[str, float]:
-        """val_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
-        values = {"val_loss": float(F.cross_entropy(self.logits, self.labels))}
+    def classification(self, num_classes: int, split: str = "val") -> dict[str, float]:
+        """{split}_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
+        values = {f"{split}_loss": float(F.cross_entropy(self.logits, self.labels))}
         for k in (1, 5):
             if k == 1 or num_classes > 5:
                 accuracy = multiclass_accuracy(

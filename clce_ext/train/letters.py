@@ -70,7 +70,7 @@ def draw(
     ``folder`` adds its fonts to those of matplotlib.
 
     Raises:
-        TrainingError: ``folder`` holds no fonts, or broken ones; a character that no font of the split has.
+        TrainingError: ``folder`` holds no fonts or broken ones; a character that no font of the split draws.
     """
     fonts = fonts_of_split(split, folder)
     pixels, labels, paths = [], [], []
@@ -146,7 +146,7 @@ def _image(path: str, character: str, size: int, generator: np.random.Generator)
     width = np.exp(generator.uniform(-0.25, 0.25))
     matrix = np.array([[width, shear], [tilt, 1.0]])  # of the glyph's coordinates to the image's
     extent = np.abs(matrix) @ glyph.size
-    scale = generator.uniform(0.65, 1.0) * side / extent.max()
+    scale = generator.uniform(0.75, 1.0) * side / extent.max()
     room = (side - scale * extent) / 2
     inverse = np.linalg.inv(scale * matrix)
     centre = side / 2 + generator.uniform(-room, room)
@@ -163,7 +163,10 @@ def _glyph(path: str, character: str, height: int, weight: int) -> Image.Image:
     left, top, right, bottom = font.getbbox(character, stroke_width=weight)
     image = Image.new("L", (int(right - left) + 2, int(bottom - top) + 2))
     ImageDraw.Draw(image).text((1 - left, 1 - top), character, 255, font, stroke_width=weight)
-    return image.crop(image.getbbox())
+    ink = image.getbbox()
+    if ink is None:
+        raise TrainingError(f"{path}: draws nothing for the character {character!r}")
+    return image.crop(ink)
 
 
 @functools.cache

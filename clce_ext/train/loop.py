@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from . import checkpoint, judge, models, report
+from .choice import best_row, is_patience_over
 from .config import TrainConfig, flag, read_yaml
 from .data import Data, load_data
 from .errors import TrainingError
@@ -67,6 +69,7 @@ class _Run:
         self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
         seed_all(config.seed)  # the same weights in every process
         self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
+        self._check_that_test_chooses_nothing()
         # Embeddings are judged with these as references.
         self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config)
@@ -81,12 +84,28 @@ class _Run:
         self.mean = Mean()  # of the losses of the current epoch
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
+        self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
         if config.resume and checkpoint.checkpoints(folder):
             self._restore(checkpoint.checkpoints(folder)[-1])
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
+
+    def _check_that_test_chooses_nothing(self) -> None:
+        if self.data.watched != "test":
+            return
+        if self.config.best_metric:
+            raise TrainingError(
+                "--best-metric chooses by the validation split, and there is none; the test split must "
+                "choose nothing. --val-fraction 0.1 validates on a tenth of the training images"
+            )
+        if self.group.is_main:
+            print(
+                "clce-train: warning: no validation split: curves and figures are of the test split. They "
+                "must choose nothing, neither options nor epochs; --val-fraction gives a split that may",
+                file=sys.stderr,
+            )
 
     # The run
 
@@ -109,11 +128,19 @@ class _Run:
         if self.trainer_state is not None:
             trainer.restore(self.trainer_state)
             self.trainer_state = None
-        while self.position.epoch < stage.epochs:
+        while self.position.epoch < stage.epochs and not self._is_patience_over(stage):
             self._train_epoch(trainer)
             self._end_epoch(trainer)
         if trainer.averaged is not None:
             self.model.load_state_dict(trainer.averaged.module.state_dict())
+
+    def _is_patience_over(self, stage: Stage) -> bool:
+        metric, patience = self.config.best_metric, self.config.patience
+        return patience is not None and is_patience_over(self._rows_to_choose_from(stage), metric, patience)
+
+    def _rows_to_choose_from(self, stage: Stage) -> list[dict[str, Any]]:
+        """The rows so far of the last stage; an earlier stage always goes on to its end."""
+        return [row for row in self.rows if row["stage"] == stage.name] if stage is self.stages[-1] else []
 
     # An epoch
 
@@ -187,6 +214,10 @@ class _Run:
         position.epoch, position.batch, position.epoch_seconds = position.epoch + 1, 0, 0.0
         self.mean = Mean()
         self.rows.append(row)
+        metric, candidates = self.config.best_metric, self._rows_to_choose_from(stage)
+        if metric and judged and candidates and best_row(candidates, metric) is row:
+            weights = trainer.evaluated_model.state_dict()
+            self.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
         if self.records is not None:
             self.records.write(self.rows)
             left = sum(s.epochs for s in self.stages[position.stage :]) - position.epoch
@@ -198,7 +229,7 @@ class _Run:
     # Evaluation
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Any]:
-        model = trainer.best_model
+        model = trainer.evaluated_model
         val = self.val_outputs = self.judge.outputs(model, self.data.val)
         values: dict[str, Any] = {}
         if trainer.stage.mode != "contrast":
@@ -209,6 +240,11 @@ class _Run:
 
     def _finish(self) -> dict[str, Any]:
         config = self.config
+        if self.best is not None:
+            if self.group.is_main:
+                self._write_backbone("last.safetensors")
+            self.model.load_state_dict(self.best)
+            self.val_outputs = None
         val = self.val_outputs or self.judge.outputs(self.model, self.data.val)
         results: dict[str, Any] = {
             "objective": config.objective,
@@ -217,14 +253,17 @@ class _Run:
             "seed": config.seed,
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
-            "split": "val",
+            "split": self.data.watched,
             "images": len(self.data.val),
-            "epochs": config.epochs,
+            "epochs": len(self.rows),
             "steps": self.position.step,
             "seconds": round(self.position.seconds, 3),
-            "seconds_per_epoch": round(self.position.seconds / config.epochs, 4),
-            **val.classification(len(self.data.classes)),
+            "seconds_per_epoch": round(self.position.seconds / len(self.rows), 4),
+            **val.classification(len(self.data.classes), self.data.watched),
         }
+        if config.best_metric:
+            best = best_row(self._rows_to_choose_from(self.stages[-1]), config.best_metric)
+            results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
         part = None
         if config.eval_embeddings != "never":
             part = val.take(config.eval_images, config.seed)
@@ -240,14 +279,7 @@ class _Run:
         return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
-        metadata = {
-            "model": self.config.model,
-            "classes": json.dumps(self.data.classes),
-            "input": json.dumps(self.input),
-        }
-        checkpoint.write_weights(
-            self.folder / "model.safetensors", self.model.backbone.state_dict(), metadata | {"format": "pt"}
-        )
+        self._write_backbone("model.safetensors")
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
@@ -259,6 +291,15 @@ class _Run:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
             print(f"{figures}\nreport: {self.folder / 'report.html'}")
+
+    def _write_backbone(self, name: str) -> None:
+        metadata = {
+            "model": self.config.model,
+            "classes": json.dumps(self.data.classes),
+            "input": json.dumps(self.input),
+            "format": "pt",
+        }
+        checkpoint.write_weights(self.folder / name, self.model.backbone.state_dict(), metadata)
 
     # Checkpoints
 
@@ -272,6 +313,7 @@ class _Run:
             "sums": sums,
             "rows": self.rows,
             "untouched": self.untouched,
+            "best": self.best,
             "world_size": self.group.world_size,
         }
         checkpoint.save_checkpoint(
@@ -294,7 +336,7 @@ class _Run:
         self.position = Position(**training["position"])
         self.mean = Mean(training["sums"][self.group.rank])
         self.rows = training["rows"]
-        self.untouched = training["untouched"]
+        self.untouched, self.best = training.get("untouched"), training.get("best")
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
@@ -312,8 +354,9 @@ def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         elif config.overwrite:
             for name in ("checkpoints", "tensorboard"):
                 shutil.rmtree(folder / name, ignore_errors=True)
-            for name in ("metrics.csv", "model.safetensors", "embeddings.safetensors"):
-                (folder / name).unlink(missing_ok=True)
+            for pattern in ("metrics.csv", "*.safetensors", "results-*.json"):
+                for file in folder.glob(pattern):
+                    file.unlink()
             saved.unlink()
             finished.unlink(missing_ok=True)
         else:

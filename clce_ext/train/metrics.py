@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-from .errors import TrainingError
+from .errors import TrainingError, listing
 
 _BLOCK = 1024  # rows of a similarity matrix at a time
 
@@ -44,7 +45,9 @@ def centroid_accuracy(
     """Accuracy of the nearest class mean, embeddings normalised."""
     if len(np.unique(train_labels)) < 2:
         return float(np.mean(test_labels == train_labels[0]))
-    classifier = NearestCentroid().fit(normalized(train), train_labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of features that are zero everywhere, as behind a ReLU
+        classifier = NearestCentroid().fit(normalized(train), train_labels)
     return float(np.mean(classifier.predict(normalized(test)) == test_labels))
 
 
@@ -170,11 +173,13 @@ def few_shot_episodes(
     queries: int = 15,
     episodes: int = 600,
     seed: int = 0,
+    names: Sequence[str] | None = None,
 ) -> dict[str, Interval]:
     """N-way K-shot classification of frozen embeddings, normalised.
 
     Every episode draws ``ways`` classes, and of each ``shots`` images to fit a head and ``queries`` others to
-    classify. Heads: ``centroid`` (nearest class mean) and ``logistic`` (logistic regression).
+    classify. Heads: ``centroid`` (nearest class mean) and ``logistic`` (logistic regression). ``names`` are
+    those of the classes, for messages.
 
     Raises:
         TrainingError: fewer classes, or images per class, than an episode needs.
@@ -183,10 +188,16 @@ def few_shot_episodes(
     members = {c: np.flatnonzero(labels == c) for c in np.unique(labels)}
     large = np.array([c for c, rows in members.items() if len(rows) >= shots + queries])
     if len(large) < ways or ways < 2:
+        small = [f"{names[c] if names else c} ({len(rows)})" for c, rows in members.items() if c not in large]
         raise TrainingError(
             f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
             f"{max(ways, 2)} classes of {shots + queries} images; "
             f"{len(large)} of {len(members)} classes are large enough"
+            + (
+                f", too small are {listing(small)}. Fewer --queries, --shots or --ways need less"
+                if small
+                else ""
+            )
         )
     generator = np.random.default_rng(seed)
     accuracy: dict[str, list[float]] = {"centroid": [], "logistic": []}

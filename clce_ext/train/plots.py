@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from .metrics import Interval
 from .objectives import OBJECTIVES, UNTOUCHED
 
 _STYLE = {
@@ -111,6 +112,31 @@ def differences(rows: Sequence[tuple[str, np.ndarray, float, float]], title: str
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_title(title)
         axes.set_xlabel("percentage points")
+        return _svg(figure, title)
+
+
+def sweep_curves(lines: Mapping[str, Sequence[tuple[object, Sequence[Interval]]]], title: str) -> str:
+    """Per objective, values of an option with the intervals of all settings that have it, as shares of 1."""
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(4.4, 3.1), layout="constrained")
+        ticks = list(dict.fromkeys(value for points in lines.values() for value, _ in points))
+        ends = {}
+        for name, points in lines.items():
+            if not points:
+                continue
+            best = [max(intervals, key=lambda interval: interval.mean) for _, intervals in points]
+            x = [ticks.index(value) for value, _ in points]
+            y = [100 * interval.mean for interval in best]
+            half = np.nan_to_num([100 * interval.half_width for interval in best])
+            axes.errorbar(x, y, half, color=color(name), linewidth=2, marker="o", markersize=6, capsize=3)
+            for place, (_, intervals) in zip(x, points, strict=True):
+                means = [100 * interval.mean for interval in intervals]
+                axes.plot([place] * len(means), means, "o", color=color(name), alpha=0.3, markersize=5, mew=0)
+            ends[name] = (x[-1], y[-1])
+        axes.set_title(title)
+        axes.set_xticks(range(len(ticks)), [str(value) for value in ticks])
+        axes.set_ylabel("%")
+        _label_ends(axes, ends)
         return _svg(figure, title)
 
 

@@ -92,8 +92,7 @@ def write_run_report(
         _geometry_section(runs, classes),
         _options("Options of the run", config.dump()),
     ]
-    top1, images = 100 * results["top1"], results["images"]
-    lead = f"Top-1 {top1:.2f} % on {images} images after {results['epochs']} epochs."
+    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
     title = f"{config.objective} on {_data_name(config)}"
     write_text(folder / "report.html", _page(title, lead, config, parts))
 
@@ -118,11 +117,71 @@ def write_comparison_report(
     ]
     first = next(iter(runs.values()))[0].results
     title = f"{' · '.join(runs)} on {_data_name(config)}"
+    epochs = max(record.results["epochs"] for records in runs.values() for record in records)
     lead = (
-        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {first['epochs']} epochs "
-        f"each on {first['train_images']} training images; judged on {first['images']} others."
+        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {epochs} epochs each on "
+        f"{first['train_images']} training images; judged on {_judged_on(first)}."
     )
     write_text(path, _page(title, lead, config, parts))
+
+
+def write_sweep_report(
+    path: Path,
+    config: TrainConfig,
+    settings: Sequence[Any],
+    grid: Mapping[str, Sequence[Any]],
+    metric: str,
+    split: str | None,
+) -> None:
+    """A table of ``settings`` (sweep.Setting) and, per option of the grid, how the metric follows it."""
+    names = list(dict.fromkeys(s.objective for s in settings))
+    head = ["", *grid, f"{ACCURACIES[metric]}, {settings[0].records[0].results['split']}"]
+    body = []
+    for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean)):
+        figure = _percent(s.interval)
+        cells = [_name_cell(s.objective), *(html.escape(str(s.point.get(option, "–"))) for option in grid)]
+        cells.append(f"<b>{figure}</b>" if s.chosen else figure)
+        body.append("".join(f"<td>{cell}</td>" for cell in cells))
+    table = _plain_table(head, body)
+    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
+    parts = [_section("Settings", table, _note(note))]
+    if split:
+        lines = [
+            f"<li><b>{html.escape(s.objective)}</b>: {_percent(_interval_of(s.records, metric))} %, "
+            f"{_judged_on(s.records[0].results)}</li>"
+            for s in settings
+            if s.chosen
+        ]
+        parts.append(_section("What was chosen, on a split that chose nothing", f"<ul>{''.join(lines)}</ul>"))
+    figures = []
+    for option, values in grid.items():
+        lines = {
+            name: [
+                (
+                    value,
+                    [s.interval for s in settings if s.objective == name and s.point.get(option) == value],
+                )
+                for value in values
+            ]
+            for name in names
+        }
+        lines = {name: [(v, of) for v, of in points if of] for name, points in lines.items()}
+        if any(len(points) > 1 for points in lines.values()):
+            figures.append(plots.sweep_curves(lines, f"{ACCURACIES[metric]} by {option}"))
+    note = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals over seeds."
+    parts += [_section("By option", _grid(figures), _note(note))] if figures else []
+    parts.append(_options("Options shared by the runs", config.dump()))
+    lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {ACCURACIES[metric].lower()}."
+    write_text(path, _page(f"Sweep on {_data_name(config)}", lead, config, parts))
+
+
+def _interval_of(records: Sequence[RunRecord], column: str) -> metrics.Interval:
+    return metrics.confidence_interval(np.array([r.results.get(column, math.nan) for r in records]))
+
+
+def _percent(interval: metrics.Interval) -> str:
+    half = f" <small>± {100 * interval.half_width:.1f}</small>" if math.isfinite(interval.half_width) else ""
+    return f"{100 * interval.mean:.1f}{half}"
 
 
 # Sections
@@ -195,8 +254,8 @@ def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = Fal
     if with_losses:
         figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
     note = _note(
-        "Validation accuracy per epoch; thin lines are seeds. Objectives of two stages have a classifier "
-        "only in the second one."
+        "Accuracy per epoch on the split that training watches: val, or test where there is no val. Thin "
+        "lines are seeds. Objectives of two stages have a classifier only in the second one."
     )
     return _section("Learning curves", _grid(figures), note)
 
@@ -235,8 +294,8 @@ def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str
     return (
         _section(
             "Embeddings",
-            f"<p>Validation images, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
-            "mean something on such a map; distances across it do not.</p>",
+            f"<p>The images judged on, seed {seed}, {method} of the normalised embeddings. Only "
+            "neighbourhoods mean something on such a map; distances across it do not.</p>",
             _grid(maps),
         )
         + _section(
@@ -297,19 +356,10 @@ def _table(
     show_half: Callable[[float], str],
     best: Callable | None,
 ) -> str:
-    intervals = {
-        name: {
-            c: metrics.confidence_interval(np.array([r.results.get(c, math.nan) for r in records]))
-            for c in columns
-        }
-        for name, records in runs.items()
-    }
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in columns.values())
+    intervals = {name: {c: _interval_of(records, c) for c in columns} for name, records in runs.items()}
     body = []
     for name in runs:
-        cells = [
-            f'<td><span class=dot style="background:{plots.color(name)}"></span>{html.escape(name)}</td>'
-        ]
+        cells = [f"<td>{_name_cell(name)}</td>"]
         for column in columns:
             interval = intervals[name][column]
             means = [i[column].mean for i in intervals.values() if math.isfinite(i[column].mean)]
@@ -321,8 +371,20 @@ def _table(
             )
             value = show(interval.mean) if math.isfinite(interval.mean) else "n/a"
             cells.append(f"<td{' class=best' if is_best else ''}>{value}{half}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return f"<div class=scroll><table><tr><th></th>{head}</tr>{''.join(body)}</table></div>"
+        body.append("".join(cells))
+    return _plain_table(["", *columns.values()], body)
+
+
+def _name_cell(objective: str) -> str:
+    dot = f'<span class=dot style="background:{plots.color(objective)}"></span>'
+    return f"{dot}{html.escape(objective)}"
+
+
+def _plain_table(head: Sequence[str], rows: Sequence[str]) -> str:
+    """Titles of columns, and the cells of each row as HTML."""
+    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<div class=scroll><table><tr>{titles}</tr>{body}</table></div>"
 
 
 def _section(title: str, *parts: str) -> str:
@@ -335,6 +397,10 @@ def _note(text: str) -> str:
 
 def _grid(figures: Sequence[str | None]) -> str:
     return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
+
+
+def _judged_on(results: Mapping[str, Any]) -> str:
+    return f"{results['images']} images of the {results['split']} split"
 
 
 def _data_name(config: TrainConfig) -> str:

@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
-from .checkpoint import write_text
+from .checkpoint import write_text, write_weights
+from .judge import Outputs
 from .objectives import UNTOUCHED
+
+# What results.json says of how a run was made, whatever it is judged on.
+_OF_THE_RUN = (
+    "objective", "model", "data", "seed", "classes", "train_images", "epochs", "steps", "seconds",
+    "seconds_per_epoch", "best_metric", "best_epoch",
+)  # fmt: skip
 
 
 @dataclass
@@ -29,10 +36,14 @@ class RunRecord:
     labels: np.ndarray | None = None  # [N]
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Of a finished run's directory."""
+def read_run(folder: Path, split: str | None = None) -> RunRecord:
+    """Of a finished run's directory; ``split`` names the one whose figures write_figures left there."""
+    suffix = f"-{split}" if split else ""
     results = json.loads((folder / "results.json").read_text())
-    tensors = load_file(folder / "embeddings.safetensors")
+    if split:  # what says how the run was made, with the figures of that split
+        made = {k: v for k, v in results.items() if k in _OF_THE_RUN}
+        results = made | json.loads((folder / f"results{suffix}.json").read_text())
+    tensors = load_file(folder / f"embeddings{suffix}.safetensors")
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
@@ -41,6 +52,13 @@ def read_run(folder: Path) -> RunRecord:
     return RunRecord(
         results["objective"], results["seed"], results, rows, tensors["embeddings"], tensors["labels"]
     )
+
+
+def write_figures(folder: Path, split: str, figures: dict[str, Any], outputs: Outputs) -> None:
+    """Keeps a finished run's figures on another split beside its own."""
+    tensors = {"embeddings": outputs.embeddings, "labels": outputs.labels}
+    write_weights(folder / f"embeddings-{split}.safetensors", tensors)
+    write_text(folder / f"results-{split}.json", json.dumps(figures, indent=2) + "\n")
 
 
 def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -56,7 +74,11 @@ def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 def write_table(path: Path, records: Sequence[RunRecord]) -> None:
     """A line per record: results.csv."""
-    rows = [{k: v for k, v in record.results.items() if k != UNTOUCHED} for record in records]
+    write_rows(path, [{k: v for k, v in record.results.items() if k != UNTOUCHED} for record in records])
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A CSV of rows that may have different columns."""
     text = io.StringIO()
     columns = dict.fromkeys(name for row in rows for name in row)
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

@@ -57,7 +57,7 @@ class Trainer:
         self.mixup = _mixup(config, len(data.classes)) if stage.mixing else None
 
     @property
-    def best_model(self) -> FineTuner:
+    def evaluated_model(self) -> FineTuner:
         """The averaged weights, where there are any: these are evaluated, and the next stage starts there."""
         return self.model if self.averaged is None else self.averaged.module
 

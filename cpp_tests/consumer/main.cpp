@@ -62,7 +62,7 @@ int main() {
   sums.exp_pos = 2 * std::exp(1.0);
   sums.exp_w = sums.exp_wn = 2;
   clce::LossConfig config;
-  const auto loss = clce::anchor_loss(clce::finalize(sums, 1.0), config, 1.0);
+  const auto loss = clce::anchor_loss(clce::finalize(sums, clce::hardness(1.0)), config, 1.0);
   const double expected = std::log(2 * std::exp(1.0) + 2) - 1;
   std::printf("formulas: loss %.6f\n", loss.value);
   if (std::abs(loss.value - expected) > 1e-12) return 1;

@@ -46,6 +46,12 @@ LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options,
   return args;
 }
 
+// What only the backend's device tells of the contrast.
+void use_backend(ContrastArgs& args, const BackendOnStream& backend) {
+  args.engine = engine_in_use();
+  args.product = backend.product;
+}
+
 // Allocates what the loss gives and makes `args` point to it.
 Loss new_loss(LossArgs& args, const at::TensorOptions& acc) {
   Loss loss;
@@ -62,6 +68,7 @@ Loss new_loss(LossArgs& args, const at::TensorOptions& acc) {
 Tensor run_forward(const BackendOnStream& backend, ForwardArgs& args, const Contrast& contrast,
                    const Tensor& z) {
   args.contrast = contrast.args;
+  use_backend(args.contrast, backend);
   Tensor statistics = at::empty({kNumStatistics, contrast.args.num_anchors},
                                 z.options().dtype(acc_type(contrast.args.dtype)));
   args.statistics = statistics.mutable_data_ptr();
@@ -173,6 +180,7 @@ Loss loss_of(const BackendOnStream& backend, const Tensor& statistics, const Tem
 
 Gradients backward(const BackendOnStream& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
                    bool want_keys) {
+  use_backend(args.contrast, backend);
   const ContrastArgs& contrast = args.contrast;
   const auto acc = z.options().dtype(acc_type(contrast.dtype));
   want_keys = want_keys && !contrast.symmetric;

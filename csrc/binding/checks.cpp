@@ -99,6 +99,9 @@ void check_contrast(const Tensor& anchors, const OptionalTensor& labels, const O
   if (labels.has_value()) check_labels(*labels, "labels", images, anchors);
   TORCH_CHECK_VALUE(options.beta >= 0 && std::isfinite(options.beta),
                     "beta must be finite and at least 0, got ", options.beta);
+  // The gradient is a difference of terms times beta and 1 + beta, of which float32 has seven digits.
+  TORCH_CHECK_VALUE(options.beta <= kLargestBeta, "beta must be at most ", kLargestBeta, ", got ",
+                    options.beta);
   check_temperature(options.temperature, anchors.device());
 
   if (!keys.has_value()) {

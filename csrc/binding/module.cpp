@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 
 #include <initializer_list>
+#include <stdexcept>
+#include <string>
 #include <utility>
 
 #include "backend.h"
@@ -47,12 +49,22 @@ PYBIND11_MODULE(_C, m) {
   });
   m.def("cpu_capability", [] { return clce::cpu::tile_kernels<float>().capability; });
 
+  m.def("use_engine", [](const std::string& name) {
+    const auto choice = clce::binding::engine_named(name);
+    if (!choice) throw std::invalid_argument("engine must be 'fused', 'panels' or '', got '" + name + "'");
+    clce::binding::use_engine(*choice);
+  });
+
   pybind11::list device_types;
   for (const at::DeviceType type : clce::binding::device_types()) {
     device_types.append(at::DeviceTypeName(type, /*lower_case=*/true));
   }
   m.attr("DEVICE_TYPES") = device_types;
+#if defined(CLCE_CUDA)
+  m.attr("ENGINES") = pybind11::make_tuple("fused", "panels");
+#else
   m.attr("ENGINES") = pybind11::make_tuple("fused");
+#endif
 
   // clce_ext has these in Python too, where nothing may be compiled; a test compares them.
   m.attr("NORM_EPS") = clce::kNormEps;

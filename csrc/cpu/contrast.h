@@ -57,6 +57,7 @@ class Contrast {
   bool symmetric() const { return args_.symmetric; }
   T scale() const { return scale_; }
   T beta() const { return static_cast<T>(args_.beta); }
+  Hardness<T> hardness() const { return clce::hardness(beta()); }
   int64_t stride() const { return args_.stride; }
   const T* anchor(int64_t block) const { return anchors_.get() + anchor_blocks_.begin(block) * stride(); }
   const T* key(int64_t block) const {

@@ -57,6 +57,7 @@ void add_bounded(const Contrast<T>& c, std::vector<PartialSums<double>>& sums) {
 
 template <class T>
 void add_unbounded(const Contrast<T>& c, std::vector<PartialSums<double>>& sums) {
+  const Hardness<double> h = widened(c.hardness());
   constexpr T kNothing = -std::numeric_limits<T>::infinity();
   c.for_tiles([&](int64_t i, int64_t j, Workspace<T>& work) {
     const auto add_rows = [&](const Tile<T>& tile, int64_t first) {
@@ -76,7 +77,7 @@ void add_unbounded(const Contrast<T>& c, std::vector<PartialSums<double>>& sums)
         of_tile.max_neg = from.max_neg[r];
         of_tile.exp_w = from.exp_w[r];
         of_tile.exp_wn = from.exp_wn[r];
-        merge(sums[first + r], of_tile, static_cast<double>(c.beta()));
+        merge(sums[first + r], of_tile, h);
       }
     };
     const Tile<T> tile = c.tile(i, j, work);
@@ -106,13 +107,13 @@ void forward_as(const ForwardArgs& args) {
   }
 
   T* statistics = static_cast<T*>(args.statistics);
-  const Statistics<T> of_ignored = finalize(PartialSums<T>{}, T(contrast.beta));
+  const Statistics<T> of_ignored = finalize(PartialSums<T>{}, c.hardness());
   for (int64_t row = 0; row < contrast.num_anchors; ++row) {
     store_statistics(statistics, contrast.num_anchors, row, of_ignored);
   }
   for (int64_t row = 0; row < order.size(); ++row) {
     store_statistics(statistics, contrast.num_anchors, order.source[row],
-                     rounded<T>(finalize(sums[row], contrast.beta)));
+                     rounded<T>(finalize(sums[row], widened(c.hardness()))));
   }
 }
 

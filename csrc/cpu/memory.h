@@ -15,7 +15,6 @@ class Buffer {
   explicit Buffer(int64_t size)
       : memory_(c10::GetCPUAllocator()->allocate(static_cast<size_t>(size > 0 ? size : 1) * sizeof(T))) {}
   T* get() const { return static_cast<T*>(memory_.get()); }
-  T& operator[](int64_t i) const { return get()[i]; }
 
  private:
   c10::DataPtr memory_;

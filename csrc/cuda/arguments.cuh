@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend.h"
+#include "cuda/kernels/coefficients.cuh"
 #include "cuda/kernels/labels.cuh"
 #include "cuda/kernels/logits.cuh"
 #include "cuda/tile/shared_tile.cuh"
@@ -35,6 +36,20 @@ inline Labels key_labels(const ContrastArgs& args) {
 template <class T, class Args>
 Scale<T> scale_of(const Args& args) {
   return {static_cast<const T*>(args.temperature_ptr), T(1 / args.temperature)};
+}
+
+// The sides of the backward pass. Keys have statistics in self-contrast only, where they are the anchors.
+template <class Element, class T>
+Side<Element, T> anchor_side(const BackwardArgs& given) {
+  return {anchor_rows<Element>(given.contrast), anchor_labels(given.contrast),
+          static_cast<const T*>(given.statistics), static_cast<const T*>(given.derivatives),
+          given.upstream_stride != 0 ? static_cast<const T*>(given.upstream) : nullptr};
+}
+
+template <class Element, class T>
+Side<Element, T> key_side(const BackwardArgs& given) {
+  if (given.contrast.symmetric) return anchor_side<Element, T>(given);
+  return {key_rows<Element>(given.contrast), key_labels(given.contrast), nullptr, nullptr, nullptr};
 }
 
 }  // namespace clce::cuda

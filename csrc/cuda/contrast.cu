@@ -3,6 +3,7 @@
 #include "cuda/kernels/merge_loss.cuh"
 #include "cuda/kernels/reduce.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/panels/engine.h"
 #include "cuda/plan/engines.h"
 #include "dispatch.h"
 
@@ -86,7 +87,7 @@ size_t forward_workspace_bytes(const ContrastArgs& args) {
 
 void forward(const ForwardArgs& args, void* stream) {
   const ForwardPlan plan = plan_forward(args.contrast, current_architecture());
-  forward_tiles(args, plan, stream);
+  plan.panels ? forward_panels(args, plan, stream) : forward_tiles(args, plan, stream);
   with_accumulation_type(args.contrast.dtype,
                          [&](auto zero) { merge_as<decltype(zero)>(args, plan, stream); });
 }
@@ -101,6 +102,7 @@ size_t backward_workspace_bytes(const ContrastArgs& args) {
 
 void backward(const BackwardArgs& args, void* stream) {
   const BackwardPlan plan = plan_backward(args.contrast, current_architecture());
+  if (plan.panels) return backward_panels(args, plan, stream);
   gradient(args, plan.anchors, stream);
   if (!args.contrast.symmetric) gradient(args, plan.keys, stream);
 }

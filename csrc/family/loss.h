@@ -18,6 +18,9 @@
 
 namespace clce {
 
+// Larger ones are refused: beyond, 1 + beta and beta are too close for their difference to be a gradient.
+constexpr double kLargestBeta = 10000;
+
 struct LossConfig {
   double beta = 1.0;
   double debias = 0.0;

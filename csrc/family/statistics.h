@@ -114,9 +114,28 @@ CLCE_HD T minus_infinity() {
   return T(-INFINITY);
 }
 
+// What logits are multiplied by: beta and 1 + beta, each rounded once, to the type that tiles are computed
+// in. Sums, their logarithms and gradients must all use the same two numbers: the logarithm of a sum with
+// another rounding of beta is off by the difference times the logit, which can be of any size.
+template <class T>
+struct Hardness {
+  T beta, one_plus_beta;
+};
+
+template <class T>
+CLCE_HD Hardness<T> hardness(T beta) {
+  return {beta, 1 + beta};
+}
+
+// The same numbers, for sums that are kept in double.
+template <class T>
+CLCE_HD Hardness<double> widened(const Hardness<T>& h) {
+  return {double(h.beta), double(h.one_plus_beta)};
+}
+
 // Adds the sums over one set of keys to those over another set that shares no key with it.
 template <class T>
-CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
+CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, const Hardness<T>& h) {
   into.sum_pos += from.sum_pos;
   if (from.n_pos > 0) {
     if (into.n_pos > 0) {
@@ -133,9 +152,9 @@ CLCE_HD void merge(PartialSums<T>& into, const PartialSums<T>& from, T beta) {
     if (into.n_neg > 0) {
       const T top = into.max_neg > from.max_neg ? into.max_neg : from.max_neg;
       const T down_into = into.max_neg - top, down_from = from.max_neg - top;
-      into.exp_w = into.exp_w * std::exp(beta * down_into) + from.exp_w * std::exp(beta * down_from);
-      into.exp_wn =
-          into.exp_wn * std::exp((1 + beta) * down_into) + from.exp_wn * std::exp((1 + beta) * down_from);
+      into.exp_w = into.exp_w * std::exp(h.beta * down_into) + from.exp_w * std::exp(h.beta * down_from);
+      into.exp_wn = into.exp_wn * std::exp(h.one_plus_beta * down_into) +
+                    from.exp_wn * std::exp(h.one_plus_beta * down_from);
       into.max_neg = top;
     } else {
       into.exp_w = from.exp_w;
@@ -162,24 +181,31 @@ CLCE_HD void log_in_two(T factor, T maximum, T sum, T& high, T& low) {
 }
 
 template <class T>
-CLCE_HD Statistics<T> finalize(const PartialSums<T>& sums, T beta) {
+CLCE_HD Statistics<T> finalize(const PartialSums<T>& sums, const Hardness<T>& h) {
   Statistics<T> out{
       sums.n_pos, sums.n_neg, sums.sum_pos, minus_infinity<T>(), minus_infinity<T>(), minus_infinity<T>(),
       T(0),       T(0),       T(0)};
   if (sums.n_pos > 0) log_in_two(T(1), sums.max_pos, sums.exp_pos, out.lse_pos, out.lse_pos_low);
   if (sums.n_neg > 0) {
-    log_in_two(beta, sums.max_neg, sums.exp_w, out.lse_w, out.lse_w_low);
-    log_in_two(1 + beta, sums.max_neg, sums.exp_wn, out.lse_wn, out.lse_wn_low);
+    log_in_two(h.beta, sums.max_neg, sums.exp_w, out.lse_w, out.lse_w_low);
+    log_in_two(h.one_plus_beta, sums.max_neg, sums.exp_wn, out.lse_wn, out.lse_wn_low);
   }
   return out;
 }
 
-// Statistics in double, rounded to T: the low parts take up what rounding takes from the logarithms.
+// Statistics in double, rounded to T: the low parts take up what rounding takes from the logarithms. Where T
+// is double, that is the low part itself.
 template <class T>
 CLCE_HD Statistics<T> rounded(const Statistics<double>& s) {
-  const auto low = [](double value) { return std::isfinite(value) ? T(value - double(T(value))) : T(0); };
-  const double pos = s.lse_pos + s.lse_pos_low, w = s.lse_w + s.lse_w_low, wn = s.lse_wn + s.lse_wn_low;
-  return {T(s.n_pos), T(s.n_neg), T(s.sum_pos), T(pos), T(w), T(wn), low(pos), low(w), low(wn)};
+  Statistics<T> out{T(s.n_pos), T(s.n_neg), T(s.sum_pos), T(0), T(0), T(0), T(0), T(0), T(0)};
+  const auto round = [](double log, double log_low, T& high, T& low) {
+    high = T(log + log_low);
+    low = std::isfinite(log) ? T((log - double(high)) + log_low) : T(0);
+  };
+  round(s.lse_pos, s.lse_pos_low, out.lse_pos, out.lse_pos_low);
+  round(s.lse_w, s.lse_w_low, out.lse_w, out.lse_w_low);
+  round(s.lse_wn, s.lse_wn_low, out.lse_wn, out.lse_wn_low);
+  return out;
 }
 
 }  // namespace clce

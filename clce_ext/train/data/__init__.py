@@ -13,7 +13,7 @@ is a function of (seed, epoch), and the augmentation of an image of (seed, epoch
 from .images import Images, Source
 from .loaders import evaluation_loader, training_loader
 from .sampler import EpochSampler
-from .splits import Data, load_all_classes, load_data
+from .splits import Data, load_classes, load_data
 
 __all__ = [
     "Data",
@@ -21,7 +21,7 @@ __all__ = [
     "Images",
     "Source",
     "evaluation_loader",
-    "load_all_classes",
+    "load_classes",
     "load_data",
     "training_loader",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,21 @@ class Source:
     image: Callable[[int], Image.Image]
     labels: np.ndarray  # [N] int64
     name: Callable[[int], str]
+
+
+def joined(sources: Sequence[Source]) -> Source:
+    """One source after another, as one."""
+    starts = np.cumsum([0, *(len(source.labels) for source in sources)])
+    return Source(
+        image=functools.partial(_of_joined, [source.image for source in sources], starts),
+        labels=np.concatenate([source.labels for source in sources]),
+        name=functools.partial(_of_joined, [source.name for source in sources], starts),
+    )
+
+
+def _of_joined(functions: Sequence[Callable[[int], Any]], starts: np.ndarray, i: int) -> Any:
+    part = int(np.searchsorted(starts, i, side="right")) - 1
+    return functions[part](i - int(starts[part]))
 
 
 class Images(Dataset):

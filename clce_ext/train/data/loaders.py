@@ -18,15 +18,15 @@ def training_loader(
     images: Images, config: TrainConfig, input_config: dict[str, Any], views: int, rank: int, world_size: int
 ) -> tuple[DataLoader, EpochSampler]:
     """Batches (views [B, V, C, H, W], labels [B]) of the augmented training images."""
-    digits = config.data == "digits"
+    glyphs = config.data_is_glyphs
     images.views = views
     images.transform = timm_makes("--auto-augment and other augmentation", create_transform)(
         input_size=input_config["input_size"],
         is_training=True,
         no_aug=not config.augment,
-        scale=tuple(config.scale) or ((0.8, 1.0) if digits else None),
-        hflip=_first(config.hflip, 0.0 if digits else 0.5),
-        color_jitter=_first(config.color_jitter, 0.0 if digits else 0.4) or None,
+        scale=tuple(config.scale) or ((0.8, 1.0) if glyphs else None),
+        hflip=_first(config.hflip, 0.0 if glyphs else 0.5),
+        color_jitter=_first(config.color_jitter, 0.0 if glyphs else 0.4) or None,
         auto_augment=config.auto_augment,
         re_prob=config.random_erasing,
         re_mode="pixel",

@@ -61,7 +61,8 @@ class EpochSampler(Sampler):
             )
         if counts.min() < self.images_per_class:
             raise TrainingError(
-                f"--images-per-class {self.images_per_class}: the smallest class has {counts.min()} images"
+                f"--images-per-class {self.images_per_class}: the smallest class has {counts.min()} images, "
+                "which is the most to ask for"
             )
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Data sets by name: handwritten digits, folders of class folders, torchvision's and Hugging Face's."""
+"""Data sets by name: digits, letters, folders of class folders, torchvision's and Hugging Face's."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +17,39 @@ from timm.data import create_dataset
 from timm.data.readers.img_extensions import is_img_extension
 from timm.utils.misc import natural_key
 
+from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Source
 
-_SPLIT_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation", "test", "eval")}
+# What splits are called, the usual names first.
+_TRAIN = ("train", "training", "trainval")
+_VAL = ("val", "valid", "validation")
+_TEST = ("test", "testing", "eval")
 
 
-def open_splits(config: TrainConfig) -> tuple[Source, Source, list[str]]:
-    """(training split, validation split, class names) of ``config.data``."""
+# Characters by the name of their data set; those for few-shot episodes are none of those to train on.
+LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
+
+
+@dataclass
+class DataSet:
+    """The splits of a data set; it need not have all of them."""
+
+    classes: list[str]
+    train: Source
+    val: Source | None = None
+    test: Source | None = None
+
+
+def open_data_set(config: TrainConfig) -> DataSet:
+    """Opens the splits of ``config.data``: a training split, and at least one of the others, unless a part of
+    the training images is to validate (``val_fraction``)."""
     name = config.data
     if name == "digits":
         return _open_digits()
+    if name in LETTERS:
+        return _open_letters(LETTERS[name], config)
     if name.startswith("torchvision:"):
         return _open_torchvision(name.partition(":")[2], config)
     if name.lower().startswith("hfds/"):
@@ -35,7 +57,27 @@ def open_splits(config: TrainConfig) -> tuple[Source, Source, list[str]]:
     return _open_folders(Path(name), config)
 
 
-def _open_digits() -> tuple[Source, Source, list[str]]:
+def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
+    """The names to look for, by what the split is for: train, val, test.
+
+    A validation split that is wanted under a name of a test split is a test split.
+    """
+    val, test = config.val_split, config.test_split
+    if val in _TEST and test in (None, val):
+        val, test = None, val
+        return {"train": _wanted(config.train_split, _TRAIN), "val": (), "test": (test,)}
+    return {
+        "train": _wanted(config.train_split, _TRAIN),
+        "val": _wanted(val, _VAL),
+        "test": _wanted(test, _TEST),
+    }
+
+
+def _wanted(name: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
+    return (name,) if name else usual
+
+
+def _open_digits() -> DataSet:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,197 to train, 600 to validate."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -44,51 +86,82 @@ def _open_digits() -> tuple[Source, Source, list[str]]:
     pixels = (digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     labels = digits.target.astype(np.int64)
     parts = train_test_split(np.arange(len(labels)), test_size=600, stratify=labels, random_state=0)
-
-    def source(part: np.ndarray) -> Source:
-        return Source(
+    train, val = (
+        Source(
             image=functools.partial(_array_image, pixels[part]),
             labels=labels[part],
             name=functools.partial(_numbered, "digits", part),
         )
+        for part in parts
+    )
+    return DataSet([str(i) for i in range(10)], train, val)
 
-    return source(parts[0]), source(parts[1]), [str(i) for i in range(10)]
+
+def _open_letters(characters: str, config: TrainConfig) -> DataSet:
+    """Drawn, the same ones for every seed of a run; no font is in two splits."""
+
+    def source(split: str, images_per_class: int) -> Source:
+        drawn = letters.draw(split, characters, images_per_class, config.letter_size, folder=config.fonts)
+        return Source(
+            image=functools.partial(_array_image, drawn.pixels),
+            labels=drawn.labels,
+            name=functools.partial(_numbered, config.data, range(len(drawn.labels))),
+        )
+
+    judged = max(1, config.letter_images // 5)
+    return DataSet(
+        list(characters), source("train", config.letter_images), source("val", judged), source("test", judged)
+    )
 
 
-def _open_folders(root: Path, config: TrainConfig) -> tuple[Source, Source, list[str]]:
+def _open_folders(root: Path, config: TrainConfig) -> DataSet:
     if not root.is_dir():
         raise TrainingError(
-            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME or a directory with "
-            "train/ and val/"
+            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, letters, "
+            "letters:novel or a directory with train/ and val/"
         )
-    folders = {}
-    for split, wanted in (("train", config.train_split), ("val", config.val_split)):
-        folders[split] = find_split(root, split, wanted)
+    names = _split_names(config)
+    folders = {split: _find_folder(root, wanted) for split, wanted in names.items()}
+    needed = {"train": names["train"]}
+    needed |= {s: n for s, n in names.items() if getattr(config, f"{s}_split") in n}  # asked for by name
+    if not (folders["val"] or folders["test"] or config.val_fraction):
+        needed["val"] = names["val"] + names["test"]
+    for split, wanted in needed.items():
         if folders[split] is None:
             found = sorted(p.name for p in root.iterdir() if p.is_dir())
             raise TrainingError(
-                f"--data {root}: no {wanted or '/'.join(_SPLIT_FOLDERS[split])} folder in it; it holds "
+                f"--data {root}: no {'/'.join(wanted)} folder in it; it holds "
                 f"{listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
-                f"{root}/val/CLASS/*.jpg"
+                f"{root}/val/CLASS/*.jpg, or --val-fraction"
             )
     train, classes = open_folder(folders["train"])
-    val_classes = _class_folders(folders["val"])
-    missing = sorted(set(classes) - set(val_classes))
-    unknown = sorted(set(val_classes) - set(classes))
+    val, test = (
+        _open_same_classes(folders[split], folders["train"], classes) if folders[split] else None
+        for split in ("val", "test")
+    )
+    return DataSet(classes, train, val, test)
+
+
+def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
+    found = _class_folders(folder)
+    missing = sorted(set(classes) - set(found))
+    unknown = sorted(set(found) - set(classes))
     if missing or unknown:
-        sides = [f"missing in {folders['val']}: {listing(missing)}"] if missing else []
-        sides += [f"missing in {folders['train']}: {listing(unknown)}"] if unknown else []
-        raise TrainingError(f"--data {root}: the splits must have the same class folders; {'; '.join(sides)}")
-    val, _ = open_folder(folders["val"], classes)
-    return train, val, classes
+        sides = [f"missing in {folder}: {listing(missing)}"] if missing else []
+        sides += [f"missing in {train}: {listing(unknown)}"] if unknown else []
+        raise TrainingError(
+            f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(sides)}"
+        )
+    return open_folder(folder, classes)[0]
 
 
-def find_split(root: Path, split: str, wanted: str | None) -> Path | None:
-    """The folder of a split under one of its usual names, or under the one that is wanted."""
-    for name in (wanted,) if wanted else _SPLIT_FOLDERS[split]:
-        if (root / name).is_dir():
-            return root / name
-    return None
+def holds_splits(root: Path, config: TrainConfig) -> bool:
+    """Whether ``root`` holds folders of splits, not of classes."""
+    return any(_find_folder(root, names) for names in _split_names(config).values())
+
+
+def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
+    return next((root / name for name in names if (root / name).is_dir()), None)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -127,7 +200,7 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
     return source, list(names)
 
 
-def _open_torchvision(name: str, config: TrainConfig) -> tuple[Source, Source, list[str]]:
+def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
     available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
     if name not in available:
         raise TrainingError(
@@ -135,43 +208,51 @@ def _open_torchvision(name: str, config: TrainConfig) -> tuple[Source, Source, l
         )
     make = getattr(torchvision.datasets, name)
     parameters = inspect.signature(make).parameters
+    if "train" not in parameters and "split" not in parameters:
+        raise TrainingError(f"--data torchvision:{name}: has no splits to train and validate on")
     root = config.data_dir or "data"
+    options: dict[str, Any] = {"root": root} | (
+        {"download": config.download} if "download" in parameters else {}
+    )
 
-    def dataset(wanted: str | None, names: Sequence[str], is_train: bool) -> Any:
-        options: dict[str, Any] = {"download": config.download} if "download" in parameters else {}
-        if "train" in parameters:
-            return make(root, train=is_train, **options)
-        if "split" not in parameters:
-            raise TrainingError(f"--data torchvision:{name}: has no splits to train and validate on")
+    def first_of(names: Sequence[str], needed: bool) -> Any:
         failure: Exception | None = None
-        for split in (wanted,) if wanted else names:
+        for split in names:
             try:
-                return make(root, split=split, **options)
+                return make(split=split, **options)
             except ValueError as error:  # an unknown split
                 failure = error
-        raise TrainingError(f"--data torchvision:{name}: {failure}; see --train-split and --val-split")
+        if needed:
+            raise TrainingError(f"--data torchvision:{name}: {failure}; see --train-split and --val-split")
+        return None
 
     try:
-        train = dataset(config.train_split, ("train", "trainval"), True)
-        val = dataset(config.val_split, ("val", "test"), False)
+        if "train" in parameters:
+            splits = {"train": make(train=True, **options), "test": make(train=False, **options)}
+        else:
+            names = _split_names(config)
+            splits = {
+                s: first_of(n, s == "train" or getattr(config, f"{s}_split") in n) for s, n in names.items()
+            }
+            if not (splits["val"] or splits["test"] or config.val_fraction):
+                first_of(names["val"] + names["test"], needed=True)
     except TrainingError:
         raise
     except (RuntimeError, OSError) as error:
         raise TrainingError(
             f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
         ) from None
-    labels = _torchvision_labels(train, name), _torchvision_labels(val, name)
-    count = int(max(y.max() for y in labels)) + 1
-    classes = [str(c) for c in getattr(train, "classes", range(count))]
+    sources = {s: _torchvision_source(split, name) for s, split in splits.items() if split is not None}
+    count = 1 + int(max(source.labels.max() for source in sources.values()))
+    return DataSet([str(c) for c in getattr(splits["train"], "classes", range(count))], **sources)
 
-    def source(split: Any, split_labels: np.ndarray) -> Source:
-        return Source(
-            functools.partial(_item_image, split),
-            split_labels,
-            functools.partial(_numbered, name, range(len(split))),
-        )
 
-    return source(train, labels[0]), source(val, labels[1]), classes
+def _torchvision_source(dataset: Any, name: str) -> Source:
+    return Source(
+        functools.partial(_item_image, dataset),
+        _torchvision_labels(dataset, name),
+        functools.partial(_numbered, name, range(len(dataset))),
+    )
 
 
 def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
@@ -187,33 +268,41 @@ def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
     )
 
 
-def _open_hugging_face(name: str, config: TrainConfig) -> tuple[Source, Source, list[str]]:
-    def split(wanted: str | None, names: Sequence[str]) -> Any:
-        failure: Exception | None = None
-        for candidate in (wanted,) if wanted else names:
+def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
+    failure: Exception | None = None
+
+    def first_of(names: Sequence[str]) -> Any:
+        nonlocal failure
+        for split in names:
             try:
-                return create_dataset(name, root=config.data_dir, split=candidate)
+                return create_dataset(name, root=config.data_dir, split=split)
             except ImportError as error:
                 raise TrainingError(
                     f"--data {name}: needs the package datasets (pip install datasets)"
                 ) from error
             except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
                 failure = error
+        return None
+
+    names = _split_names(config)
+    splits = {split: first_of(wanted) for split, wanted in names.items()}
+    needed = {s for s, n in names.items() if getattr(config, f"{s}_split") in n} | {"train"}
+    judged = splits["val"] or splits["test"] or config.val_fraction
+    if not judged or any(splits[split] is None for split in needed):
         raise TrainingError(f"--data {name}: {type(failure).__name__}: {failure}") from failure
+    sources = {s: _hugging_face_source(split, name) for s, split in splits.items() if split is not None}
+    mapping = splits["train"].reader.class_to_idx
+    return DataSet(sorted(mapping, key=mapping.get), **sources)
 
-    def source(dataset: Any) -> Source:
-        reader = dataset.reader
-        labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
-        return Source(
-            functools.partial(_sample_image, reader),
-            labels,
-            functools.partial(_numbered, name, range(len(labels))),
-        )
 
-    train = split(config.train_split, ("train",))
-    val = split(config.val_split, ("validation", "val", "test"))
-    mapping = train.reader.class_to_idx
-    return source(train), source(val), sorted(mapping, key=mapping.get)
+def _hugging_face_source(dataset: Any, name: str) -> Source:
+    reader = dataset.reader
+    labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
+    return Source(
+        functools.partial(_sample_image, reader),
+        labels,
+        functools.partial(_numbered, name, range(len(labels))),
+    )
 
 
 # Sources are made of functions of this module: closures cannot be sent to loader processes that are spawned.

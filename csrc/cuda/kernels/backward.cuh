@@ -14,9 +14,9 @@
 #include <type_traits>
 
 #include "cuda/grid.h"
-#include "cuda/kernels/block_reduce.cuh"
 #include "cuda/kernels/coefficients.cuh"
 #include "cuda/kernels/pairs.cuh"
+#include "cuda/kernels/unit.cuh"
 #include "cuda/tile/pipeline.cuh"
 
 namespace clce::cuda {
@@ -56,7 +56,6 @@ struct BackwardTraits {
   using TileG = SharedTile<typename Product::Gradient, kM, kN>;
   using LabelsOfTile = TileLabels<kM + kN>;
   using C = Coefficients<kUnbounded, T>;
-  // float16 has few exponents: dL/ds is multiplied by a power of two before it is rounded.
   static constexpr bool kRescale = std::is_same_v<typename Product::Gradient, ptx::f16>;
   static constexpr int kFirstBytes = TileB::kBytes + (kResident ? 0 : TileA::kBytes);
   static constexpr int kStageBytes = kResident || kFirstBytes > TileX::kBytes ? kFirstBytes : TileX::kBytes;
@@ -85,7 +84,6 @@ struct BackwardBlock {
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
   using TileX = typename Traits::TileX;
-  using OneSide = Side<typename Traits::Element, T>;
   using Logits = T[FS::kMI][FS::kNI][4];
   using Gradients = T[FG::kMI][FG::kNI][4];
   static constexpr int kM = Traits::kM, kN = Traits::kN, kPlaces = kM + kN;
@@ -130,8 +128,9 @@ struct BackwardBlock {
   // resident tile takes one.
   CLCE_DEVICE int first_steps() const { return int(ceil_div(p.owner.rows.stride, Traits::kDepth)); }
 
-  CLCE_DEVICE void load_step(unsigned char* to) {
-    if (ahead_tile >= end) return;
+  // The steps that the pipeline loads.
+  CLCE_DEVICE bool left() const { return ahead_tile < end; }
+  CLCE_DEVICE void load(unsigned char* to) {
     const int64_t row = int64_t(ahead_tile) * kN;
     if constexpr (Traits::kResident) {
       load_async<Traits::kThreads>(TileB(to), p.other.rows, row, 0);
@@ -153,10 +152,6 @@ struct BackwardBlock {
     }
   }
 
-  CLCE_DEVICE unsigned char* next_step() {
-    return ring.next([this](unsigned char* to) { load_step(to); });
-  }
-
   CLCE_DEVICE void store_row(int place, const RowNumbers<T>& row, int64_t none) const {
     labels.store(place, row.label, none);
     const C c = make_coefficients<Traits::kUnbounded>(row, p.beta, unit());
@@ -175,41 +170,15 @@ struct BackwardBlock {
     return [this, place](int i) { return ptx::shared_load(coefficients + i * kPlaces + place); };
   }
 
-  // An upper bound of |dL/ds| over this thread's rows of one side.
-  CLCE_DEVICE T largest_gradient(const OneSide& side) const {
-    T top = 0;
-    if (!side.derivatives) return top;
-    const int64_t n = side.rows.count;
-    const auto size = [&](int i, int64_t row) {
-      return std::abs(ptx::global_load(side.derivatives + i * n + row));
-    };
-    for (int64_t row = threadIdx.x; row < n; row += Traits::kThreads) {
-      const T positive = size(kDSumPos, row) + size(kDLsePos, row);
-      const T negative = size(kDLseW, row) * p.beta + size(kDLseWn, row) * (1 + p.beta);
-      const T upstream = side.upstream ? std::abs(ptx::global_load(side.upstream + row)) : T(1);
-      top = Max{}(top, Max{}(negative, positive) * upstream);
-    }
-    return top;
-  }
-
-  // The power of two by which dL/ds is multiplied before it is rounded: none of them can overflow then, and
-  // as few as possible underflow. Divided out at the end.
+  // By which dL/ds is multiplied before it is rounded.
   CLCE_DEVICE T unit() const {
     if constexpr (Traits::kRescale) return ptx::shared_load(shares + 2 * Traits::kWarps);
     return 1;
   }
 
-  CLCE_DEVICE void find_unit() const {
+  CLCE_DEVICE void store_unit() const {
     if constexpr (Traits::kRescale) {
-      T largest[2] = {largest_gradient(p.owner), largest_gradient(p.other)};
-      block_reduce(largest, shares, Traits::kWarps, Max{});
-      const T bound = largest[0] + largest[1];
-      T unit = 1;
-      if (bound > 0 && bound < T(1e30)) {
-        // 2^14 leaves a factor of almost 4 to the largest float16.
-        const T exponent = T(14) - std::ceil(std::log2(bound));
-        unit = std::exp2(exponent > 60 ? T(60) : exponent);
-      }
+      const T unit = find_unit(p.owner, p.other, p.beta, Traits::kThreads, shares);
       if (threadIdx.x == 0) ptx::shared_store(shares + 2 * Traits::kWarps, unit);
       ptx::sync_threads();
     }
@@ -253,9 +222,9 @@ struct BackwardBlock {
     const int begin = ahead_tile;
     const TileA owner(memory + Traits::kResidentAt);
     if constexpr (Traits::kResident) load_async<Traits::kThreads>(owner, p.owner.rows, first_row(), 0);
-    ring.start([this](unsigned char* to) { load_step(to); });
+    ring.start(*this);
 
-    find_unit();
+    store_unit();
     const int t = int(threadIdx.x);
     if (t < kM) store_row(t, fetch_row(p.owner, first_row() + t), p.owner.labels.none);
 
@@ -264,7 +233,7 @@ struct BackwardBlock {
     if constexpr (Traits::kResident) {
       load_other(begin);
       for (int tile = begin; tile < end; ++tile) {
-        const TileB other(next_step());
+        const TileB other(ring.next(*this));
         Logits dots;
         set_zero(dots);
         Product::multiply_transposed(FS::opaque(), dots, owner, other);
@@ -280,14 +249,14 @@ struct BackwardBlock {
         Logits dots;
         set_zero(dots);
         for (int step = 0; step < steps; ++step) {
-          unsigned char* const ready = next_step();
+          unsigned char* const ready = ring.next(*this);
           Product::multiply_transposed(fs, dots, TileA(ready + TileB::kBytes), TileB(ready));
           if (step == 0) load_other(tile);
         }
         if (steps == 1) ptx::sync_threads();
         write_gradients(dots, tile);
         for (int step = 0; step < kN / Traits::kStep; ++step) {
-          Product::multiply(fg, sum, g, step * Traits::kStep, TileX(next_step()));
+          Product::multiply(fg, sum, g, step * Traits::kStep, TileX(ring.next(*this)));
         }
       }
     }
@@ -297,11 +266,7 @@ struct BackwardBlock {
 
   CLCE_DEVICE void store(const Gradients& sum, T factor) const {
     const int64_t rows = p.owner.rows.count, stride = p.owner.rows.stride;
-    if (p.upstream) factor *= ptx::global_load(p.upstream);
-    if (p.num_terms) {
-      const T terms = ptx::global_load(p.num_terms);
-      factor /= terms > 1 ? terms : T(1);
-    }
+    factor = reduced(factor, p.upstream, p.num_terms);
     const FG f = FG::opaque();
     T* const gradient = p.gradient + int64_t(blockIdx.z) * rows * stride;
 #pragma unroll

@@ -113,6 +113,18 @@ CLCE_DEVICE T shifted_gradient(const C& c, T s, bool positive, T beta) {
   return shifted(c, kCWn, 1 + beta, s) + shifted(c, kCW, beta, s);
 }
 
+// Times the upstream gradient of a loss that is one number (null: 1), over the number of terms of a mean
+// (null: no mean).
+template <class T>
+CLCE_DEVICE T reduced(T factor, const T* upstream, const T* num_terms) {
+  if (upstream) factor *= ptx::global_load(upstream);
+  if (num_terms) {
+    const T terms = ptx::global_load(num_terms);
+    factor /= terms > 1 ? terms : T(1);
+  }
+  return factor;
+}
+
 // dL/ds. row(i) and col(i) give the i-th coefficient of the pair's row and column.
 template <Exponentials kMode, class T, class Row, class Col>
 CLCE_DEVICE T logit_gradient(T dot, T scale, bool positive, bool negative, const Row& row, const Col& col,

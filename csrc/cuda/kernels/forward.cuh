@@ -68,6 +68,30 @@ struct ForwardTraits {
   static_assert(kThreads >= kPlaces, "each row and each column of the tile has a thread");
 };
 
+// The steps of a block's tiles, for the pipeline.
+template <class Traits>
+struct ForwardSteps {
+  using TileA = typename Traits::TileA;
+  using TileB = typename Traits::TileB;
+
+  const typename Traits::Params& p;
+  const TileRectangle& all;
+  const int steps;  // of a tile
+  TilePlace tile;   // of the next step
+  int step = 0;
+
+  CLCE_DEVICE bool left() const { return tile.row < all.row_end; }
+  CLCE_DEVICE void load(unsigned char* to) {
+    const int64_t col = int64_t(step) * Traits::kDepth;
+    load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(tile.row) * TileA::kRows, col);
+    load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(tile.col) * TileB::kRows, col);
+    if (++step == steps) {
+      step = 0;
+      tile.next(all);
+    }
+  }
+};
+
 template <class Traits>
 struct ForwardBlock {
   using F = typename Traits::F;
@@ -131,20 +155,11 @@ struct ForwardBlock {
     if (has_label()) labels.store(int(threadIdx.x), label, label_side().none);
   }
 
-  CLCE_DEVICE T* slot(int64_t index, int64_t row) const {
-    return p.slots + index * Sums::kFields * p.anchors.count + row;
-  }
-
   // Adds to what this block has put in the slot, or puts it there first.
-  CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, PartialSums<T> value) const {
+  CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, const PartialSums<T>& value) const {
     if (row >= p.anchors.count) return;
-    T* const place = slot(index, row);
-    if (!first) {
-      PartialSums<T> before = load_partial_sums(place, p.anchors.count, kUnbounded);
-      combine(before, value, kUnbounded, p.beta);
-      value = before;
-    }
-    store_partial_sums(place, p.anchors.count, kUnbounded, value);
+    T* const slot = p.slots + index * Sums::kFields * p.anchors.count + row;
+    add_partial_sums(slot, p.anchors.count, kUnbounded, first, p.beta, value);
   }
 
   CLCE_DEVICE void run() const {
@@ -153,21 +168,9 @@ struct ForwardBlock {
     const TileRectangle all = rectangle(row_slot, col_slot);
     TilePlace at{all.row_begin, all.first_col(all.row_begin)};
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    // The next step to load.
-    TilePlace ahead = at;
-    int ahead_step = 0;
-    const auto load_step = [&](unsigned char* to) {
-      if (ahead.row >= all.row_end) return;
-      const int64_t col = int64_t(ahead_step) * Traits::kDepth;
-      load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(ahead.row) * kM, col);
-      load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(ahead.col) * kN, col);
-      if (++ahead_step == steps) {
-        ahead_step = 0;
-        ahead.next(all);
-      }
-    };
+    ForwardSteps<Traits> ahead{p, all, steps, at};
     typename Traits::Ring ring(memory);
-    ring.start(load_step);
+    ring.start(ahead);
 
     const T scale = load_scale<kUnbounded>(p.scale);
     while (at.row < all.row_end) {
@@ -176,7 +179,7 @@ struct ForwardBlock {
       T dots[F::kMI][F::kNI][4];
       set_zero(dots);
       for (int step = 0; step < steps; ++step) {
-        unsigned char* const ready = ring.next(load_step);
+        unsigned char* const ready = ring.next(ahead);
         Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
         if (step == 0) store_label(label);
       }

@@ -56,7 +56,7 @@ CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t
     const T* const slot = p.slots + i * fields * p.rows + row;
     combine(sums, load_partial_sums(slot, p.rows, p.unbounded), p.unbounded, p.beta);
   }
-  const Statistics<T> result = finalize(sums, p.beta);
+  const Statistics<T> result = finalize(sums, hardness(p.beta));
   put_statistics(result, [&](int field, T value) { ptx::global_store(at(field), value); });
   return result;
 }

@@ -60,6 +60,14 @@ struct Pairs {
       negative.words[i] = ptx::opaque(negative.words[i]);
     }
   }
+  // Leaves out the others.
+  CLCE_DEVICE void keep(const PairBits<F>& counted) {
+#pragma unroll
+    for (int i = 0; i < PairBits<F>::kWords; ++i) {
+      positive.words[i] &= counted.words[i];
+      negative.words[i] &= counted.words[i];
+    }
+  }
   CLCE_DEVICE bool any_positive() const {
     uint32_t any = 0;
 #pragma unroll
@@ -92,11 +100,7 @@ CLCE_DEVICE void classify(const F& f, Pairs<F>& pairs, const Labels& labels, boo
     counted.fill(f, [&](int row, int col) {
       return labels.is_valid(row) && labels.is_valid(F::kM + col) && col - row != self;
     });
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      pairs.positive.words[i] &= counted.words[i];
-      pairs.negative.words[i] &= counted.words[i];
-    }
+    pairs.keep(counted);
   }
 }
 

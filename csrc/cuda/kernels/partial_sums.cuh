@@ -28,10 +28,22 @@ CLCE_DEVICE void store_partial_sums(T* first, int64_t stride, bool unbounded, co
 template <class T>
 CLCE_DEVICE void combine(PartialSums<T>& into, const PartialSums<T>& from, bool unbounded, T beta) {
   if (unbounded) {
-    merge(into, from, beta);
+    merge(into, from, hardness(beta));
   } else {
     for_each_field<T>(false, [&](int, auto member) { into.*member += from.*member; });
   }
+}
+
+// Adds to the partial sums in memory, or puts them there first.
+template <class T>
+CLCE_DEVICE void add_partial_sums(T* to, int64_t stride, bool unbounded, bool first, T beta,
+                                  PartialSums<T> value) {
+  if (!first) {
+    PartialSums<T> before = load_partial_sums(to, stride, unbounded);
+    combine(before, value, unbounded, beta);
+    value = before;
+  }
+  store_partial_sums(to, stride, unbounded, value);
 }
 
 }  // namespace clce::cuda

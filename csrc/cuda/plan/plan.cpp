@@ -27,6 +27,34 @@ Engine engine_for(const ContrastArgs& args, Architecture architecture) {
   return {architecture, format_of(args), args.bounded && !args.temperature_ptr};
 }
 
+// Whether products of the library beat the fused tiles.
+bool choose_panels(const ContrastArgs& args, Format format) {
+  if (!args.product.multiply || args.num_anchors == 0 || args.num_keys == 0) return false;
+  if (args.engine != EngineChoice::kAuto) return args.engine == EngineChoice::kPanels;
+  // Up to this width a block of the backward pass holds whole rows of the gradient, and in 16 bits its own
+  // rows in shared memory too. Wider 16-bit tiles wait for L2, and the other formats compute the logits again
+  // for each chunk of the row, while a panel is gone over as often for any width. At 256 columns of bfloat16
+  // the GPU would be done with a panel before the host has launched the next one; from 512 on panels are
+  // predicted to be twice as fast as tiles (docs/cuda.md, docs/performance.md).
+  const int64_t widest = format == Format::kFloat64 ? 64 : 256;
+  // Fewer pairs are few panels, whose six launches each take the host longer than the tiles take the GPU.
+  constexpr int64_t kFewestPairs = int64_t(1) << 24;
+  return args.stride > widest && args.num_anchors * args.num_keys >= kFewestPairs;
+}
+
+// 16 MiB of logits, and 8 of dL/ds in 16 bits, stay in the L2 cache of an A100 (40 MB) or H100 (50 MB) while
+// the kernels go over them. Many rows, as they are what the product with the columns' embeddings adds to;
+// still enough columns for it to sum over.
+PanelShape panel_shape(const ContrastArgs& args) {
+  const bool wide = args.dtype == DType::kFloat64;
+  const int64_t rows = args.panel_rows > 0 ? args.panel_rows : wide ? 2048 : 4096;
+  const int64_t columns = args.panel_columns > 0 ? args.panel_columns : 1024;
+  // Rows of a panel begin at multiples of 16 bytes, in any format.
+  constexpr int64_t kColumns = 8;
+  return {std::min(rows, args.num_anchors),
+          std::min(columns + kColumns - 1, args.num_keys + kColumns - 1) / kColumns * kColumns};
+}
+
 // The large tile where there are enough of it, for it reads less.
 int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles) {
   const int64_t rows = ceil_div(args.num_anchors, tiles.forward[0]);
@@ -78,6 +106,7 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
   constexpr int64_t kMaxGroups = 32, kMaxSplits = 128;
   ForwardPlan plan{};
   plan.engine = engine_for(args, architecture);
+  plan.panels = choose_panels(args, plan.engine.format);
   const EngineTiles tiles = engine_tiles(architecture, plan.engine.format);
   plan.tile = choose_forward_tile(args, tiles);
   const int64_t row_tiles = ceil_div(args.num_anchors, tiles.forward[plan.tile]);
@@ -91,19 +120,39 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
   }
   plan.grid = args.symmetric ? Grid{uint32_t(triangle(plan.groups))}
                              : Grid{uint32_t(row_tiles), uint32_t(plan.groups)};
+  size_t panel_bytes = 0;
+  if (plan.panels) {
+    plan.shape = panel_shape(args);
+    const PanelShape tile = panel_tile(args.dtype);
+    plan.groups = ceil_div(plan.shape.columns, tile.columns);
+    if (args.symmetric) plan.groups += ceil_div(plan.shape.rows, tile.rows);
+    panel_bytes = acc_bytes(args.dtype) * size_t(plan.shape.rows) * size_t(plan.shape.columns);
+  }
   // The pass over tiles sets the ticket to 0; without it, a single block of the merge needs none.
   plan.merge_blocks = any_pairs ? ceil_div(args.num_anchors, kMergeThreads) : 1;
   const size_t acc = acc_bytes(args.dtype), fields = size_t(num_fields(!plan.engine.bounded));
   plan.block_sums_at = kAlignment;
   plan.slots_at = plan.block_sums_at + aligned(2 * acc * size_t(plan.merge_blocks));
-  plan.workspace_bytes =
-      plan.slots_at + aligned(acc * fields * size_t(plan.groups) * size_t(args.num_anchors));
+  plan.panel_at = plan.slots_at + aligned(acc * fields * size_t(plan.groups) * size_t(args.num_anchors));
+  plan.workspace_bytes = plan.panel_at + aligned(panel_bytes);
   return plan;
 }
 
 BackwardPlan plan_backward(const ContrastArgs& args, Architecture architecture) {
   const Engine engine = engine_for(args, architecture);
   BackwardPlan plan{};
+  plan.engine = engine;
+  plan.panels = choose_panels(args, engine.format);
+  if (plan.panels) {
+    plan.shape = panel_shape(args);
+    const size_t numbers = size_t(plan.shape.rows) * size_t(plan.shape.columns);
+    const bool half = args.dtype == DType::kBFloat16 || args.dtype == DType::kFloat16;
+    plan.panel_at = kAlignment;
+    plan.workspace_bytes = plan.panel_at + aligned(acc_bytes(args.dtype) * numbers);
+    plan.gradients_at = half ? plan.workspace_bytes : plan.panel_at;
+    if (half) plan.workspace_bytes += aligned(2 * numbers);
+    return plan;
+  }
   plan.anchors = plan_gradient(args, engine, false);
   if (!args.symmetric) plan.keys = plan_gradient(args, engine, true);
   // One after the other.

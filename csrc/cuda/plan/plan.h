@@ -16,13 +16,16 @@ constexpr int kMergeThreads = 128;
 
 struct ForwardPlan {
   Engine engine;
-  int tile;  // which of EngineTiles::forward
-  // Groups of rows in self-contrast, else splits of the columns: so many slots of partial sums. 0: no pairs.
+  bool panels;       // by panels: the shape counts; else by fused tiles: tile and grid do
+  PanelShape shape;  // of the largest panel
+  int tile;          // which of EngineTiles::forward
+  // Slots of partial sums. Tiles: groups of rows in self-contrast, else splits of the columns; 0: no pairs.
+  // Panels: one for each column of a panel's tiles, then, in self-contrast, one for each row of them.
   int64_t groups;
   Grid grid;             // of the pass over tiles
   int64_t merge_blocks;  // of the merge that follows
-  // What lies where in the workspace: the merge's ticket at 0, the sums of its blocks, the slots.
-  size_t block_sums_at, slots_at, workspace_bytes;
+  // What lies where in the workspace: the merge's ticket at 0, the sums of its blocks, the slots, the panel.
+  size_t block_sums_at, slots_at, panel_at, workspace_bytes;
 };
 
 // The gradient of the rows of one side, the owner, from all rows of the other.
@@ -36,8 +39,13 @@ struct GradientPlan {
 };
 
 struct BackwardPlan {
+  Engine engine;
+  bool panels;                 // by panels: the shape counts; else by fused tiles: anchors and keys do
+  PanelShape shape;            // of the largest panel
   GradientPlan anchors, keys;  // self-contrast: only the anchors'
-  size_t workspace_bytes;
+  // Panels: the factors of the gradient lie at 0 in the workspace, then the panel of logits, then that of
+  // dL/ds, which is the same place where they are numbers of the same type.
+  size_t panel_at, gradients_at, workspace_bytes;
 };
 
 ForwardPlan plan_forward(const ContrastArgs&, Architecture);

@@ -46,4 +46,14 @@ constexpr EngineTiles engine_tiles(Architecture architecture, Format format) {
   return sm80_tiles(format);
 }
 
+// Of panels of logits, and of their tiles.
+struct PanelShape {
+  int64_t rows, columns;
+};
+
+// What a block of the forward pass over a panel adds up.
+constexpr PanelShape panel_tile(DType dtype) {
+  return dtype == DType::kFloat64 ? PanelShape{32, 32} : PanelShape{64, 128};
+}
+
 }  // namespace clce::cuda

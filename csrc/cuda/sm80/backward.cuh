@@ -31,19 +31,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   using T = typename Product::Acc;
   static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
   const ContrastArgs& args = given.contrast;
-  const T* const upstream = static_cast<const T*>(given.upstream);
-  Side<Element, T> anchors{}, keys{};
-  anchors.rows = anchor_rows<Element>(args);
-  anchors.labels = anchor_labels(args);
-  anchors.statistics = static_cast<const T*>(given.statistics);
-  anchors.derivatives = static_cast<const T*>(given.derivatives);
-  anchors.upstream = given.upstream_stride != 0 ? upstream : nullptr;
-  if (args.symmetric) {
-    keys = anchors;
-  } else {
-    keys.rows = key_rows<Element>(args);
-    keys.labels = key_labels(args);
-  }
+  const auto anchors = anchor_side<Element, T>(given), keys = key_side<Element, T>(given);
   typename Traits::Params params{};
   params.owner = plan.owner_is_keys ? keys : anchors;
   params.other = plan.owner_is_keys ? anchors : keys;
@@ -52,7 +40,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   params.has_self = args.has_self;
   params.self_offset = plan.owner_is_keys ? -args.self_offset : args.self_offset;
   params.dim = args.dim;
-  params.upstream = given.upstream_stride == 0 ? upstream : nullptr;
+  params.upstream = given.upstream_stride == 0 ? static_cast<const T*>(given.upstream) : nullptr;
   params.num_terms = static_cast<const T*>(given.num_terms);
   void* const gradient = plan.owner_is_keys ? given.dkeys : given.danchors;
   params.gradient = static_cast<T*>(plan.splits > 1 ? given.workspace : gradient);

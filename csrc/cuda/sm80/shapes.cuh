@@ -80,7 +80,7 @@ struct HalfShapes {
   // other side's tiles have 32 rows: with own rows and three stages a block has 90 KiB, with 64 rows those
   // alone would be 132 KiB.
   using Resident256 = ResidentShape<Fragment<64, 32, 4, 2>, Fragment<64, 256, 2, 4>, 3, 2>;
-  // 128 registers hold the gradient, 16 the logits, 206 / 209 in all: one block. kStep is what one mma sums
+  // 128 registers hold the gradient, 16 the logits, 204 / 209 in all: one block. kStep is what one mma sums
   // over; a fifth stage would not fit. One row of warps in the second product: a warp then reads an eighth of
   // the other side's rows, the larger operand, instead of a quarter.
   using Streaming512 = StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 512, 1, 8>, 64, 16, 4, 1>;
@@ -118,13 +118,13 @@ struct Shapes<Format::kTf32> {
   // registers. (Two blocks would fit into 128 on sm_80; which is faster has not been measured.) Small: 116 /
   // 152 registers.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 32, 3, 2>>;
-  // 112 / 120 or 146 / 152 registers; a block has 74 KiB.
+  // 112 / 120 or 140 / 152 registers; a block has 74 KiB.
   using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 32, 16, 3, 1>,
                         StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 256, 2, 4>, 32, 16, 3, 1>>;
 };
 
 // float64 is for checking gradients, not for speed: one tile of each kind, small and quick to compile.
-// Exponentials take most of its 92 / 112 and 204 / 214 registers; two blocks of 128 threads may have 255. A
+// Exponentials take most of its 92 / 112 and 204 / 212 registers; two blocks of 128 threads may have 255. A
 // step loads 4 KiB, or 8 in the second product.
 template <>
 struct Shapes<Format::kFloat64> {

@@ -5,8 +5,8 @@
 
 namespace clce::cuda {
 
-// load(place) starts the copies of the next step's data, or does nothing if no step is left; it is called by
-// all threads of the block. kStages - 1 steps are on their way at once.
+// kStages - 1 steps are on their way at once. Steps says what they are, to all threads of the block alike:
+// steps.left(), whether there is another one to load; steps.load(place), which starts its copies.
 template <int kStages, int kStageBytes>
 class Pipeline {
  public:
@@ -14,18 +14,18 @@ class Pipeline {
 
   CLCE_DEVICE explicit Pipeline(unsigned char* memory) : memory_(memory) {}
 
-  template <class Load>
-  CLCE_DEVICE void start(const Load& load) {
-    for (int stage = 0; stage < kStages - 1; ++stage) load_into(stage, load);
+  template <class Steps>
+  CLCE_DEVICE void start(Steps& steps) {
+    for (int stage = 0; stage < kStages - 1; ++stage) load_into(stage, steps);
   }
 
   // The next step's data, for all threads. Starts a load into the place of the step before, which nobody may
   // read any more.
-  template <class Load>
-  CLCE_DEVICE unsigned char* next(const Load& load) {
+  template <class Steps>
+  CLCE_DEVICE unsigned char* next(Steps& steps) {
     ptx::cp_async_wait<kStages - 2>();
     ptx::sync_threads();
-    load_into(stage_ == 0 ? kStages - 1 : stage_ - 1, load);
+    load_into(stage_ == 0 ? kStages - 1 : stage_ - 1, steps);
     unsigned char* const ready = place(stage_);
     stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
     return ready;
@@ -38,9 +38,9 @@ class Pipeline {
   CLCE_DEVICE unsigned char* place(int stage) const { return memory_ + stage * kStageBytes; }
 
   // Steps that are not there count as copies too: how many are on their way is always the same.
-  template <class Load>
-  CLCE_DEVICE void load_into(int stage, const Load& load) {
-    load(place(stage));
+  template <class Steps>
+  CLCE_DEVICE void load_into(int stage, Steps& steps) {
+    if (steps.left()) steps.load(place(stage));
     ptx::cp_async_commit();
   }
 

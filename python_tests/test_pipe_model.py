@@ -1,0 +1,277 @@
+"""tools/sass.py, sass_flow.py, pipe_model.py: parsing and flow on small listings, hand counts of kernels."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parent.parent / "tools"
+sys.path.insert(0, str(TOOLS))
+
+import pipe_model  # noqa: E402
+import sass  # noqa: E402
+import sass_flow  # noqa: E402
+import sass_pipes  # noqa: E402
+from gpu_table import H100  # noqa: E402
+from sass_flow import Rule  # noqa: E402
+
+KERNEL = """\
+for (int tile = 0; tile < tiles; ++tile) {
+  for (int step = 0; step < steps; ++step) {
+    product();
+  }
+  if (positives) {
+    count();
+  } else {
+    zero();
+  }
+}
+if (row >= rows) return;
+store();
+"""
+
+
+def listing(path: Path) -> str:
+    """What the compiler might make of KERNEL, with its branches turned round."""
+
+    def at(line: int) -> str:
+        return f'\t//## File "{path}", line {line}\n'
+
+    return (
+        "\t.section\t.text.kernel\n.text.kernel:\n"
+        + at(1)
+        + "        /*0000*/                   LDC R1, c[0x0][0x28] ;\n"
+        + ".L_x_9:\n"
+        + at(1)
+        + "        /*0008*/                   NOP ;\n"
+        + ".L_x_0:\n"
+        + at(3)
+        + "        /*0010*/                   LDSM.16.M88.4 R4, [R2+UR4] ;\n"
+        + "        /*0020*/                   HMMA.16816.F32.BF16 R8, R4, R6, R8 ;\n"
+        + at(2)
+        + "        /*0030*/              @!P0 BRA `(.L_x_0) ;\n"
+        + at(5)
+        + "        /*0040*/               @P1 BRA `(.L_x_1) ;\n"
+        + "".join(at(8) + f"        /*00{50 + 10 * i}*/                   STS [R2], RZ ;\n" for i in range(3))
+        + at(8)
+        + "        /*0080*/                   BRA `(.L_x_2) ;\n"
+        + ".L_x_1:\n"
+        + "".join(
+            at(6) + f"        /*00{hex(9 + i)[2:]}0*/                   FADD R1, R1, R2 ;\n" for i in range(4)
+        )
+        + ".L_x_2:\n"
+        + at(1)
+        + "        /*00d0*/               @P2 BRA `(.L_x_9) ;\n"
+        + at(11)
+        + "        /*00e0*/               @P3 EXIT ;\n"
+        + at(12)
+        + "        /*00f0*/                   STG.E.64 desc[UR4][R2.64], R4 ;\n"
+        + "        /*0100*/                   EXIT ;\n"
+    )
+
+
+RULES = [
+    Rule("for (int tile", trips=10, walk=True),
+    Rule("for (int step", trips=4),
+    Rule("if (positives)", share=0.25),
+]
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> sass_flow.Flow:
+    source = tmp_path / "kernel.cu"
+    source.write_text(KERNEL)
+    return sass_flow.Flow(sass.parse(listing(source))["kernel"])
+
+
+def test_instructions_are_parsed():
+    code = sass.parse(
+        '.text.f:\n\t//## File "a.cuh", line 7 inlined at "b.cu", line 9\n\t//## File "b.cu", line 9\n'
+        "        /*0a10*/              @!P0 LDS.64 R16, [R3.X4+UR5+0x2000] ;\n"
+        '\t//## File "b.cu", line 11\n.L_x_3:\n'
+        "        /*0a20*/                   BRA.U UP0, `(.L_x_3) ;\n"
+    )["f"]
+    load, branch = code.instructions
+    assert (load.predicate, load.op, load.name, load.address) == ("@!P0", "LDS", "LDS.64", 0xA10)
+    assert load.source == (("a.cuh", 7), ("b.cu", 9))
+    assert branch.source == (("b.cu", 11),)
+    assert code.labels[branch.target] == 1
+
+
+def test_statements_end_before_their_else(tmp_path: Path):
+    source = tmp_path / "kernel.cu"
+    source.write_text(KERNEL)
+    assert sass_flow.statement((str(source), 5)) == range(5, 7)
+    assert sass_flow.statement((str(source), 1)) == range(1, 10)
+    assert sass_flow.statement((str(source), 11)) == range(11, 12)
+
+
+def test_loops_multiply_and_branches_share(flow: sass_flow.Flow):
+    often = flow.frequencies(RULES)
+    total: dict[str, float] = {}
+    for block, n in zip(flow.blocks, often, strict=True):
+        for instruction in flow.code.instructions[block.first : block.end]:
+            total[instruction.op] = total.get(instruction.op, 0) + n
+    assert total["HMMA"] == pytest.approx(10 * 4)
+    assert total["FADD"] == pytest.approx(10 * 0.25 * 4)  # `if (positives)`, though it is branched to
+    assert total["STS"] == pytest.approx(10 * 0.75 * 3)
+    assert total["STG"] == pytest.approx(1)
+
+
+def test_the_walk_is_the_loop_over_tiles(flow: sass_flow.Flow):
+    ops = {
+        instruction.op
+        for i in flow.walk(RULES)
+        for instruction in flow.code.instructions[flow.blocks[i].first : flow.blocks[i].end]
+    }
+    assert {"HMMA", "STS", "FADD"} <= ops
+    assert not ops & {"LDC", "STG"}
+
+
+def test_a_branch_without_a_rule_is_an_error(flow: sass_flow.Flow):
+    with pytest.raises(sass_flow.UnknownBranch, match="positives"):
+        flow.frequencies(RULES[:2])
+
+
+@pytest.mark.parametrize(
+    ("name", "pipe", "cost"),
+    [
+        ("HMMA.16816.F32.BF16", "tensor", 4096),
+        ("HMMA.1688.F32.TF32", "tf32", 2048),
+        ("LDSM.16.M88.4", "shared", 4),
+        ("LDSM.16.MT88.2", "shared", 2),
+        ("LDS.128", "shared", 4),
+        ("STS", "shared", 1),
+        ("LDGSTS.E.BYPASS.128", "fill", 512),
+        ("MUFU.EX2", "mufu", 1),
+        ("IMAD.MOV.U32", "imad", 1),
+    ],
+)
+def test_pipes(name: str, pipe: str, cost: float):
+    found = sass_pipes.pipes_of(sass.Instruction(0, "", name, ""))
+    assert found[pipe] == cost
+    assert found["issue"] == 1
+
+
+def test_what_never_runs_costs_an_issue_slot_only():
+    assert sass_pipes.pipes_of(sass.Instruction(0, "@!PT", "LDS", "RZ, [RZ]")) == {"issue": 1}
+
+
+def test_unknown_instructions_are_errors():
+    with pytest.raises(ValueError, match="QGMMA"):
+        sass_pipes.pipes_of(sass.Instruction(0, "", "QGMMA.64x8x32", ""))
+
+
+def test_growth_is_found():
+    before = {"a": {"slots": 100.0, "shared": 10.0}, "gone": {"slots": 1.0}}
+    now = {"a": {"slots": 105.1, "shared": 10.5}, "new": {"slots": 1.0}}
+    faults = pipe_model.grown(now, before)
+    assert len(faults) == 3
+    assert any("slots 100.0 -> 105.1" in fault for fault in faults)
+
+
+def compiled(which: str, dim: int, positives: float) -> pipe_model.Pass:
+    try:
+        sass.find_nvdisasm(sass.find_nvcc())
+    except SystemExit as reason:
+        pytest.skip(str(reason))
+    kernels = sass.kernels(["90"], "bfloat16")
+    case = pipe_model.Case(32768, dim, positives=positives)
+    return getattr(pipe_model.Model(kernels), which)(case, H100)
+
+
+def test_forward_by_hand():
+    """The large bfloat16 tile, 128 x 128 over 8 warps of 64 x 32, at D 128: 4 steps of 32 columns."""
+    p = compiled("forward", 128, 0.0)
+    per_warp = {pipe: n / 8 for pipe, n in p.counts.total.items()}
+    assert p.counts.shape.logits == pipe_model.Fragment(128, 128, 2, 4)
+    # 4 x 4 pieces of 16 x 8, 8 times 16 columns: 128 products of 4096 FLOP.
+    assert per_warp["tensor"] == pytest.approx(128 * 4096)
+    # 2 x 128 rows of 64 bytes per step, 4 steps.
+    assert p.counts.total["fill"] == pytest.approx(4 * 2 * 128 * 64)
+    # 64 logits a lane: one exponential each; the label's row is divided by the views: a reciprocal.
+    assert per_warp["mufu"] == pytest.approx(64 + 1)
+    shared = (
+        8 * 6 * 4  # 8 times 16 columns: 2 ldmatrix.x4 for b, 4 for a, of 4 wavefronts
+        + 4 * 4 * 4  # 4 steps of 4 copies of 16 bytes a lane
+        + 4  # a label's halves, and the votes
+        + 8 + 8  # 8 groups of labels: all valid? any wide?
+        + 8 + 4 * 2  # labels of a lane's 8 rows once, of 2 columns in each of 4 turns
+        + 3 * (8 + 8)  # three sums are zero: 8 rows and 8 columns a lane
+        # Two sums. 8 rows folded over 4 lanes (4 + 2 shuffles, 2 stores), 8 columns over 8 (4 + 2 + 1, one).
+        + 2 * (6 + 2 + 7 + 1)
+        # Half of the warps read 4 shares of a row, half 2 of a column: 5 sums each, and the numbers of
+        # negatives that masked tiles and beta 0 would need, which are predicated off but counted.
+        + (4 * 7 + 2 * 7) / 2
+    )  # fmt: skip
+    assert shared == 393
+    assert per_warp["shared"] == pytest.approx(shared)
+
+
+def test_forward_with_positives_by_hand():
+    """Three more sums than without: number, logits and exponentials of the positives."""
+    without, with_ = compiled("forward", 128, 0.0), compiled("forward", 128, 1.0)
+    more = {
+        pipe: (with_.counts.total[pipe] - without.counts.total[pipe]) / 8
+        for pipe in ("mufu", "shared", "fma")
+    }
+    assert more["mufu"] == pytest.approx(64)
+    assert more["shared"] == pytest.approx(3 * (6 + 2 + 7 + 1) - 3 * 16)  # folded instead of zeroed
+    # About 64 values added to a row's sum and to a column's, three times, and 64 scaled logits, twice.
+    assert 3 * 2 * 56 + 2 * 64 <= more["fma"] <= 3 * 2 * 72 + 2 * 64
+
+
+def test_backward_by_hand():
+    """The resident bfloat16 tile of D 128: 64 x 64 over 4 warps of 32 x 32, then 64 x 128 over them."""
+    p = compiled("backward", 128, 0.0)
+    per_warp = {pipe: n / 4 for pipe, n in p.counts.total.items()}
+    assert p.counts.shape.logits == pipe_model.Fragment(64, 64, 2, 2)
+    # Logits: 2 x 4 pieces, 8 times 16 columns. Gradient: 2 x 8 pieces, 4 times 16 rows.
+    assert per_warp["tensor"] == pytest.approx((2 * 4 * 8 + 2 * 8 * 4) * 4096)
+    # The other side's 64 rows of 256 bytes; the owner's stay.
+    assert p.counts.total["fill"] == pytest.approx(64 * 256)
+    products = (
+        8 * (2 + 2) * 4  # logits: 2 ldmatrix.x4 for each side, of 4 wavefronts
+        + 4 * (2 + 4) * 4  # gradient: 2 for dL/ds, 4 for the rows
+        + 64 * 256 / 16 / 128 * 4  # copies of 16 bytes a lane
+    )
+    assert products == 256
+    # Per pair of neighbours in a row: a coefficient of the row is one wavefront, of the two columns two.
+    gradients = (
+        4 * 4 * 4  # 4 coefficients of a lane's 4 rows, in each of 4 pieces of columns
+        + 4 * 4 * 4 * 2  # 4 of the two columns of 4 pieces, in each of 4 rows
+        + 16  # dL/ds of 32 pairs a lane, two to a store
+    )
+    labels = (
+        4 + 4  # 4 groups: all valid? any wide?
+        + 4 + 4 * 2  # of a lane's 4 rows once, of 2 columns in each of 4 turns
+        + (4 + 4) / 2  # half of the warps store a row's label, with its votes, and its coefficients
+    )  # fmt: skip
+    assert products + gradients + labels == 488
+    assert per_warp["shared"] == pytest.approx(488)
+
+
+def test_no_rule_is_stale():
+    """Each rule's text stands in the kernels' source."""
+    folders = ("csrc/cuda", "csrc/family")
+    text = "".join(p.read_text() for f in folders for p in (sass.ROOT / f).rglob("*") if p.is_file())
+    shape = pipe_model.parse_shape(
+        "forward_kernel<ForwardTraits<HalfProduct<bf16>, ForwardShape<128, 2, 4, 32, 3, 2>, false> >"
+    )
+    for rule in pipe_model.pipe_rules.rules_for(shape, pipe_model.Case(1024, 128), 8):
+        assert rule.text in text and rule.within in text, rule
+
+
+def test_shapes_are_read_from_names():
+    shape = pipe_model.parse_shape(
+        "backward_kernel<BackwardTraits<HalfProduct<f16>, BoundedOnly<StreamingShape<Fragment<64, 64, 2, 4>, "
+        "Fragment<64, 768, 2, 4>, 96, 16, 3, 1> >, false> >"
+    )
+    assert str(shape) == "backward float16 64 x 64, 2 x 4 warps, streaming 768"
+    assert (shape.depth, shape.step, shape.stages, shape.steps(768)) == (96, 16, 3, 8)
+    assert shape.flop(768) == 2 * 64 * 64 * (768 + 768)
+    assert pipe_model.parse_shape("prepare_kernel<bf16>") is None
+    with pytest.raises(ValueError, match="another form"):
+        pipe_model.parse_shape("forward_kernel<SomethingElse>")
