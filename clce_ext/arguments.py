@@ -206,6 +206,13 @@ class LossFromStatisticsInputs(NamedTuple):
     detach_weights: bool
     reduction: str
 
+    @classmethod
+    def of(
+        cls, statistics: Tensor, temperature: Temperature, options: LossOptions
+    ) -> LossFromStatisticsInputs:
+        given = options._asdict() | temperature._asdict()
+        return cls(statistics, **{name: given[name] for name in cls._fields[1:]})
+
 
 class LossFromStatisticsOutputs(NamedTuple):
     loss: Tensor

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import clce_ext
+from clce_ext.arguments import DEFAULTS, LossFromStatisticsInputs, Temperature
 from python_tests import reference
 from python_tests.conftest import DEVICES
 from python_tests.oracle import Case, check
@@ -95,8 +96,8 @@ def test_both_passes_round_a_logit_alike(temperature, device):
         )
         given = (z, key_z, label, label, None, temperature, 24, None, 1.0, False, -100)
         statistics = torch.ops.clce_ext.statistics(*given)
-        options = (temperature, 1.0, "out", "all", 0.0, False, "mean")
-        _, _, derivatives = torch.ops.clce_ext.loss_from_statistics(statistics, None, *options)
+        form = LossFromStatisticsInputs.of(statistics, Temperature.of(temperature), DEFAULTS)
+        _, _, derivatives = torch.ops.clce_ext.loss_from_statistics(*form)
         gradients = torch.ops.clce_ext.statistics_backward(derivatives, statistics, *given, True, True)
         assert all((gradient == 0).all() for gradient in gradients)
 

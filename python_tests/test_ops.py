@@ -7,22 +7,26 @@ import torch
 
 import clce_ext
 from clce_ext import HardNegativeContrastiveFunction
-from clce_ext.arguments import ContrastiveLossOutputs
+from clce_ext.arguments import (
+    DEFAULTS,
+    ContrastiveLossInputs,
+    ContrastiveLossOutputs,
+    LossFromStatisticsInputs,
+    Temperature,
+)
 
 OPS = torch.ops.clce_ext
 
 
 def arguments(x, labels, keys=None, key_labels=None, temperature=0.5, views=1, key_offset=None, **changed):
-    """The sixteen arguments of the op."""
-    options = {
-        "beta": 1.0, "summation": "out", "denominator": "all", "debias": 0.0, "detach_weights": False,
-        "normalize": True, "ignore_index": -100, "reduction": "mean",
-    } | changed  # fmt: skip
-    learnable = isinstance(temperature, torch.Tensor)
-    return (
-        x, labels, keys, key_labels, temperature if learnable else None, 1.0 if learnable else temperature,
-        views, key_offset, *options.values(),
-    )  # fmt: skip
+    """The arguments of the op, in its order."""
+    tensor, number = Temperature.of(temperature)
+    options = DEFAULTS._asdict() | {"temperature": number} | changed
+    return tuple(
+        ContrastiveLossInputs(
+            x, labels, keys, key_labels, tensor, views=views, key_offset=key_offset, **options
+        )
+    )
 
 
 def samples(device, requires_grad):
@@ -51,9 +55,9 @@ def test_opcheck_parts(device):
     torch.library.opcheck(OPS.statistics.default, (z, None, labels, None, *tail))
     torch.library.opcheck(OPS.statistics.default, (z, z.clone(), labels, labels, *tail))
     statistics = OPS.statistics(z, None, labels, None, *tail)
-    form = (None, 0.5, 1.0, "out", "all", 0.0, False, "mean")
-    torch.library.opcheck(OPS.loss_from_statistics.default, (statistics, *form))
-    _, _, derivatives = OPS.loss_from_statistics(statistics, *form)
+    form = LossFromStatisticsInputs.of(statistics, Temperature.of(0.5), DEFAULTS)
+    torch.library.opcheck(OPS.loss_from_statistics.default, tuple(form))
+    _, _, derivatives = OPS.loss_from_statistics(*form)
     torch.library.opcheck(
         OPS.statistics_backward.default, (derivatives, statistics, z, None, labels, None, *tail, True, False)
     )
@@ -70,7 +74,7 @@ def test_parts_make_the_whole(device):
     tail = (None, 0.5, 9, None, 1.0, True, -100)
     statistics = OPS.statistics(z, None, labels, None, *tail)
     mean, terms, derivatives = OPS.loss_from_statistics(
-        statistics, None, 0.5, 1.0, "out", "all", 0.0, False, "mean"
+        *LossFromStatisticsInputs.of(statistics, Temperature.of(0.5), DEFAULTS)
     )
     dz, _ = OPS.statistics_backward(
         derivatives / terms, statistics, z, None, labels, None, *tail, True, False
@@ -262,7 +266,8 @@ def test_parts_refuse_what_kernels_cannot_read(device):
     z, norms = OPS.prepare(x, True)
     options = (labels, None, None, 0.5, 8, None, 1.0, True, -100)
     statistics = OPS.statistics(z, None, *options)
-    _, _, derivatives = OPS.loss_from_statistics(statistics, None, 0.5, 1.0, "in", "all", 0.0, False, "mean")
+    form = LossFromStatisticsInputs.of(statistics, Temperature.of(0.5), DEFAULTS._replace(summation="in"))
+    _, _, derivatives = OPS.loss_from_statistics(*form)
     shifted = torch.empty(81, device=device)[1:].view(10, 8)
     for call, message in (
         (lambda: OPS.statistics(shifted, None, *options), "z must lie at a multiple of 16 bytes"),

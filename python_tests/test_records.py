@@ -33,11 +33,11 @@ def test_records_are_the_schemas(op):
 
 def test_rows_have_the_extensions_names():
     x, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
-    outputs = arguments.ContrastiveLossOutputs(
-        *clce_ext.HardNegativeContrastiveFunction.apply(
-            x, labels, None, None, None, 0.5, 1, None, 1.0, "out", "all", 0.0, False, True, -100, "mean"
-        )
+    options = arguments.DEFAULTS._asdict()
+    inputs = arguments.ContrastiveLossInputs(
+        x, labels, None, None, temperature_tensor=None, views=1, key_offset=None, **options
     )
+    outputs = arguments.ContrastiveLossOutputs(*clce_ext.HardNegativeContrastiveFunction.apply(*inputs))
     rows, by = arguments.Statistics(*outputs.statistics), arguments.Derivatives(*outputs.derivatives)
     assert rows.n_pos.tolist() == [1] * 4 and rows.n_neg.tolist() == [2] * 4
     torch.testing.assert_close(rows.sum_pos[0], torch.dot(outputs.z[0], outputs.z[1]) / 0.5)

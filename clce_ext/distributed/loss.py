@@ -58,17 +58,9 @@ class _Anchors(NamedTuple):
 
     def loss(self, statistics: Tensor) -> LossFromStatisticsOutputs:
         """The sum of the terms (or each of them, reduction "none"), their number, the derivatives [5, M]."""
-        inputs = LossFromStatisticsInputs(
-            statistics=statistics,
-            temperature_tensor=self.temperature.temperature_tensor,
-            temperature=self.temperature.temperature,
-            beta=self.options.beta,
-            summation=self.options.summation,
-            denominator=self.options.denominator,
-            debias=self.options.debias,
-            detach_weights=self.options.detach_weights,
-            reduction="none" if self.options.reduction == "none" else "sum",
-        )
+        reduction = "none" if self.options.reduction == "none" else "sum"
+        options = self.options._replace(reduction=reduction)
+        inputs = LossFromStatisticsInputs.of(statistics, self.temperature, options)
         return LossFromStatisticsOutputs(*_ops.loss_from_statistics(*inputs))
 
     def backward(
