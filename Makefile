@@ -27,7 +27,8 @@ setup: $(VENV)/.installed ## virtual environment in .venv, with the extension bu
 build: $(VENV)/.installed ## build the extension again after a change in csrc/
 	$(RUN) setup.py build_ext --inplace
 
-demo: $(VENV)/.installed ## compare ce, supcon, schane and clce on handwritten digits; writes runs/demo/report.html
+demo: $(VENV)/.installed ## pre-train on letters, fine-tune on digits by ce, supcon, schane, clce; writes runs/demo/report.html
+	$(RUN) -m clce_ext.train --config recipes/letters.yaml --resume --output runs/letters
 	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml --output $(DEMO)
 	@echo "open $(DEMO)/report.html"
 

@@ -26,6 +26,8 @@ from clce_ext.train.config import TrainConfig, read_yaml
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
+from clce_ext.train.report import _standing
+from clce_ext.train.results import RunRecord
 
 from .training import QUICK, command_line, quick_config, results, rows, without_times, write_digit_images
 
@@ -364,8 +366,9 @@ def test_recipes_parse(recipe):
         config = TrainConfig.from_dict(asked.options)
     else:
         config = parse(["--config", str(recipe)])
-    # Somewhere there is a split that may choose: Flowers102 brings one of its own.
-    assert config.val_fraction or config.data == "torchvision:Flowers102"
+    # Somewhere there is a split that may choose: these bring one of their own.
+    own = ("torchvision:Flowers102", "letters", "clothing-dataset-small")
+    assert config.val_fraction or config.data in own
     assert timm.is_model(config.model.partition(".")[0])
     assert config.model in timm.list_pretrained() or not config.pretrained
     text = recipe.read_text()
@@ -515,6 +518,18 @@ def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+
+
+def test_a_report_calls_nothing_better_whose_interval_holds_zero():
+    def runs_of(name, gains):
+        return [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(gains)]
+
+    gains = {"ce": [0, 0, 0], "supcon": [0.03, -0.02, 0.01], "schane": [-0.02, -0.03, -0.02]}
+    runs = {name: runs_of(name, of) for name, of in (gains | {"clce": [0.02, 0.03, 0.02]}).items()}
+    assert _standing(runs, "ce", "top1") == (
+        " Top-1: supcon not distinguishable from ce; schane below ce; clce above ce."
+    )
+    assert _standing({name: of[:1] for name, of in runs.items()}, "ce", "top1") == ""
 
 
 def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):

@@ -121,6 +121,7 @@ def write_comparison_report(
     lead = (
         f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {epochs} epochs each on "
         f"{first['train_images']} training images; judged on {_judged_on(first)}."
+        f"{_standing(runs, baseline, 'top1')}{_standing(runs, baseline, 'knn')}"
     )
     write_text(path, _page(title, lead, config, parts))
 
@@ -230,12 +231,38 @@ def _differences(runs: Mapping[str, list[RunRecord]], reference: Sequence[RunRec
     values_of = {record.seed: record.results[column] for record in reference}
     rows, sentences = [], []
     for objective, records in runs.items():
-        values = np.array([100 * (r.results[column] - values_of[r.seed]) for r in records])
-        interval = metrics.confidence_interval(values)
+        values, interval = _paired(records, values_of, column)
         rows.append((objective, values, interval.mean, interval.half_width))
         sentences.append(f"<li>{_verdict(objective, name, interval)}</li>")
     figure = plots.differences(rows, f"{ACCURACIES[column]} against {name}, paired by seed")
     return f"<div><figure>{figure}</figure><ul>{''.join(sentences)}</ul></div>"
+
+
+def _paired(
+    records: Sequence[RunRecord], values_of: Mapping[int, float], column: str
+) -> tuple[np.ndarray, metrics.Interval]:
+    """Differences in points from the values of the same seeds, and the interval of their mean."""
+    values = np.array([100 * (r.results[column] - values_of[r.seed]) for r in records])
+    return values, metrics.confidence_interval(values)
+
+
+def _standing(runs: Mapping[str, list[RunRecord]], baseline: str, column: str) -> str:
+    """A sentence on who stands where; an objective whose interval holds zero is not called better."""
+    values_of = {record.seed: record.results[column] for record in runs[baseline]}
+    names: dict[str, list[str]] = {}
+    for name, records in runs.items():
+        interval = _paired(records, values_of, column)[1]
+        if name != baseline and math.isfinite(interval.half_width):
+            names.setdefault(_word(interval), []).append(name)
+    if not names:
+        return ""
+    said = "; ".join(f"{', '.join(of)} {word} {baseline}" for word, of in names.items())
+    return f" {ACCURACIES[column]}: {said}."
+
+
+def _word(interval: metrics.Interval) -> str:
+    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
+    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
 
 
 def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
@@ -243,8 +270,7 @@ def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
     if not math.isfinite(interval.half_width):
         return text + " (one seed: no interval)"
     low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-    word = "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
-    return f"{text} [{low:+.2f}, {high:+.2f}], {word} {html.escape(baseline)}"
+    return f"{text} [{low:+.2f}, {high:+.2f}], {_word(interval)} {html.escape(baseline)}"
 
 
 def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> str:
