@@ -1160,6 +1160,19 @@ ContrastArgs plan_args(DType dtype, int64_t m, int64_t n, int64_t dim, bool symm
 
 constexpr DType kDTypes[] = {DType::kFloat32, DType::kFloat64, DType::kBFloat16, DType::kFloat16};
 
+TEST("plan/architecture") {
+  for (int capability : {80, 86, 89, 90, 120}) {
+    CHECK(cuda::architecture_of(capability) == Architecture::kSm80);
+  }
+  bool refused = false;
+  try {
+    cuda::architecture_of(75);
+  } catch (const std::runtime_error&) {
+    refused = true;
+  }
+  CHECK(refused);
+}
+
 TEST("plan/engine") {
   ContrastArgs args = plan_args(DType::kFloat32, 4, 4, 8, true);
   CHECK(cuda::format_of(args) == cuda::Format::kFloat32);

@@ -37,8 +37,8 @@ void clear_launches();
 // Runs body(context) once per thread; throws Error.
 void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context);
 
-// What the kernels' host code is told about the device.
-void set_multiprocessors(int count);
-int multiprocessors();
+// What the kernels' host code is told about the device: 90 stands for 9.0.
+void set_compute_capability(int value);
+int compute_capability();
 
 }  // namespace clce::executor

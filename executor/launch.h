@@ -7,8 +7,8 @@
 
 namespace clce::cuda {
 
-inline int multiprocessors() {
-  return executor::multiprocessors();
+inline int compute_capability() {
+  return executor::compute_capability();
 }
 
 template <class Params>

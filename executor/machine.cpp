@@ -106,11 +106,11 @@ void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*
   launch.shared_bytes = shared_bytes;
   machine().run(launch, body, context);
 }
-void set_multiprocessors(int count) {
-  machine().multiprocessors = count;
+void set_compute_capability(int value) {
+  machine().compute_capability = value;
 }
-int multiprocessors() {
-  return machine().multiprocessors;
+int compute_capability() {
+  return machine().compute_capability;
 }
 
 }  // namespace clce::executor

@@ -27,7 +27,7 @@ class Machine {
   GlobalMemory global{clocks};
   AsyncCopies copies{shared, global};
 
-  int multiprocessors = 4;
+  int compute_capability = 80;
   std::vector<Launch> launches;
 };
 

@@ -1,4 +1,4 @@
-// How the host starts kernels.
+// How the host starts kernels, and what it asks about the device.
 #pragma once
 
 #include <cstddef>
@@ -22,6 +22,15 @@ inline void check(cudaError_t status, const char* what) {
     cudaGetLastError();  // or the next one who asks would be told of it
     throw std::runtime_error(std::string("clce_ext: ") + what + ": " + cudaGetErrorString(status));
   }
+}
+
+// Of the current device: 90 stands for 9.0.
+inline int compute_capability() {
+  int device = 0, major = 0, minor = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+  check(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device), "compute capability");
+  return 10 * major + minor;
 }
 
 // Starts kernel(params) on the stream; an empty grid is no launch.

@@ -2,6 +2,8 @@
 // bounded.
 #pragma once
 
+#include <stdexcept>
+
 #include "backend.h"
 
 namespace clce::cuda {
@@ -10,8 +12,11 @@ namespace clce::cuda {
 // one.
 enum class Architecture { kSm80 };
 
-// The architecture whose kernels the current device runs best. With a second one, ask the device here.
-inline Architecture current_architecture() {
+// The architecture whose kernels a device runs best, by its compute capability: 90 stands for 9.0.
+inline Architecture architecture_of(int compute_capability) {
+  if (compute_capability < 80) {
+    throw std::runtime_error("clce_ext: its CUDA kernels need a GPU of compute capability 8.0 or later");
+  }
   return Architecture::kSm80;
 }
 
