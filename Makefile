@@ -17,7 +17,7 @@ help:
 # The extension is built against the installed torch, hence --no-build-isolation and torch first.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=70" wheel ninja numpy
+	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy
 	$(RUN) -m pip install --quiet torch torchvision
 	$(RUN) -m pip install --no-build-isolation --editable ".[train,bench,test,dev]"
 	@touch $@
