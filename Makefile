@@ -9,7 +9,7 @@ CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
+.PHONY: help setup build wheel demo test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -57,6 +57,13 @@ mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by ed
 gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
 	$(RUN) tools/gpu_check.py
 
+# The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
+wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
+	rm -rf build/wheel
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
+	$(RUN) tools/check_wheel.py dist/*.whl
+
 lint: $(VENV)/.installed ## formatters and linters, changing nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -71,4 +78,4 @@ bench: $(VENV)/.installed ## throughput and memory against eager, compiled and c
 	$(RUN) -m bench --preset cpu --device cpu
 
 clean:
-	rm -rf build clce_ext/*.so *.egg-info
+	rm -rf build dist clce_ext/*.so *.egg-info

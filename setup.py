@@ -26,8 +26,8 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # which reads the licence as
         "pip install --upgrade 'setuptools>=77'"
     )
 
-from setuptools import Extension, setup  # noqa: E402
-from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
@@ -122,6 +122,7 @@ X86_TILES = {
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
 CXX_FLAGS = [
+    "-std=c++17",  # older C++ runtimes have what it needs
     "-O3",
     "-g0",
     "-ffp-contract=off",  # forward and backward must round a logit alike; fused where fmadd is written
@@ -130,7 +131,7 @@ CXX_FLAGS = [
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ]
-NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def cuda_sources() -> dict[str, list[str]]:
@@ -187,7 +188,8 @@ def extension():
         *(f"csrc/binding/{name}.cpp" for name in ("tensors", "devices", "calls", "ops", "facts")),
     ]
     flags = {"cxx": list(CXX_FLAGS)}
-    libraries, folders = ["torch_cpu"], cpp_extension.library_paths()
+    # The C++ runtime comes first: libtorch_cpu.so exports parts of it too, which it need not have tomorrow.
+    libraries, folders = ["stdc++", "torch_cpu"], cpp_extension.library_paths()
     if WITH_CUDA:
         sources += ["csrc/binding/product.cpp", *cuda_sources()[""]]
         flags["nvcc"] = list(NVCC_FLAGS)

@@ -59,10 +59,10 @@ def test_constants_are_those_of_the_compiled_part():
     facts = compiled.C.facts
     assert list(arguments.Statistics._fields) == facts["statistics"]
     assert list(arguments.Derivatives._fields) == facts["derivatives"]
-    assert arguments.ROW_PADDING == facts["row_padding"]
-    assert rows.NORM_EPS == facts["norm_eps"]
-    assert panels.BOUNDED_LOGIT == facts["bounded_logit"]
-    assert checks.LARGEST_BETA == facts["largest_beta"]
+    assert facts["row_padding"] == arguments.ROW_PADDING
+    assert facts["norm_eps"] == rows.NORM_EPS
+    assert facts["bounded_logit"] == panels.BOUNDED_LOGIT
+    assert facts["largest_beta"] == checks.LARGEST_BETA
 
 
 @needs_kernels
