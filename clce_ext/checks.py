@@ -83,6 +83,28 @@ def check_form(summation: str, denominator: str, debias: float, reduction: str) 
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', got '{reduction}'")
 
 
+def check_debias(tensor: Tensor, anchors: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Of each anchor: as it is in the accumulation dtype of ``dtype``."""
+    if tensor.shape != (anchors,):
+        raise ValueError(
+            f"debias must be a number or have shape [{anchors}], one for each anchor, got {_shape(tensor)}"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"debias must be a floating-point tensor, got {_name(tensor.dtype)}")
+    _check_device(tensor, "debias", device)
+    if _can_be_read(tensor):
+        numbers = tensor.detach().to(acc_dtype(dtype))
+        for anchor in torch.nonzero(~((numbers >= 0) & (numbers < 1)))[:1].flatten().tolist():
+            raise ValueError(f"debias must be in [0, 1), got {numbers[anchor]:g} for anchor {anchor}")
+
+
+def _can_be_read(tensor: Tensor) -> bool:
+    """Elsewhere that would wait for the device, and a tensor that is only traced holds no numbers."""
+    return tensor.device.type == "cpu" and not (
+        torch.compiler.is_compiling() or isinstance(tensor, FakeTensor)
+    )
+
+
 def check_temperature(tensor: Tensor | None, number: float, device: torch.device) -> None:
     if tensor is not None:
         if tensor.numel() != 1:
@@ -91,8 +113,7 @@ def check_temperature(tensor: Tensor | None, number: float, device: torch.device
         if not tensor.is_floating_point():
             raise TypeError(f"temperature must be a floating-point tensor, got {_name(tensor.dtype)}")
         _check_device(tensor, "temperature", device)
-        # Elsewhere reading it would wait for the device, and a tensor that is only traced has no number.
-        if tensor.device.type != "cpu" or torch.compiler.is_compiling() or isinstance(tensor, FakeTensor):
+        if not _can_be_read(tensor):
             return
         number = tensor.item()
     if not (number > 0 and math.isfinite(number)):
@@ -190,6 +211,9 @@ def contrastive_loss(*args) -> None:
         inputs.temperature, inputs.views, inputs.key_offset, inputs.beta,
     )  # fmt: skip
     check_form(inputs.summation, inputs.denominator, inputs.debias, inputs.reduction)
+    if inputs.debias_tensor is not None:
+        x = inputs.embeddings
+        check_debias(inputs.debias_tensor, x.shape[0], x.dtype, x.device)
 
 
 def prepare(x: Tensor, normalize: bool) -> None:
@@ -231,3 +255,5 @@ def loss_from_statistics(*args) -> None:
         raise TypeError(f"statistics must be float32 or float64, got {_name(numbers.dtype)}")
     check_temperature(inputs.temperature_tensor, inputs.temperature, numbers.device)
     check_form(inputs.summation, inputs.denominator, inputs.debias, inputs.reduction)
+    if inputs.debias_tensor is not None:
+        check_debias(inputs.debias_tensor, numbers.shape[1], numbers.dtype, numbers.device)

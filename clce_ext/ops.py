@@ -42,8 +42,8 @@ NUM_DERIVATIVES = len(Derivatives._fields)
 _SCHEMAS = """
 contrastive_loss(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
     Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
-    str summation, str denominator, float debias, bool detach_weights, bool normalize, int ignore_index,
-    str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    bool normalize, int ignore_index, str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor statistics, Tensor derivatives, Tensor z, Tensor norms,
        Tensor key_z, Tensor key_norms)
 contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics, Tensor derivatives,
@@ -51,14 +51,15 @@ contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics,
     Tensor? temperature_tensor, float temperature, SymInt dim, int views, int? key_offset, float beta,
     bool normalize, int ignore_index, str reduction, bool need_embeddings, bool need_keys,
     bool need_temperature)
-    -> (Tensor embeddings, Tensor keys, Tensor dots)
+    -> (Tensor embeddings, Tensor keys, Tensor temperature)
 prepare(Tensor x, bool normalize) -> (Tensor z, Tensor norms)
 prepare_backward(Tensor dz, Tensor z, Tensor norms, SymInt dim, bool normalize) -> Tensor
 statistics(Tensor z, Tensor? key_z, Tensor? labels, Tensor? key_labels, Tensor? temperature_tensor,
     float temperature, SymInt dim, int? key_offset, float beta, bool normalized, int ignore_index)
     -> Tensor
 loss_from_statistics(Tensor statistics, Tensor? temperature_tensor, float temperature, float beta,
-    str summation, str denominator, float debias, bool detach_weights, str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor derivatives)
 statistics_backward(Tensor derivatives, Tensor statistics, Tensor z, Tensor? key_z, Tensor? labels,
     Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset,
@@ -76,6 +77,8 @@ _CHECKS: dict[str, Callable] = {
 
 
 def _checked(name: str) -> Callable:
+    if name == "contrastive_loss_backward":
+        return lambda *args: _loss_backward(args)
     compute, check = getattr(_backend_ops, name).default, _CHECKS.get(name)
 
     def call(*args):
@@ -90,8 +93,9 @@ def _checked(name: str) -> Callable:
 # The compiled part registered its kernels by name when it was loaded.
 _libraries = [torch.library.Library(name, "DEF") for name in ("clce_ext", "clce_ext_backend")]
 for _schema in re.sub(r"\n +", " ", _SCHEMAS).strip().splitlines():
-    for _library in _libraries:
-        _library.define(_schema)
+    _libraries[0].define(_schema)
+    # Backends give the dots that the temperature's gradient is made of.
+    _libraries[1].define(_schema.replace("Tensor keys, Tensor temperature)", "Tensor keys, Tensor dots)"))
     _name = _schema.partition("(")[0]
     _libraries[0].impl(_name, _checked(_name), "CompositeExplicitAutograd")
 # What a kernel asks of a library: c = a b, or c += a b.
@@ -101,9 +105,11 @@ backends.register()
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----
 
 
-def _fake(name: str) -> Callable[[Callable], Callable]:
+def _fake(name: str, *namespaces: str) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         for library in _libraries:
+            if namespaces and library.ns not in namespaces:
+                continue
             torch.library.register_fake(f"{library.ns}::{name}", function, lib=library)
         return function
 
@@ -136,8 +142,14 @@ def _(*args):
     return loss, num_terms, statistics, derivatives, z, norms, key_z, key_norms
 
 
-@_fake("contrastive_loss_backward")
+@_fake("contrastive_loss_backward", "clce_ext")
 def _(*args):
+    dx, dkeys, dots = _fake_backward(*args)
+    return dx, dkeys, dots.new_empty(()) if ContrastiveLossBackwardInputs(*args).need_temperature else dots
+
+
+@_fake("contrastive_loss_backward", "clce_ext_backend")
+def _fake_backward(*args):
     inputs = ContrastiveLossBackwardInputs(*args)
     z, key_z, dim = inputs.z, inputs.key_z, inputs.dim
     dx = z.new_empty((z.shape[0] if inputs.need_embeddings else 0, dim))
@@ -281,18 +293,22 @@ def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, temper
     return -(by_logits + by_scale / temperature) / temperature
 
 
-def _temperature_gradient(grad_loss: Tensor, saved: SavedTensors, reduction: str, dots: Tensor) -> Tensor:
-    acc, temperature = saved.statistics.dtype, saved.temperature_tensor
-    of_terms = grad_loss.to(acc)
-    if reduction == "mean":
-        of_terms = of_terms / saved.num_terms.clamp_min(1)
-    by_scale = (Derivatives(*saved.derivatives).scale * of_terms).sum()
-    t = temperature.detach().to(acc).reshape(())
-    gradient = temperature_gradient(dots, by_scale, saved.key_z is None, t)
-    return gradient.to(temperature.dtype).reshape(temperature.shape)
+def _loss_backward(args: tuple, compute: Callable = _contrastive_loss_backward) -> tuple[Tensor, ...]:
+    """Gradients by embeddings, keys and temperature [], as ``contrastive_loss_backward`` gives them."""
+    dx, dkeys, dots = compute(*args)
+    inputs = ContrastiveLossBackwardInputs(*args)
+    if not inputs.need_temperature:
+        return dx, dkeys, dots
+    acc = inputs.statistics.dtype
+    of_terms = inputs.grad_loss.to(acc)
+    if inputs.reduction == "mean":
+        of_terms = of_terms / inputs.num_terms.clamp_min(1)
+    by_scale = (Derivatives(*inputs.derivatives).scale * of_terms).sum()
+    t = inputs.temperature_tensor.detach().to(acc).reshape(())
+    return dx, dkeys, temperature_gradient(dots, by_scale, inputs.key_z is None, t)
 
 
-def _backward(ctx, grad_loss, *_, op=_contrastive_loss_backward):
+def _backward(ctx, grad_loss, *_, compute=_contrastive_loss_backward):
     grads: list[Tensor | None] = [None] * len(ContrastiveLossInputs._fields)
     needs = [ctx.needs_input_grad[place] for place in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
     if grad_loss is None or not any(needs):
@@ -301,16 +317,15 @@ def _backward(ctx, grad_loss, *_, op=_contrastive_loss_backward):
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     # Autograd is off already unless a graph of the gradients is built; switching it off costs the host time.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        dx, dkeys, dtemperature = op(grad_loss, *saved, *ctx.options, *needs)
-        if need_temperature:  # of which the op gave the dots
-            dtemperature = _temperature_gradient(grad_loss, saved, ctx.options.reduction, dtemperature)
-    dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, (dx, dkeys, dtemperature))
+        of_inputs = _loss_backward((grad_loss, *saved, *ctx.options, *needs), compute)
+    dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, of_inputs)
     if need_embeddings:
         grads[_EMBEDDINGS] = dx
     if need_keys:
         grads[_KEYS] = dkeys
     if need_temperature:
-        grads[_TEMPERATURE] = dtemperature
+        temperature = saved.temperature_tensor
+        grads[_TEMPERATURE] = dtemperature.to(temperature.dtype).reshape(temperature.shape)
     return tuple(grads)
 
 
@@ -353,4 +368,4 @@ class PortableFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        return _backward(ctx, grad_loss, op=PORTABLE_OPS["contrastive_loss_backward"])
+        return _backward(ctx, grad_loss, compute=PORTABLE_OPS["contrastive_loss_backward"])

@@ -35,9 +35,10 @@ def _contrast_of_rows(inputs: StatisticsInputs | StatisticsBackwardInputs) -> Co
 
 def _loss(numbers: Tensor, inputs: ContrastiveLossInputs | LossFromStatisticsInputs) -> tuple[Tensor, ...]:
     """loss, num_terms, derivatives"""
+    debias = inputs.debias if inputs.debias_tensor is None else inputs.debias_tensor.to(numbers.dtype)
     value, is_term, derivatives = loss_of_anchors(
-        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator, inputs.debias,
-        inputs.detach_weights,
+        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator,
+        debias, inputs.detach_weights,
     )  # fmt: skip
     return *reduce_loss(value, is_term, inputs.reduction), derivatives
 

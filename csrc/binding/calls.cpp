@@ -36,6 +36,7 @@ LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options,
   args.dtype = dtype;
   args.num_anchors = num_anchors;
   args.config = options.config;
+  args.debias = data_or_null(options.debias);
   args.reduction = options.reduction;
   args.temperature = temperature;
   args.temperature_ptr = data_or_null(on_device);
@@ -82,16 +83,17 @@ Reduction reduction_of(std::string_view name) {
   return name == "none" ? Reduction::kNone : name == "sum" ? Reduction::kSum : Reduction::kMean;
 }
 
-LossOptions loss_options(double beta, std::string_view summation, std::string_view denominator, double debias,
-                         bool detach_weights, std::string_view reduction) {
+LossOptions loss_options(DType dtype, double beta, std::string_view summation, std::string_view denominator,
+                         const TensorOrNumber& debias, bool detach_weights, std::string_view reduction) {
   LossOptions options;
   LossConfig& config = options.config;
   config.beta = beta;
-  config.debias = debias;
+  config.debias = debias.number;
   config.mean_inside_log = summation == "in";
   config.negatives_only = denominator == "negatives";
   config.detach_weights = detach_weights;
   options.reduction = reduction_of(reduction);
+  options.debias = as_acc(debias.tensor, dtype);
   return options;
 }
 
@@ -179,7 +181,7 @@ std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& 
   return {std::move(statistics), std::move(loss)};
 }
 
-Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const Temperature& temperature,
+Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const TensorOrNumber& temperature,
              const LossOptions& options) {
   const DType dtype = dtype_of(statistics);
   const Tensor numbers = contiguous_as(statistics, acc_type(dtype));

@@ -9,15 +9,16 @@
 
 namespace clce::binding {
 
-// A tensor of one element, and where there is none, a number.
-struct Temperature {
+// A tensor, and where there is none, a number. The temperature's has one element, that of debias one for each
+// anchor.
+struct TensorOrNumber {
   OptionalTensor tensor;
   double number;
 };
 
 // The options that a contrast's statistics depend on, in the schemas' order.
 struct ContrastOptions {
-  Temperature temperature;
+  TensorOrNumber temperature;
   int64_t views;
   std::optional<int64_t> key_offset;
   double beta;
@@ -28,9 +29,10 @@ struct ContrastOptions {
 struct LossOptions {
   LossConfig config;
   Reduction reduction;
+  OptionalTensor debias;  // acc [M]: of each anchor, instead of the config's
 };
-LossOptions loss_options(double beta, std::string_view summation, std::string_view denominator, double debias,
-                         bool detach_weights, std::string_view reduction);
+LossOptions loss_options(DType dtype, double beta, std::string_view summation, std::string_view denominator,
+                         const TensorOrNumber& debias, bool detach_weights, std::string_view reduction);
 Reduction reduction_of(std::string_view name);
 
 // Rows from `prepare`, with the embeddings' norms: none where they are not normalised.
@@ -65,7 +67,7 @@ Tensor statistics_of(const BackendOnDevice& backend, const Contrast& contrast, c
 // The same with the loss, in one call.
 std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z,
                                 const LossOptions& options);
-Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const Temperature& temperature,
+Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const TensorOrNumber& temperature,
              const LossOptions& options);
 
 // danchors [M, stride], dkeys [N, stride] in the accumulation type; what is not wanted has no rows. In

@@ -21,14 +21,16 @@ using Text = const std::string&;
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contrastive_loss_op(
     const Tensor& embeddings, const OptionalTensor& labels, const OptionalTensor& keys,
     const OptionalTensor& key_labels, const OptionalTensor& temperature_tensor, double temperature,
-    int64_t views, OptionalInt key_offset, double beta, Text summation, Text denominator, double debias,
-    bool detach_weights, bool normalize, int64_t ignore_index, Text reduction) {
+    int64_t views, OptionalInt key_offset, double beta, Text summation, Text denominator,
+    const OptionalTensor& debias_tensor, double debias, bool detach_weights, bool normalize,
+    int64_t ignore_index, Text reduction) {
   const BackendOnDevice backend = backend_for(embeddings);
+  const DType dtype = dtype_of(embeddings);
   const ContrastOptions options{{temperature_tensor, temperature}, views, key_offset, beta, ignore_index};
-  const LossOptions form = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  const LossOptions form =
+      loss_options(dtype, beta, summation, denominator, {debias_tensor, debias}, detach_weights, reduction);
 
   const Rows anchors = prepare(backend, embeddings, normalize);
-  const DType dtype = dtype_of(embeddings);
   const Rows key_rows = keys.has_value() ? prepare(backend, *keys, normalize)
                                          : Rows{empty({0, anchors.z.size(1)}, scalar_type(dtype), embeddings),
                                                 empty({0}, acc_type(dtype), embeddings)};
@@ -103,9 +105,11 @@ Tensor statistics_op(const Tensor& z, const OptionalTensor& key_z, const Optiona
 std::tuple<Tensor, Tensor, Tensor> loss_from_statistics_op(const Tensor& statistics,
                                                            const OptionalTensor& temperature_tensor,
                                                            double temperature, double beta, Text summation,
-                                                           Text denominator, double debias,
+                                                           Text denominator,
+                                                           const OptionalTensor& debias_tensor, double debias,
                                                            bool detach_weights, Text reduction) {
-  const LossOptions options = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  const LossOptions options = loss_options(dtype_of(statistics), beta, summation, denominator,
+                                           {debias_tensor, debias}, detach_weights, reduction);
   const Loss loss = loss_of(backend_for(statistics), statistics, {temperature_tensor, temperature}, options);
   return {loss.value, loss.num_terms, loss.derivatives};
 }

@@ -50,8 +50,8 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor
   namespace abi = torch::stable::detail;
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(),
-                                                         strides.data(), abi::to<int32_t>(abi::from(type)), device_type,
-                                                         device_index, &handle));
+                                                         strides.data(), abi::to<int32_t>(abi::from(type)),
+                                                         device_type, device_index, &handle));
   return Tensor(handle);
 }
 
