@@ -33,7 +33,6 @@ from clce_ext.train.objectives import UNTOUCHED
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/study.md"
 LETTERS, WEIGHTS = Path("runs/letters"), RUNS / "lite0.safetensors"
-UPDATES = 40  # of every fine-tuning with few images, as in the recipes
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,13 @@ class Part:
         return note.exists() and json.loads(note.read_text())["command"] == self.command
 
 
-def _few(shots: int) -> list[str]:
-    """Options that give ``shots`` images of ten classes the recipes' number of updates and warm-up."""
+def _few(shots: int, updates: int) -> list[str]:
+    """Options that give ``shots`` images of ten classes so many updates, four of them to warm up."""
     batch = min(50, 10 * shots)
-    epochs = UPDATES * batch // (10 * shots)
+    epochs = updates * batch // (10 * shots)
     return [
         *("--shots", str(shots), "--batch-size", str(batch), "--epochs", str(epochs)),
-        *("--warmup-epochs", str(epochs / 10), "--head-epochs", str(max(1, epochs // 4))),
+        *("--warmup-epochs", str(4 * epochs / updates), "--head-epochs", str(max(1, epochs // 4))),
         *("--eval-every", str(epochs), "--checkpoint-epochs", str(epochs), "--no-progress"),
     ]
 
@@ -82,10 +81,10 @@ def photographs(data: str) -> list[Part]:
     recipe = ["--config", "recipes/clothing-lite0.yaml", "--data", data, "--checkpoint", str(WEIGHTS)]
     parts = [Part("weights", ".efficientnet_lite0", (str(WEIGHTS),))]
     for shots in (5, *(s for s in PHOTO_SHOTS if s != 5)):
-        common = [*recipe, *_few(shots), "--split", "test"]
+        common = [*recipe, *_few(shots, 20), "--split", "test"]
         for name, objectives, seeds in (
-            (f"photographs-{shots}-shots", ["ce", "clce"], 10 if shots == 5 else 3),
-            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 2),
+            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 5),
+            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 3),
         ):
             parts.append(_compare(name, [*common, *_seeds(seeds), "--objectives", *objectives], "weights"))
     return parts
@@ -115,7 +114,7 @@ def digits() -> list[Part]:
                 _compare(f"digits-{option}-{value:g}", [*recipe, *own, "--baseline", "clce"], "letters")
             )
     for shots in (s for s in SHOTS if s != 5):
-        parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots), *_seeds(10)], "letters"))
+        parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots, 40), *_seeds(10)], "letters"))
     for batch in BATCHES:  # 200 images, twenty times each
         own = ["--shots", "20", "--epochs", "20", "--warmup-epochs", "2", "--batch-size", str(batch)]
         own += [*_seeds(10), "--objectives", "ce", "clce"]
