@@ -196,6 +196,7 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
         image=functools.partial(_sample_image, samples),
         labels=np.array([index[label] for _, label in samples], dtype=np.int64),
         name=functools.partial(_sample_name, samples),
+        in_files=True,
     )
     return source, list(names)
 
