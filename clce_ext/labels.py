@@ -1,4 +1,4 @@
-"""Labels that no caller gives, of images and of a queue's entries; what was meant by labels of a wrong shape."""
+"""Labels that no caller gives, of images and of a queue's entries; what was meant by labels of wrong shapes."""
 
 from __future__ import annotations
 
