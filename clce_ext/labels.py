@@ -1,4 +1,4 @@
-"""Labels that no caller gives, of images and of a queue's entries; what was meant by labels of wrong shapes."""
+"""Labels that no caller gives, of images and of a queue's entries; what wrong shapes were meant to be."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class _Run:
         self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config)
         self.model = models.create_model(
-            config, len(self.data.classes), OBJECTIVES[config.objective].projection
+            config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
         )
         self.model.to(group.device)
         self.input = models.input_config(self.model, config)
