@@ -297,6 +297,8 @@ class _Run:
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
             "input": json.dumps(self.input),
+            "arguments": json.dumps(self.model.arguments),
+            "global_pool": self.config.global_pool or "",
             "format": "pt",
         }
         checkpoint.write_weights(self.folder / name, self.model.backbone.state_dict(), metadata)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors
@@ -93,6 +94,7 @@ class FineTuner(nn.Module):
 
     MODES = ("joint", "logits", "contrast", "head")
     notes: Sequence[str] = ()  # what became of the given weights, in words
+    arguments: Mapping[str, Any] = MappingProxyType({})  # that timm made the backbone with
 
     def __init__(
         self, backbone: nn.Module, projection_dim: int | None = None, frozen_batch_norm: bool = False
@@ -224,7 +226,7 @@ def create_model(
     if config.has_weights and not has_classifier:
         for layer in classifiers(backbone):
             _start_at_zero(layer)
-    model.notes = notes
+    model.notes, model.arguments = notes, arguments
     return model
 
 
