@@ -378,7 +378,7 @@ SHAPES = {
     "torchvision:OxfordIIITPet": (37, 93, 100),
     "clothing-dataset-small": (10, 106, 748),
     "digits": (10, 119, 120),
-    "letters": (84, 150, 150),
+    "letters": (52, 150, 150),
 }
 
 

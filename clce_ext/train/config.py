@@ -114,6 +114,9 @@ class TrainConfig:
     model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
+    global_pool: str | None = option(
+        None, "how patches become one embedding: avg, token or what else the model has (default: the model's)"
+    )
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
     batch_norm: str | None = option(

@@ -82,7 +82,7 @@ class _Run:
         self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config, group.world_size)
         self.model = models.create_model(
-            config, len(self.data.classes), OBJECTIVES[config.objective].projection
+            config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
         )
         self.model.to(group.device)
         self.input = models.input_config(self.model, config)
@@ -323,6 +323,8 @@ class _Run:
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
             "input": json.dumps(self.input),
+            "arguments": json.dumps(self.model.arguments),
+            "global_pool": self.config.global_pool or "",
             "format": "pt",
         }
         checkpoint.write_weights(self.folder / name, self.model.backbone.state_dict(), metadata)

@@ -70,8 +70,8 @@ def _memory(config: TrainConfig, item: int, share: int, world_size: int) -> str:
     size = config.image_size or timm.get_pretrained_cfg(config.model).input_size[-1]
     image = 3 * size * size * config.resolved_views
     ahead = max(1, config.workers * PREFETCH) * item * image
+    decoded = f"up to {KEPT_BYTES / 1e9:.2g} GB of decoded training images" + " in all" * (world_size > 1)
     return (
-        f"each process {ahead / 1e9:.2g} GB of images that {config.workers} workers prepare ahead; its share of a "
-        f"batch is {share * image / 1e9:.2g} GB, on the device; up to {KEPT_BYTES / 1e9:.2g} GB of decoded "
-        f"training images{' in all' if world_size > 1 else ''}"
+        f"each process {ahead / 1e9:.2g} GB that {config.workers} workers prepare ahead; {decoded}; on the "
+        f"device {share * image / 1e9:.2g} GB, its share of a batch"
     )
