@@ -24,6 +24,7 @@ from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
 from .seeds import seed_all
 from .stages import Stage, stages
+from .start import start_lines
 from .trainer import Trainer
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
@@ -90,6 +91,8 @@ class _Run:
             self._restore(checkpoint.checkpoints(folder)[-1])
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
+        if group.is_main and config.progress:
+            print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
 
     def _check_that_test_chooses_nothing(self) -> None:
