@@ -13,6 +13,7 @@ from clce_ext.arguments import (
     CLCE_DEFAULTS,
     DEFAULTS,
     ContrastiveLossInputs,
+    Debias,
     LossOptions,
     Temperature,
 )
@@ -94,7 +95,8 @@ def check_options(options: dict) -> None:
             "temperature_tensor": tensor,
             "temperature": temperature,
             "beta": number("beta", given.beta),
-            "debias": number("debias", given.debias),
+            "debias_tensor": None,  # its shape is a batch's
+            "debias": 0.0 if isinstance(given.debias, Tensor) else number("debias", given.debias),
         },
     )
     check_arguments(inputs)
@@ -130,6 +132,21 @@ def _refuse(problem: Exception, distributed: str | None, process_group) -> None:
     if distributed is not None:
         refuse(problem, name_of_call(distributed), process_group)
     raise problem
+
+
+def _debias(value: float | Tensor, anchors: int, views: int) -> Debias:
+    """A tensor: one for each anchor, views of an image sharing the image's."""
+    debias = Debias.of(value if isinstance(value, Tensor) else number("debias", value))
+    tensor = debias.debias_tensor
+    if tensor is None:
+        return debias
+    if tensor.requires_grad:
+        raise ValueError("debias must not require grad: no gradient of it is offered")
+    if tensor.dim() == 0:
+        tensor = tensor.expand(anchors)
+    elif tensor.dim() == 1 and tensor.shape[0] * views == anchors:
+        tensor = tensor.repeat_interleave(views)
+    return debias._replace(debias_tensor=tensor)
 
 
 def _queue_keys(
@@ -172,7 +189,7 @@ def hard_negative_contrastive_loss(
     beta: float = DEFAULTS.beta,
     summation: str = DEFAULTS.summation,
     denominator: str = DEFAULTS.denominator,
-    debias: float = DEFAULTS.debias,
+    debias: float | Tensor = DEFAULTS.debias,
     detach_weights: bool = DEFAULTS.detach_weights,
     normalize: bool = DEFAULTS.normalize,
     ignore_index: int = DEFAULTS.ignore_index,
@@ -226,7 +243,9 @@ def hard_negative_contrastive_loss(
         summation: the mean over positives inside ("in") or outside ("out") the logarithm.
         denominator: "all" keys or "negatives" only (decoupled).
         debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
-            max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)).
+            max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)). A number, or a
+            floating-point tensor [B] (or [B * V], each anchor's own) without gradient, such as the share
+            of each image's class. The host does not read a tensor on CUDA: its range is not checked.
         detach_weights: take the hardness weights w for constants in the gradient.
         normalize: divide rows by max(length, 1e-12) first, as torch.nn.functional.normalize.
         ignore_index: images with this label are neither anchors nor keys.
@@ -257,7 +276,8 @@ def hard_negative_contrastive_loss(
             check_shape(labels, embeddings.shape)
         entries = _queue_keys(queue, rows, labels, ignore_index)
         temperature_tensor, temperature = _temperature(temperature)
-        beta, debias = number("beta", beta), number("debias", debias)
+        debias_tensor, debias = _debias(debias, rows.shape[0], views)
+        beta = number("beta", beta)
     except (TypeError, ValueError) as problem:
         _refuse(problem, distributed, process_group)
     inputs = ContrastiveLossInputs(
@@ -272,6 +292,7 @@ def hard_negative_contrastive_loss(
         beta,
         summation,
         denominator,
+        debias_tensor,
         debias,
         detach_weights,
         normalize,

@@ -77,12 +77,12 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: hardness, >= 0.
         summation: "in" or "out".
         denominator: "all" or "negatives".
-        debias: HCL's tau+, in [0, 1).
+        debias: HCL's tau+, in [0, 1): a number, or a tensor with one for each image of a batch.
         detach_weights, normalize, ignore_index, reduction, distributed, process_group: see the function.
         learnable_temperature: hold the temperature as a Parameter.
 
-    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None)`` returns
-    the loss.
+    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None,
+    debias=None)`` returns the loss; ``debias`` stands for the module's in this call.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: float = DEFAULTS.beta,
         summation: str = DEFAULTS.summation,
         denominator: str = DEFAULTS.denominator,
-        debias: float = DEFAULTS.debias,
+        debias: float | Tensor = DEFAULTS.debias,
         detach_weights: bool = DEFAULTS.detach_weights,
         normalize: bool = DEFAULTS.normalize,
         ignore_index: int = DEFAULTS.ignore_index,
@@ -126,7 +126,9 @@ class HardNegativeContrastiveLoss(_Criterion):
         key_labels: Tensor | None = None,
         key_offset: int | None = None,
         queue: EmbeddingQueue | None = None,
+        debias: float | Tensor | None = None,
     ) -> Tensor:
+        options = self.options if debias is None else self.options | {"debias": debias}
         return hard_negative_contrastive_loss(
             embeddings,
             labels,
@@ -134,7 +136,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             key_labels=key_labels,
             key_offset=key_offset,
             queue=queue,
-            **self.options,
+            **options,
         )
 
 

@@ -25,6 +25,7 @@ class Source:
     labels: np.ndarray  # [N] int64
     name: Callable[[int], str]
     passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
+    in_files: bool = False  # whether name(i) is the path of a file
 
 
 def joined(sources: Sequence[Source]) -> Source:
@@ -34,6 +35,7 @@ def joined(sources: Sequence[Source]) -> Source:
         image=functools.partial(_of_joined, [source.image for source in sources], starts),
         labels=np.concatenate([source.labels for source in sources]),
         name=functools.partial(_of_joined, [source.name for source in sources], starts),
+        in_files=all(source.in_files for source in sources),
     )
 
 

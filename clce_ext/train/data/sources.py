@@ -206,14 +206,15 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
         image=functools.partial(_sample_image, samples),
         labels=np.array([label for _, label in samples], dtype=np.int64),
         name=functools.partial(_sample_name, samples),
+        in_files=True,
         passed_over=passed_over,
     )
     return source, list(names)
 
 
 def _image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images under it, in their natural
-    order; and how many files of other kinds there are, by kind."""
+    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
+    and how many files of other kinds there are, by kind."""
     images, others = [], Counter()
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
