@@ -26,6 +26,7 @@ from .records import Mean, Records, epoch_line, progress_bar
 from .results import write_correct
 from .seeds import seed_all
 from .stages import Stage, stages
+from .start import start_lines
 from .trainer import Trainer
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
@@ -100,6 +101,8 @@ class _Run:
             self._restore(checkpoint.checkpoints(folder)[-1])
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
+        if group.is_main and config.progress:
+            print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
 
     def _agreed_digest(self) -> dict[str, str]:
