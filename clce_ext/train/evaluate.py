@@ -217,7 +217,7 @@ class FinishedRun:
             return None
 
     def _model(self, config: TrainConfig) -> models.FineTuner:
-        return models.create_model(config, len(self.classes), with_projection=False)
+        return models.create_model(config, len(self.classes), False, self.classes)
 
 
 if __name__ == "__main__":
