@@ -26,7 +26,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from study_tables import BATCHES, DEMO, EPISODE_OBJECTIVES, OPTIONS, PHOTO_SHOTS, RUNS, SHOTS, sections
+from study_tables import (
+    BATCHES,
+    DEMO,
+    EPISODE_OBJECTIVES,
+    OPTIONS,
+    PHOTO_SHOTS,
+    RUNS,
+    SHOTS,
+    sections,
+)
 
 from clce_ext.train.objectives import UNTOUCHED
 
@@ -107,6 +116,17 @@ def digits() -> list[Part]:
     # The demo's own folder: whoever has run the demo has this part.
     demo = Part("digits-5-shots", ".compare", (*recipe, "--output", str(DEMO)), ("letters",))
     parts = [Part("letters", "", tuple(letters)), demo]
+    scratch = [
+        "--objectives",
+        "ce",
+        "clce",
+        "--set",
+        "ce.checkpoint=null",
+        "clce.checkpoint=null",
+        "--lr",
+        "1e-3",
+    ]
+    parts.append(_compare("digits-from-scratch", [*recipe, *scratch, *_seeds(10)]))
     for option, values in OPTIONS.items():
         for value in values:
             own = ["--objectives", "clce", f"--{option}", f"{value:g}"]
@@ -151,7 +171,7 @@ def run(parts: Sequence[Part], jobs: int) -> bool:
     left = [part for part in parts if not part.is_done]
     names = {part.name for part in left}
     lock, went_well = threading.Condition(), True
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
 
     def one(part: Part) -> None:
         nonlocal went_well
