@@ -9,7 +9,7 @@ CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
+.PHONY: help setup build demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,6 +31,9 @@ demo: $(VENV)/.installed ## pre-train on letters, fine-tune on digits by ce, sup
 	$(RUN) -m clce_ext.train --config recipes/letters.yaml --resume --output runs/letters
 	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml --output $(DEMO)
 	@echo "open $(DEMO)/report.html"
+
+study: $(VENV)/.installed ## the runs behind docs/study.md, what is missing of them, and its tables; CLCE_DATA=DIR for the photographs
+	$(RUN) tools/study.py
 
 test: test-cpp test-python ## every test: C++ (the CUDA kernels on the CPU too), then Python
 

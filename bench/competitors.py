@@ -81,7 +81,7 @@ def _portable(case: Case) -> Loss:
     def loss(inputs: Inputs) -> torch.Tensor:
         given = ContrastiveLossInputs(
             embeddings=inputs.x, labels=inputs.labels, keys=inputs.keys, key_labels=None,
-            temperature_tensor=None, views=1, key_offset=None, **options,
+            temperature_tensor=None, views=1, key_offset=None, debias_tensor=None, **options,
         )  # fmt: skip
         return ContrastiveLossOutputs(*PortableFunction.apply(*given)).loss
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from clce_ext.arguments import CLCE_DEFAULTS, DEFAULTS
-from clce_ext.functional import check_mixing_weight, clce_loss, hard_negative_contrastive_loss
+from clce_ext.functional import check_clce_options, check_options, clce_loss, hard_negative_contrastive_loss
 from clce_ext.queue import EmbeddingQueue
 
 __all__ = [
@@ -25,6 +25,7 @@ class _Criterion(nn.Module):
 
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, **options):
         super().__init__()
+        self._check(temperature=temperature, **options)
         if learnable_temperature:
             self.temperature = nn.Parameter(
                 torch.as_tensor(temperature, dtype=torch.float32).detach().clone()
@@ -38,6 +39,17 @@ class _Criterion(nn.Module):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
         self._options = options
+
+    def _check(self, **options) -> None:
+        check_options(options)
+
+    def _with_beta_zero(self, options: dict) -> dict:
+        if "beta" in options:
+            raise TypeError(
+                f"beta of {type(self).__name__} is 0, got beta={options['beta']!r}; "
+                "HardNegativeContrastiveLoss accepts any beta >= 0"
+            )
+        return {"beta": 0.0, **options}
 
     @property
     def options(self) -> dict:
@@ -65,12 +77,12 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: hardness, >= 0.
         summation: "in" or "out".
         denominator: "all" or "negatives".
-        debias: HCL's tau+, in [0, 1).
+        debias: HCL's tau+, in [0, 1): a number, or a tensor with one for each image of a batch.
         detach_weights, normalize, ignore_index, reduction, distributed, process_group: see the function.
         learnable_temperature: hold the temperature as a Parameter.
 
-    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None)`` returns
-    the loss.
+    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None,
+    debias=None)`` returns the loss; ``debias`` stands for the module's in this call.
     """
 
     def __init__(
@@ -79,7 +91,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: float = DEFAULTS.beta,
         summation: str = DEFAULTS.summation,
         denominator: str = DEFAULTS.denominator,
-        debias: float = DEFAULTS.debias,
+        debias: float | Tensor = DEFAULTS.debias,
         detach_weights: bool = DEFAULTS.detach_weights,
         normalize: bool = DEFAULTS.normalize,
         ignore_index: int = DEFAULTS.ignore_index,
@@ -87,6 +99,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         learnable_temperature: bool = False,
         distributed: str | None = None,
         process_group=None,
+        **unknown,
     ):
         super().__init__(
             temperature,
@@ -101,6 +114,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             reduction=reduction,
             distributed=distributed,
             process_group=process_group,
+            **unknown,
         )
 
     def forward(
@@ -112,7 +126,9 @@ class HardNegativeContrastiveLoss(_Criterion):
         key_labels: Tensor | None = None,
         key_offset: int | None = None,
         queue: EmbeddingQueue | None = None,
+        debias: float | Tensor | None = None,
     ) -> Tensor:
+        options = self.options if debias is None else self.options | {"debias": debias}
         return hard_negative_contrastive_loss(
             embeddings,
             labels,
@@ -120,7 +136,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             key_labels=key_labels,
             key_offset=key_offset,
             queue=queue,
-            **self.options,
+            **options,
         )
 
 
@@ -140,7 +156,7 @@ class SupConLoss(HardNegativeContrastiveLoss):
     """Supervised contrastive loss, L_out (arXiv 2004.11362): beta = 0; no base-temperature factor."""
 
     def __init__(self, temperature: float | Tensor = 0.07, summation: str = "out", **options):
-        super().__init__(temperature, 0.0, summation, **options)
+        super().__init__(temperature, summation=summation, **self._with_beta_zero(options))
 
 
 class LaCViTLoss(SupConLoss):
@@ -161,7 +177,7 @@ class NTXentLoss(HardNegativeContrastiveLoss):
     """NT-Xent (SimCLR, 2002.05709) on [B, V, D]; with ``keys`` of the batch's size, one half of CLIP."""
 
     def __init__(self, temperature: float | Tensor = 0.5, **options):
-        super().__init__(temperature, 0.0, **options)
+        super().__init__(temperature, **self._with_beta_zero(options))
 
 
 class CLCELoss(_Criterion):
@@ -186,7 +202,6 @@ class CLCELoss(_Criterion):
         learnable_temperature: bool = False,
         **options,
     ):
-        check_mixing_weight(weight)
         super().__init__(
             temperature,
             learnable_temperature,
@@ -196,6 +211,9 @@ class CLCELoss(_Criterion):
             label_smoothing=label_smoothing,
             **options,
         )
+
+    def _check(self, **options) -> None:
+        check_clce_options(options)
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None, **keys

@@ -41,8 +41,8 @@ NUM_DERIVATIVES = len(Derivatives._fields)
 _SCHEMAS = """
 contrastive_loss(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
     Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
-    str summation, str denominator, float debias, bool detach_weights, bool normalize, int ignore_index,
-    str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    bool normalize, int ignore_index, str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor statistics, Tensor derivatives, Tensor z, Tensor norms,
        Tensor key_z, Tensor key_norms)
 contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics, Tensor derivatives,
@@ -53,7 +53,7 @@ contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics,
     -> (Tensor embeddings, Tensor keys, Tensor temperature)
 check_arguments(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
     Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
-    str summation, str denominator, float debias, str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, str reduction)
     -> ()
 prepare(Tensor x, bool normalize) -> (Tensor z, Tensor norms)
 prepare_backward(Tensor dz, Tensor z, Tensor norms, SymInt dim, bool normalize) -> Tensor
@@ -61,7 +61,8 @@ statistics(Tensor z, Tensor? key_z, Tensor? labels, Tensor? key_labels, Tensor? 
     float temperature, SymInt dim, int? key_offset, float beta, bool normalized, int ignore_index)
     -> Tensor
 loss_from_statistics(Tensor statistics, Tensor? temperature_tensor, float temperature, float beta,
-    str summation, str denominator, float debias, bool detach_weights, str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor derivatives)
 statistics_backward(Tensor derivatives, Tensor statistics, Tensor z, Tensor? key_z, Tensor? labels,
     Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset,

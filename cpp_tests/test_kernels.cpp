@@ -181,6 +181,7 @@ struct Case {
   Layout layout = Layout::kContiguous;
   Data data = Data::kNormal;
   LossConfig config;
+  bool debias_of_anchors = false;  // each anchor has its own, up to the config's
   Reduction reduction = Reduction::kMean;
   bool with_grad = true;                      // grad_loss given
   int64_t panel_rows = 0, panel_columns = 0;  // 0: no panels but fused tiles
@@ -198,9 +199,9 @@ struct Case {
     text << ", t " << temperature << (temperature_on_device ? " on device" : "")
          << (unbounded ? ", unbounded" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
          << kinds[int(data)] << ", beta " << config.beta << (config.debias > 0 ? ", debias" : "")
-         << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
-         << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
-         << (with_grad ? "" : ", no grad_loss");
+         << (debias_of_anchors ? " of anchors" : "") << (config.mean_inside_log ? ", in" : ", out")
+         << (config.negatives_only ? ", negatives" : "") << (config.detach_weights ? ", detached" : "")
+         << ", " << reductions[int(reduction)] << (with_grad ? "" : ", no grad_loss");
     if (panel_rows) text << ", panels " << panel_rows << "x" << panel_columns;
     return text.str();
   }
@@ -333,6 +334,10 @@ class Experiment {
     }
     temperature_ = c_.temperature_on_device ? double(A(c_.temperature)) : c_.temperature;
     temperature_memory_ = std::make_unique<GlobalArray<A>>(std::vector<A>{A(c_.temperature)});
+    if (c_.debias_of_anchors) {
+      for (int64_t i = 0; i < c_.m; ++i) debias_.push_back(A(c_.config.debias * double(i % 4) / 3));
+      debias_memory_ = std::make_unique<GlobalArray<A>>(debias_);
+    }
     std::normal_distribution<double> normal(0, 1);
     grad_.resize(c_.reduction == Reduction::kNone ? c_.m : 1);
     for (A& g : grad_) g = A(normal(random_));
@@ -408,6 +413,10 @@ class Experiment {
     l.dtype = Format::kDType;
     l.num_anchors = m;
     l.config = c_.config;
+    if (debias_memory_) {
+      l.config.debias = 0.99;  // not to be looked at
+      l.debias = debias_memory_->data();
+    }
     l.reduction = c_.reduction;
     l.temperature = k.temperature;
     l.temperature_ptr = k.temperature_ptr;
@@ -489,6 +498,7 @@ class Experiment {
     p.key_views = c_.key_views;
     p.temperature = temperature_;
     p.config = c_.config;
+    p.debias.assign(debias_.begin(), debias_.end());
 
     // Weights of the anchors' losses.
     std::vector<double> weights(c_.m, 1.0);
@@ -645,10 +655,12 @@ class Experiment {
   double condition(const reference::Result& r) const {
     double largest = 1;
     if (c_.config.debias > 0) {
-      for (const auto& a : r.anchors) {
+      for (size_t i = 0; i < r.anchors.size(); ++i) {
+        const auto& a = r.anchors[i];
         if (!a.is_term || a.n_neg == 0) continue;
         const double h = a.n_neg * a.wn / a.w;
-        largest = std::max(largest, h / std::abs(h - c_.config.debias * a.n_neg * a.pos / a.n_pos));
+        const double debias = debias_.empty() ? c_.config.debias : double(debias_[i]);
+        largest = std::max(largest, h / std::abs(h - debias * a.n_neg * a.pos / a.n_pos));
       }
     }
     return largest;
@@ -779,8 +791,8 @@ class Experiment {
   std::unique_ptr<Rows<Format>> anchors_, keys_;
   std::vector<int64_t> anchor_labels_, key_labels_;
   std::unique_ptr<GlobalArray<int64_t>> anchor_label_memory_, key_label_memory_;
-  std::unique_ptr<GlobalArray<A>> temperature_memory_, grad_memory_;
-  std::vector<A> grad_;
+  std::unique_ptr<GlobalArray<A>> temperature_memory_, grad_memory_, debias_memory_;
+  std::vector<A> grad_, debias_;
 };
 
 template <class Format>
@@ -893,13 +905,14 @@ void add_all() {
     c.config.beta = std::array{0.0, 1.0, 0.5, 2.0}[flags / 32];
     c.config.detach_weights = (flags * 5 / 16) % 3 == 1;
     c.config.debias = (flags * 3 / 8) % 5 == 2 ? 0.1 : 0;
+    c.debias_of_anchors = c.config.debias > 0 && flags % 2 == 0;
     c.reduction = static_cast<Reduction>(flags % 3);
     add<Format>("options", c);
   }
 
   // Edges.
   for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint, Geometry::kOffset}) {
-    for (int edge = 0; edge < 14; ++edge) {
+    for (int edge = 0; edge < 15; ++edge) {
       Case c;
       c.geometry = geometry;
       c.m = 35;
@@ -961,6 +974,12 @@ void add_all() {
           c.views = c.key_views = 2;
           c.config.debias = 0.6;
           c.reduction = Reduction::kSum;
+          break;
+        case 14:  // the same, each with its own
+          c.labels = Labels::kNone;
+          c.views = c.key_views = 2;
+          c.config.debias = 0.8;
+          c.debias_of_anchors = true;
           break;
       }
       add<Format>("edges", c);

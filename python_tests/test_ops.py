@@ -21,7 +21,7 @@ OPS = torch.ops.clce_ext
 def arguments(x, labels, keys=None, key_labels=None, temperature=0.5, views=1, key_offset=None, **changed):
     """The arguments of the op, in its order."""
     tensor, number = Temperature.of(temperature)
-    options = DEFAULTS._asdict() | {"temperature": number} | changed
+    options = DEFAULTS._asdict() | {"temperature": number, "debias_tensor": None} | changed
     return tuple(
         ContrastiveLossInputs(
             x, labels, keys, key_labels, tensor, views=views, key_offset=key_offset, **options
@@ -39,6 +39,7 @@ def samples(device, requires_grad):
     yield arguments(x, labels, keys, key_labels, t, reduction="none")
     yield arguments(x, labels, keys, key_labels, key_offset=4, normalize=False, summation="in")
     yield arguments(x, None, views=3, debias=0.1, reduction="sum")
+    yield arguments(x, None, views=3, debias_tensor=torch.rand(12, device=device) / 2, debias=0.0)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -220,7 +221,8 @@ def test_compile_with_keys_and_learnable_temperature(device):
     leaves = [torch.randn(n, 8, device=device, requires_grad=True) for n in (12, 30)]
     t = torch.tensor(0.2, device=device, requires_grad=True)
     labels, key_labels = torch.arange(12, device=device) % 3, torch.arange(30, device=device) % 3
-    options = {"keys": leaves[1], "key_labels": key_labels, "temperature": t}
+    debias = torch.linspace(0, 0.3, 12, device=device)
+    options = {"keys": leaves[1], "key_labels": key_labels, "temperature": t, "debias": debias}
     want = torch.autograd.grad(
         clce_ext.hard_negative_contrastive_loss(leaves[0], labels, **options), [*leaves, t]
     )

@@ -74,6 +74,24 @@ def check_form(summation: str, denominator: str, debias: float, reduction: str) 
     )
 
 
+def debias_of_anchors(tensor: Tensor | None, anchors: int, dtype: torch.dtype, device: torch.device):
+    """[M] in the accumulation dtype of ``dtype``, or None."""
+    if tensor is None:
+        return None
+    if tensor.shape != (anchors,):
+        raise ValueError(
+            f"debias must be a number or have shape [{anchors}], one for each anchor, got {_shape(tensor)}"
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(f"debias must be a floating-point tensor, got {_name(tensor.dtype)}")
+    _check_device(tensor, "debias", device)
+    numbers = tensor.detach().to(acc_dtype(dtype))
+    if numbers.device.type == "cpu":
+        for anchor in torch.nonzero(~((numbers >= 0) & (numbers < 1)))[:1].flatten().tolist():
+            raise ValueError(f"debias must be in [0, 1), got {numbers[anchor]:g} for anchor {anchor}")
+    return numbers
+
+
 def check_temperature(tensor: Tensor | None, number: float, device: torch.device) -> None:
     if tensor is not None:
         if tensor.numel() != 1:

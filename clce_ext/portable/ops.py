@@ -47,13 +47,16 @@ def _check(inputs: ContrastiveLossInputs | CheckArgumentsInputs) -> None:
         inputs.temperature, inputs.views, inputs.key_offset, inputs.beta,
     )  # fmt: skip
     checks.check_form(inputs.summation, inputs.denominator, inputs.debias, inputs.reduction)
+    x = inputs.embeddings
+    checks.debias_of_anchors(inputs.debias_tensor, x.shape[0], x.dtype, x.device)
 
 
 def _loss(numbers: Tensor, inputs: ContrastiveLossInputs | LossFromStatisticsInputs) -> tuple[Tensor, ...]:
     """loss, num_terms, derivatives"""
+    debias = checks.debias_of_anchors(inputs.debias_tensor, numbers.shape[1], numbers.dtype, numbers.device)
     value, is_term, derivatives = loss_of_anchors(
-        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator, inputs.debias,
-        inputs.detach_weights,
+        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator,
+        inputs.debias if debias is None else debias, inputs.detach_weights,
     )  # fmt: skip
     return *reduce_loss(value, is_term, inputs.reduction), derivatives
 

@@ -40,6 +40,7 @@ LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options,
   args.dtype = dtype;
   args.num_anchors = num_anchors;
   args.config = options.config;
+  args.debias = data_or_null(options.debias);
   args.reduction = options.reduction;
   args.temperature = temperature;
   args.temperature_ptr = data_or_null(on_device);

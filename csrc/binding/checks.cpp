@@ -72,6 +72,30 @@ LossOptions loss_options(double beta, std::string_view summation, std::string_vi
   return options;
 }
 
+OptionalTensor debias_of_anchors(const OptionalTensor& debias, int64_t num_anchors, DType dtype,
+                                 const at::Device& device) {
+  if (!debias.has_value()) return {};
+  TORCH_CHECK_VALUE(debias->dim() == 1 && debias->size(0) == num_anchors,
+                    "debias must be a number or have shape [", num_anchors, "], one for each anchor, got ",
+                    debias->sizes());
+  TORCH_CHECK_TYPE(at::isFloatingType(debias->scalar_type()), "debias must be a floating-point tensor, got ",
+                   debias->scalar_type());
+  TORCH_CHECK_VALUE(debias->device() == device, "debias must be on the embeddings' device ", device, ", got ",
+                    debias->device());
+  const Tensor numbers = debias->detach().to(acc_type(dtype)).contiguous();
+  if (numbers.is_cpu()) {  // reading it elsewhere would wait for the device
+    const auto check = [&](const auto* values) {
+      for (int64_t i = 0; i < num_anchors; ++i) {
+        TORCH_CHECK_VALUE(values[i] >= 0 && values[i] < 1, "debias must be in [0, 1), got ", values[i],
+                          " for anchor ", i);
+      }
+    };
+    dtype == DType::kFloat64 ? check(numbers.const_data_ptr<double>())
+                             : check(numbers.const_data_ptr<float>());
+  }
+  return numbers;
+}
+
 void check_temperature(const Temperature& temperature, const at::Device& device) {
   double value = temperature.number;
   if (const OptionalTensor& tensor = temperature.tensor) {

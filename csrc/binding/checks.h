@@ -33,6 +33,7 @@ struct ContrastOptions {
 struct LossOptions {
   LossConfig config;
   Reduction reduction;
+  OptionalTensor debias;  // acc [M]: of each anchor, instead of the config's
 };
 
 DType dtype_of(const Tensor& tensor, const char* name);
@@ -40,6 +41,9 @@ at::ScalarType acc_type(DType dtype);
 
 LossOptions loss_options(double beta, std::string_view summation, std::string_view denominator, double debias,
                          bool detach_weights, std::string_view reduction);
+// Of each anchor [M], on the device: in acc_type(dtype).
+OptionalTensor debias_of_anchors(const OptionalTensor& debias, int64_t num_anchors, DType dtype,
+                                 const at::Device& device);
 Reduction reduction_of(std::string_view value);
 
 // [M, D] anchors, labels, and where given [N, D] keys and their labels: ranks, lengths, dtypes, devices.

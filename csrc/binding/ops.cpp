@@ -26,12 +26,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contr
     const Tensor& embeddings, const OptionalTensor& labels, const OptionalTensor& keys,
     const OptionalTensor& key_labels, const OptionalTensor& temperature_tensor, double temperature,
     int64_t views, OptionalInt key_offset, double beta, std::string_view summation,
-    std::string_view denominator, double debias, bool detach_weights, bool normalize, int64_t ignore_index,
-    std::string_view reduction) {
+    std::string_view denominator, const OptionalTensor& debias_tensor, double debias, bool detach_weights,
+    bool normalize, int64_t ignore_index, std::string_view reduction) {
   const Guard guard(at::device_of(embeddings));
   const ContrastOptions options{{temperature_tensor, temperature}, views, key_offset, beta, ignore_index};
   check_contrast(embeddings, labels, keys, key_labels, options);
-  const LossOptions form = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  LossOptions form = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  form.debias = debias_of_anchors(debias_tensor, embeddings.size(0), dtype_of(embeddings, "embeddings"),
+                                  embeddings.device());
   const BackendOnStream backend = backend_for(embeddings);
 
   const Rows anchors = prepare(backend, embeddings, normalize, "embeddings");
@@ -110,11 +112,13 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward_op(
 void check_arguments_op(const Tensor& embeddings, const OptionalTensor& labels, const OptionalTensor& keys,
                         const OptionalTensor& key_labels, const OptionalTensor& temperature_tensor,
                         double temperature, int64_t views, OptionalInt key_offset, double beta,
-                        std::string_view summation, std::string_view denominator, double debias,
-                        std::string_view reduction) {
+                        std::string_view summation, std::string_view denominator,
+                        const OptionalTensor& debias_tensor, double debias, std::string_view reduction) {
   check_contrast(embeddings, labels, keys, key_labels,
                  {{temperature_tensor, temperature}, views, key_offset, beta, /*ignore_index=*/0});
   loss_options(beta, summation, denominator, debias, /*detach_weights=*/false, reduction);
+  debias_of_anchors(debias_tensor, embeddings.size(0), dtype_of(embeddings, "embeddings"),
+                    embeddings.device());
   backend_for(embeddings);
 }
 
@@ -150,12 +154,10 @@ Tensor statistics_op(const Tensor& z, const OptionalTensor& key_z, const Optiona
   return statistics_of(backend_for(z), contrast, z);
 }
 
-std::tuple<Tensor, Tensor, Tensor> loss_from_statistics_op(const Tensor& statistics,
-                                                           const OptionalTensor& temperature_tensor,
-                                                           double temperature, double beta,
-                                                           std::string_view summation,
-                                                           std::string_view denominator, double debias,
-                                                           bool detach_weights, std::string_view reduction) {
+std::tuple<Tensor, Tensor, Tensor> loss_from_statistics_op(
+    const Tensor& statistics, const OptionalTensor& temperature_tensor, double temperature, double beta,
+    std::string_view summation, std::string_view denominator, const OptionalTensor& debias_tensor,
+    double debias, bool detach_weights, std::string_view reduction) {
   const Guard guard(at::device_of(statistics));
   TORCH_CHECK_VALUE(statistics.dim() == 2 && statistics.size(0) == kNumStatistics,
                     "statistics must have shape [", kNumStatistics, ", anchors], got ", statistics.sizes());
@@ -164,7 +166,8 @@ std::tuple<Tensor, Tensor, Tensor> loss_from_statistics_op(const Tensor& statist
                    "statistics must be float32 or float64, got ", statistics.scalar_type());
   const Temperature t{temperature_tensor, temperature};
   check_temperature(t, statistics.device());
-  const LossOptions options = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  LossOptions options = loss_options(beta, summation, denominator, debias, detach_weights, reduction);
+  options.debias = debias_of_anchors(debias_tensor, statistics.size(1), dtype, statistics.device());
   const Loss loss = loss_of(backend_for(statistics), statistics, t, options);
   return {loss.value, loss.num_terms, loss.derivatives};
 }
