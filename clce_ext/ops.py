@@ -35,6 +35,7 @@ _backend_ops = torch.ops.clce_ext_backend
 
 NUM_STATISTICS = len(Statistics._fields)
 NUM_DERIVATIVES = len(Derivatives._fields)
+_BY_SCALE = Derivatives._fields.index("scale")
 
 
 # ---- schemas: the arguments are the records of clce_ext.arguments ----
@@ -290,7 +291,7 @@ def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, temper
     by_logits = dots.sum(dtype=wide_dtype(dots.device.type)).to(by_scale.dtype)
     if symmetric:
         by_logits = by_logits / 2
-    return -(by_logits + by_scale / temperature) / temperature
+    return torch.addcdiv(by_logits, by_scale, temperature) / -temperature
 
 
 def _loss_backward(args: tuple, compute: Callable = _contrastive_loss_backward) -> tuple[Tensor, ...]:
@@ -303,7 +304,7 @@ def _loss_backward(args: tuple, compute: Callable = _contrastive_loss_backward) 
     of_terms = inputs.grad_loss.to(acc)
     if inputs.reduction == "mean":
         of_terms = of_terms / inputs.num_terms.clamp_min(1)
-    by_scale = (Derivatives(*inputs.derivatives).scale * of_terms).sum()
+    by_scale = (inputs.derivatives[_BY_SCALE] * of_terms).sum()
     t = inputs.temperature_tensor.detach().to(acc).reshape(())
     return dx, dkeys, temperature_gradient(dots, by_scale, inputs.key_z is None, t)
 
@@ -343,6 +344,8 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
+        if torch.compiler.is_compiling():
+            return torch.ops.clce_ext.contrastive_loss(*args)
         checks.contrastive_loss(*args)
         backends.follow_switches(args[0])
         return _contrastive_loss(*args)

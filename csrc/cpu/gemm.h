@@ -1,5 +1,5 @@
 // The matrix products of a tile, row-major: one call of the BLAS that torch brings along, where libtorch_cpu
-// exports it (with MKL it does), else aten::mm.
+// exports it (with MKL it does), else aten::mm. Each is the work of one thread.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -17,6 +17,7 @@ extern "C" {
 [[gnu::weak]] void dgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
                           const double* alpha, const double* a, const int* lda, const double* b,
                           const int* ldb, const double* beta, double* c, const int* ldc);
+[[gnu::weak]] int MKL_Set_Num_Threads_Local(int threads);
 }
 
 namespace clce::cpu {
@@ -24,6 +25,20 @@ namespace clce::cpu {
 inline bool has_blas() {
   return sgemm_ != nullptr && dgemm_ != nullptr;
 }
+
+// While it lives, MKL computes the calling thread's products alone. Otherwise it shares small products among
+// all of torch's threads, though tasks of ours keep those busy, and cuts the inner dimension for it: another
+// order of additions for each number of threads.
+class OneThread {
+ public:
+  OneThread() : before_(MKL_Set_Num_Threads_Local != nullptr ? MKL_Set_Num_Threads_Local(1) : 0) {}
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local != nullptr) MKL_Set_Num_Threads_Local(before_);
+  }
+
+ private:
+  int before_;
+};
 
 enum class Transpose : char { kNo = 'N', kYes = 'T' };
 
@@ -51,6 +66,7 @@ inline void mm_out(const torch::stable::Tensor& out, const torch::stable::Tensor
 template <class T>
 void gemm(Transpose ta, Transpose tb, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
           int64_t ldb, bool accumulate, T* c, int64_t ldc) {
+  const OneThread one_thread;
   if (has_blas()) {
     // BLAS is column-major: c^T = op(b)^T op(a)^T.
     const char first = static_cast<char>(tb), second = static_cast<char>(ta);
