@@ -220,8 +220,8 @@ class MatryoshkaLoss(nn.Module):
 
     Args:
         loss: a module such as :class:`SupConLoss` or :class:`CLCELoss`. What its ``forward`` calls
-            ``embeddings`` (where there is no such argument, the first) and ``keys`` is cut; all else is given
-            on, so that :class:`CLCELoss`'s cross-entropy counts once for each prefix, as its contrast does.
+            ``embeddings`` (where there is no such argument, the first) and ``keys`` is cut, all else is
+            passed on. So both halves of :class:`CLCELoss` count once for each prefix.
         dims: the prefixes' numbers of columns, each at least 1; usually with the full D among them.
         weights: of each prefix, finite and at least 0; None: 1 each, as in the paper.
 
