@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,16 @@ from torch import Tensor
 
 from . import checkpoint, judge, models, report
 from .choice import best_row, is_patience_over
-from .config import TrainConfig, flag, read_yaml
+from .config import TrainConfig
 from .data import Data, load_data
 from .errors import TrainingError
 from .objectives import OBJECTIVES, UNTOUCHED
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
+from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
 from .trainer import Trainer
-
-# Options that may differ between a run and its continuation: they do not change what is computed.
-_FREE_TO_CHANGE = {
-    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
-     "output", "overwrite", "progress", "resume", "tensorboard", "workers",
-}  # fmt: skip
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -42,9 +37,10 @@ def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
     Raises:
         TrainingError: anything that the user can put right, a loss that is not finite among it.
     """
-    with processes(config) as group:
-        folder = Path(config.output)
-        finished = group.from_main(_prepare_folder(folder, config) if group.is_main else None)
+    folder = Path(config.output)
+    with processes(config) as group, opened(folder, config) if group.is_main else nullcontext() as found:
+        group.agree(lasting_options(config))
+        finished = group.from_main(found)
         if finished is not None:
             if group.is_main:
                 print(f"{folder}: finished before; nothing to do")
@@ -86,8 +82,10 @@ class _Run:
         self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
         self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
-        if config.resume and checkpoint.checkpoints(folder):
-            self._restore(checkpoint.checkpoints(folder)[-1])
+        newest = checkpoint.newest_intact(folder, run_id(config)) if config.resume and group.is_main else None
+        newest = group.from_main(newest)
+        if newest is not None:
+            self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
@@ -284,9 +282,9 @@ class _Run:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
         shown = val if self.with_map else None
-        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
-        # Last: a run with results.json is finished.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
+        write_finished(self.folder, self.config)
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
@@ -319,7 +317,12 @@ class _Run:
             "world_size": self.group.world_size,
         }
         checkpoint.save_checkpoint(
-            self.folder, self.position.step, self.model.state_dict(), training, self.config.keep_checkpoints
+            self.folder,
+            self.position.step,
+            self.model.state_dict(),
+            training,
+            self.config.keep_checkpoints,
+            run_id(self.config),
         )
 
     def _restore(self, folder: Path) -> None:
@@ -342,36 +345,3 @@ class _Run:
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
-
-
-def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
-    saved, finished = folder / "config.yaml", folder / "results.json"
-    # A start that failed has left nothing to keep.
-    if saved.exists() and (checkpoint.checkpoints(folder) or finished.exists()):
-        if config.resume:
-            _check_same_run(saved, config)
-            if finished.exists():
-                return json.loads(finished.read_text())
-        elif config.overwrite:
-            for name in ("checkpoints", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for pattern in ("metrics.csv", "*.safetensors", "results-*.json"):
-                for file in folder.glob(pattern):
-                    file.unlink()
-            saved.unlink()
-            finished.unlink(missing_ok=True)
-        else:
-            raise TrainingError(
-                f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
-
-
-def _check_same_run(saved: Path, config: TrainConfig) -> None:
-    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), config.to_dict()
-    changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != before[name]]
-    if changed:
-        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
-        raise TrainingError(f"--resume: {saved} has other options: {details}")

@@ -20,7 +20,7 @@ from timm.utils.misc import natural_key
 from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source
+from .images import Source, read_image, rgb
 
 # What splits are called, the usual names first.
 _TRAIN = ("train", "training", "trainval")
@@ -134,15 +134,17 @@ def _open_folders(root: Path, config: TrainConfig) -> DataSet:
                 f"{listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
                 f"{root}/val/CLASS/*.jpg, or --val-fraction"
             )
-    train, classes = open_folder(folders["train"])
+    train, classes = open_folder(folders["train"], config.max_image_pixels)
     val, test = (
-        _open_same_classes(folders[split], folders["train"], classes) if folders[split] else None
+        _open_same_classes(folders[split], folders["train"], config.max_image_pixels, classes)
+        if folders[split]
+        else None
         for split in ("val", "test")
     )
     return DataSet(classes, train, val, test)
 
 
-def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
+def _open_same_classes(folder: Path, train: Path, max_pixels: int, classes: list[str]) -> Source:
     found = _class_folders(folder)
     missing = sorted(set(classes) - set(found))
     unknown = sorted(set(found) - set(classes))
@@ -152,7 +154,7 @@ def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
         raise TrainingError(
             f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(sides)}"
         )
-    return open_folder(folder, classes)[0]
+    return open_folder(folder, max_pixels, classes)[0]
 
 
 def holds_splits(root: Path, config: TrainConfig) -> bool:
@@ -174,13 +176,44 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source, list[str]]:
-    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given."""
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _count_images(folder: Path, above: frozenset[tuple[int, int]]) -> int:
+    """Of a folder and those in it; refuses what timm's walk or a read would not come back from."""
+    identity = _identity(folder)
+    if identity in above:
+        raise TrainingError(
+            f"{folder}: a link to {folder.resolve()}, in which it lies, leads round in a circle: remove it"
+        )
+    above |= {identity}
+    count = 0
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                count += _count_images(Path(entry.path), above)
+            elif is_img_extension(os.path.splitext(entry.name)[1].lower()):
+                if not entry.is_file():
+                    what = "a link to nothing" if entry.is_symlink() else "a pipe, socket or device"
+                    raise TrainingError(f"{entry.path}: {what}, not a file: remove it")
+                count += 1
+    return count
+
+
+def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> tuple[Source, list[str]]:
+    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given.
+
+    Raises:
+        TrainingError: a class without images, links that lead round in a circle, images that are no files.
+    """
     found = _class_folders(folder)
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
+    above = frozenset(map(_identity, (folder, *folder.resolve().parents)))
     for name in found:
-        if not any(is_img_extension(p.suffix.lower()) for p in (folder / name).rglob("*")):
+        if not _count_images(folder / name, above):
             raise TrainingError(f"{folder / name}: no images in this class folder")
     # timm labels an image by the folder it lies in; classes are the folders of the training split.
     dataset = create_dataset("", root=str(folder), split="", search_split=False)
@@ -193,7 +226,7 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
     index = {mapping[name]: i for i, name in enumerate(names)}
     samples = dataset.reader.samples
     source = Source(
-        image=functools.partial(_sample_image, samples),
+        image=functools.partial(_file_image, samples, max_pixels),
         labels=np.array([index[label] for _, label in samples], dtype=np.int64),
         name=functools.partial(_sample_name, samples),
         in_files=True,
@@ -243,14 +276,18 @@ def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
         raise TrainingError(
             f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
         ) from None
-    sources = {s: _torchvision_source(split, name) for s, split in splits.items() if split is not None}
+    sources = {
+        s: _torchvision_source(split, name, config.max_image_pixels)
+        for s, split in splits.items()
+        if split is not None
+    }
     count = 1 + int(max(source.labels.max() for source in sources.values()))
     return DataSet([str(c) for c in getattr(splits["train"], "classes", range(count))], **sources)
 
 
-def _torchvision_source(dataset: Any, name: str) -> Source:
+def _torchvision_source(dataset: Any, name: str, max_pixels: int) -> Source:
     return Source(
-        functools.partial(_item_image, dataset),
+        functools.partial(_item_image, dataset, max_pixels),
         _torchvision_labels(dataset, name),
         functools.partial(_numbered, name, range(len(dataset))),
     )
@@ -291,16 +328,20 @@ def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     judged = splits["val"] or splits["test"] or config.val_fraction
     if not judged or any(splits[split] is None for split in needed):
         raise TrainingError(f"--data {name}: {type(failure).__name__}: {failure}") from failure
-    sources = {s: _hugging_face_source(split, name) for s, split in splits.items() if split is not None}
+    sources = {
+        s: _hugging_face_source(split, name, config.max_image_pixels)
+        for s, split in splits.items()
+        if split is not None
+    }
     mapping = splits["train"].reader.class_to_idx
     return DataSet(sorted(mapping, key=mapping.get), **sources)
 
 
-def _hugging_face_source(dataset: Any, name: str) -> Source:
+def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> Source:
     reader = dataset.reader
     labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
     return Source(
-        functools.partial(_sample_image, reader),
+        functools.partial(_reader_image, reader, max_pixels),
         labels,
         functools.partial(_numbered, name, range(len(labels))),
     )
@@ -313,13 +354,17 @@ def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(pixels[i]).convert("RGB")
 
 
-def _sample_image(samples: Any, i: int) -> Image.Image:
-    with Image.open(samples[i][0]) as image:
-        return image.convert("RGB")
+def _file_image(samples: Any, max_pixels: int, i: int) -> Image.Image:
+    return read_image(samples[i][0], max_pixels)
 
 
-def _item_image(dataset: Any, i: int) -> Image.Image:
-    return dataset[i][0].convert("RGB")
+def _reader_image(reader: Any, max_pixels: int, i: int) -> Image.Image:
+    with Image.open(reader[i][0]) as image:
+        return rgb(image, max_pixels)
+
+
+def _item_image(dataset: Any, max_pixels: int, i: int) -> Image.Image:
+    return rgb(dataset[i][0], max_pixels)
 
 
 def _sample_name(samples: Any, i: int) -> str:
