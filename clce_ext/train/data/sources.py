@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import torchvision
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.img_extensions import is_img_extension
 from timm.utils.misc import natural_key
 
 from .. import letters
@@ -27,6 +27,10 @@ _TRAIN = ("train", "training", "trainval")
 _VAL = ("val", "valid", "validation")
 _TEST = ("test", "testing", "eval")
 
+
+# Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
+# ._photo.jpg that macOS leaves beside photo.jpg.
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
@@ -176,32 +180,6 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
-
-
-def _count_images(folder: Path, above: frozenset[tuple[int, int]]) -> int:
-    """Of a folder and those in it; refuses what timm's walk or a read would not come back from."""
-    identity = _identity(folder)
-    if identity in above:
-        raise TrainingError(
-            f"{folder}: a link to {folder.resolve()}, in which it lies, leads round in a circle: remove it"
-        )
-    above |= {identity}
-    count = 0
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                count += _count_images(Path(entry.path), above)
-            elif is_img_extension(os.path.splitext(entry.name)[1].lower()):
-                if not entry.is_file():
-                    what = "a link to nothing" if entry.is_symlink() else "a pipe, socket or device"
-                    raise TrainingError(f"{entry.path}: {what}, not a file: remove it")
-                count += 1
-    return count
-
-
 def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> tuple[Source, list[str]]:
     """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given.
 
@@ -209,29 +187,70 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         TrainingError: a class without images, links that lead round in a circle, images that are no files.
     """
     found = _class_folders(folder)
+    files, passed_over = _image_files(folder)
+    loose = [path for path, name in files if name == ""]
+    if loose:
+        raise TrainingError(
+            f"{folder}: images lie directly in it ({listing([os.path.basename(p) for p in loose], 3)}); each "
+            f"must lie in the folder of its class: {folder}/CLASS/IMAGE"
+        )
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
-    above = frozenset(map(_identity, (folder, *folder.resolve().parents)))
+    holding = {name for _, name in files}
+    tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
     for name in found:
-        if not _count_images(folder / name, above):
+        if name not in tops:
             raise TrainingError(f"{folder / name}: no images in this class folder")
-    # timm labels an image by the folder it lies in; classes are the folders of the training split.
-    dataset = create_dataset("", root=str(folder), split="", search_split=False)
-    mapping = dataset.reader.class_to_idx
-    # timm leaves names that differ in case alone in the order of their hashes, another one in each process.
-    names = classes or sorted(mapping, key=lambda name: (natural_key(name), name))
-    if set(mapping) != set(names):
-        odd = listing(sorted(set(mapping) ^ set(names)))
+    # Names that differ in case alone are ordered by their letters, so that every process has the same order.
+    names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
+    if holding != set(names):
+        odd = listing(sorted(holding ^ set(names)))
         raise TrainingError(f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {odd}")
-    index = {mapping[name]: i for i, name in enumerate(names)}
-    samples = dataset.reader.samples
+    index = {name: i for i, name in enumerate(names)}
+    samples = [(path, index[name]) for path, name in files]
     source = Source(
         image=functools.partial(_file_image, samples, max_pixels),
-        labels=np.array([index[label] for _, label in samples], dtype=np.int64),
+        labels=np.array([label for _, label in samples], dtype=np.int64),
         name=functools.partial(_sample_name, samples),
         in_files=True,
+        passed_over=passed_over,
     )
     return source, list(names)
+
+
+def _image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
+    and how many files of other kinds there are, by kind.
+
+    Raises:
+        TrainingError: links that lead round in a circle, images that are no files.
+    """
+    images, others = [], Counter()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        _check_links(Path(root), folders)
+        label = "" if root == str(folder) else os.path.basename(root)
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in _IMAGE_SUFFIXES:
+                path = os.path.join(root, name)
+                if not os.path.isfile(path):
+                    what = "a link to nothing" if os.path.islink(path) else "a pipe, socket or device"
+                    raise TrainingError(f"{path}: {what}, not a file: remove it")
+                images.append((path, label))
+            else:
+                others[suffix or "without suffix"] += 1
+    return sorted(images, key=lambda image: (natural_key(image[0]), image[0])), dict(others)
+
+
+def _check_links(root: Path, folders: list[str]) -> None:
+    for path in (root / name for name in folders):
+        if path.is_symlink() and path.resolve() in {above.resolve() for above in (root, *root.parents)}:
+            raise TrainingError(
+                f"{path}: a link to {path.resolve()}, in which it lies, leads round in a circle: remove it"
+            )
 
 
 def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
@@ -308,12 +327,16 @@ def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
 
 def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     failure: Exception | None = None
+    columns: dict[str, str] = {}
 
     def first_of(names: Sequence[str]) -> Any:
         nonlocal failure
         for split in names:
             try:
-                return create_dataset(name, root=config.data_dir, split=split)
+                columns.update(columns or _hugging_face_columns(name, config))
+                return create_dataset(name, root=config.data_dir, split=split, **columns)
+            except TrainingError:
+                raise
             except ImportError as error:
                 raise TrainingError(
                     f"--data {name}: needs the package datasets (pip install datasets)"
@@ -335,6 +358,23 @@ def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     }
     mapping = splits["train"].reader.class_to_idx
     return DataSet(sorted(mapping, key=mapping.get), **sources)
+
+
+def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
+    """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
+    import datasets
+
+    features = datasets.load_dataset_builder(name[5:], cache_dir=config.data_dir).info.features or {}
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if features and not (images and labels):
+        raise TrainingError(
+            f"--data {name}: a column of images and one of class labels are wanted, it has "
+            + listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
+        )
+    usual = {"image": images, "label": labels}
+    image, label = (name if name in of or not of else of[0] for name, of in usual.items())
+    return {"input_key": image, "target_key": label}
 
 
 def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> Source:
