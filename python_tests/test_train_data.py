@@ -5,16 +5,28 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.data import EpochSampler, evaluation_loader, load_classes, load_data, training_loader
+from clce_ext.train.data import (
+    EpochSampler,
+    evaluation_loader,
+    load_classes,
+    load_data,
+    sources,
+    training_loader,
+)
 from clce_ext.train.errors import TrainingError, UnreadableImageError
+from clce_ext.train.models import FineTuner
+from clce_ext.train.start import start_lines
 
 from .training import write_digit_images
 
@@ -251,6 +263,27 @@ def test_image_folder_of_capital_endings(copy):
     assert len(load_data(config(data=str(copy))).train) == 12
 
 
+def test_formats_and_files_that_are_no_images(copy):
+    first, second, third, _ = sorted((copy / "train" / "digit_0").iterdir())
+    for path, suffix in ((first, ".webp"), (second, ".bmp"), (third, ".gif")):
+        Image.open(path).save(path.with_suffix(suffix))
+        path.unlink()
+    (copy / "train" / "digit_0" / "._0001.jpg").write_bytes(b"\0\5\x16\7")
+    (copy / "train" / "digit_0" / "notes.txt").write_text("blurred")
+    data = load_data(config(data=str(copy)))
+    assert len(data.train) == 12 and all(data.train.source.image(i).mode == "RGB" for i in range(12))
+    assert data.train.source.passed_over == {"hidden": 1, ".txt": 1} and not data.val.source.passed_over
+    said = "\n".join(start_lines(config(data=str(copy)), data, FineTuner(timm.create_model("resnet10t"))))
+    for line in (
+        "3 classes (digit_0, digit_1, digit_2)",
+        "12 images, 4 of each class",
+        "1 .txt, 1 hidden: these",
+        "val      6 images, watched",
+        "weights  none given: from scratch",
+    ):
+        assert line in said
+
+
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_workers_started_either_way(copy, start):
     """macOS spawns the processes of loaders, and so does Python 3.14."""
@@ -287,9 +320,21 @@ def test_folder_without_splits_serves_for_episodes(folder):
         (lambda f: shutil.rmtree(f / "val"), "no val/valid/.* folder in it; it holds train"),
         (lambda f: [p.unlink() for p in (f / "train" / "digit_2").iterdir()], "digit_2: no images"),
         (lambda f: [shutil.rmtree(p) for p in (f / "train").iterdir()], "train: empty"),
+        (
+            lambda f: next((f / "train" / "digit_0").iterdir()).rename(f / "train" / "a.png"),
+            r"train: images lie directly in it \(a.png\); each must lie in .*CLASS/IMAGE",
+        ),
         (lambda f: shutil.rmtree(f), "no such directory; give digits, torchvision:NAME"),
     ],
-    ids=["class missing in val", "class missing in train", "no val", "empty class", "empty split", "nothing"],
+    ids=[
+        "class missing in val",
+        "class missing in train",
+        "no val",
+        "empty class",
+        "empty split",
+        "images directly in a split",
+        "nothing",
+    ],
 )
 def test_broken_folders(copy, damage, message):
     damage(copy)
@@ -358,3 +403,45 @@ def test_torchvision(monkeypatch):
 def test_torchvision_not_downloaded(tmp_path):
     with pytest.raises(TrainingError, match=r"CIFAR10 in .*(see --data-dir, --download)"):
         load_data(config(data="torchvision:CIFAR10", data_dir=str(tmp_path)))
+
+
+class FakeHuggingFace:
+    """What is asked of the package datasets: a set whose columns have names of their own."""
+
+    class Image:
+        def __init__(self, decode=True):
+            pass
+
+    class ClassLabel:
+        names = ("cat", "dog")
+
+    class Value:
+        pass
+
+    def __init__(self, features=None):
+        self.info = SimpleNamespace(
+            features=features or {"id": self.Value(), "img": self.Image(), "fine_label": self.ClassLabel()}
+        )
+
+    def load_dataset_builder(self, name, cache_dir):
+        assert name == "owner/pets"
+        return self
+
+
+def test_hugging_face_columns_of_other_names(monkeypatch):
+    def create_dataset(name, root, split, input_key, target_key):
+        assert (name, input_key, target_key) == ("hfds/owner/pets", "img", "fine_label")
+        if split not in ("train", "test"):
+            raise ValueError(f"unknown split {split}")
+        rows = {"fine_label": [0, 1, 1, 0]}
+        reader = SimpleNamespace(dataset=rows, label_key=target_key, class_to_idx={"cat": 0, "dog": 1})
+        return SimpleNamespace(reader=reader)
+
+    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace())
+    monkeypatch.setattr(sources, "create_dataset", create_dataset)
+    data = load_data(config(data="hfds/owner/pets"))
+    assert data.classes == ["cat", "dog"] and data.train.labels.tolist() == [0, 1, 1, 0]
+    assert data.watched == "test"
+    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace({"text": FakeHuggingFace.Value()}))
+    with pytest.raises(TrainingError, match=r"of images and one of class labels are wanted, it has text \(V"):
+        load_data(config(data="hfds/owner/pets"))

@@ -26,6 +26,7 @@ from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
 from clce_ext.train.data import EpochSampler
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
 from clce_ext.train.report import _standing
@@ -575,16 +576,23 @@ def test_compare(tmp_path, monkeypatch):
     assert (tmp_path / "report.html").read_text() == report
 
 
-def test_a_report_calls_nothing_better_whose_interval_holds_zero():
+def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():
     def runs_of(name, gains):
         return [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(gains)]
 
-    gains = {"ce": [0, 0, 0], "supcon": [0.03, -0.02, 0.01], "schane": [-0.02, -0.03, -0.02]}
-    runs = {name: runs_of(name, of) for name, of in (gains | {"clce": [0.02, 0.03, 0.02]}).items()}
-    assert _standing(runs, "ce", "top1") == (
-        " Top-1: supcon not distinguishable from ce; schane below ce; clce above ce."
+    def standing(seeds):
+        others = ("supcon", "schane", "lacvit", "clce")
+        found = [difference(runs[name][:seeds], runs["ce"][:seeds], "top1") for name in others]
+        return _standing(corrected(found), "ce", "top1")
+
+    gains = {"ce": [0, 0, 0, 0], "supcon": [0.03, -0.02, 0.01, 0.0], "schane": [-0.02, -0.03, -0.02, -0.03]}
+    # p = 0.03 for lacvit by itself, too little among four comparisons.
+    gains |= {"lacvit": [0.01, 0.02, 0.03, 0.04], "clce": [0.02, 0.03, 0.02, 0.03]}
+    runs = {name: runs_of(name, of) for name, of in gains.items()}
+    assert standing(4) == (
+        " Top-1: supcon, lacvit not distinguishable from ce; schane below ce; clce above ce."
     )
-    assert _standing({name: of[:1] for name, of in runs.items()}, "ce", "top1") == ""
+    assert standing(1) == ""
 
 
 def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
@@ -605,6 +613,20 @@ def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
     assert [row["objective"] for row in table] == ["untouched", "untouched", "ce", "ce", "clce", "clce"]
     assert float(table[1]["centroid"]) == untouched["ce", 1]["centroid"] and table[1]["top1"] == ""
     assert all(row["split"] == "val" and row["images"] == "600" for row in table)
+    with (tmp_path / "differences.csv").open(newline="") as file:
+        differences = list(csv.DictReader(file))
+    # All 600 images are judged in every run, so the intervals hold their variation too.
+    assert {row["images"] for row in differences} == {"600"}
+    assert [(row["objective"], row["reference"], row["figure"]) for row in differences] == [
+        ("clce", "ce", "top1"), ("clce", "ce", "knn"), ("ce", "untouched", "centroid"),
+        ("clce", "untouched", "centroid"), ("ce", "untouched", "probe"), ("clce", "untouched", "probe"),
+    ]  # fmt: skip
+    for row in differences:
+        before = untouched if row["reference"] == "untouched" else {k: results(f) for k, f in runs.items()}
+        by_seed = [
+            results(runs[row["objective"], s])[row["figure"]] - before["ce", s][row["figure"]] for s in (0, 1)
+        ]
+        assert float(row["difference"]) == pytest.approx(sum(by_seed) / 2)
     report = (tmp_path / "report.html").read_text()
     assert "Untouched is the given backbone" in report and "Centroid against untouched" in report
     assert "Untouched is the given backbone" in (runs["ce", 0] / "report.html").read_text()

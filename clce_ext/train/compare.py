@@ -14,9 +14,17 @@ import yaml
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, flag, read_yaml
 from .errors import TrainingError, run_command
+from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES
 from .processes import processes
-from .results import RunRecord, read_run, untouched_records, write_figures, write_table
+from .results import (
+    RunRecord,
+    read_run,
+    untouched_records,
+    write_figures,
+    write_rows,
+    write_table,
+)
 
 OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite", "plan")  # what compare itself decides
 _EPILOG = """\
@@ -90,6 +98,11 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
+    if (
+        "set" in options and "set" not in given
+    ):  # a recipe's: of objectives that are not compared this time too
+        others = set(OBJECTIVES) - set(objectives)
+        options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
     for option in LOSS_OPTIONS:
         if option in options:
@@ -143,8 +156,8 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
 
 
 def compare(asked: Comparison) -> Path | None:
-    """Trains what has not been trained, and writes results.csv and report.html; returns the report's path, in
-    the main process."""
+    """Trains what has not been trained, and writes results.csv, differences.csv and report.html; returns the
+    path of the last, in the main process."""
     from .report import write_comparison_report
 
     configs = {
@@ -162,6 +175,9 @@ def compare(asked: Comparison) -> Path | None:
     write_table(asked.output / "results.csv", untouched + trained)
     config = configs[asked.objectives[0], asked.seeds[0]]
     path = asked.output / "report.html"
+    found = differences_of(runs, untouched, asked.baseline)
+    if found:
+        write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
     write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
     return path
 

@@ -23,8 +23,10 @@ from .objectives import OBJECTIVES, UNTOUCHED
 from .plan import plan
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
+from .results import write_correct
 from .seeds import seed_all
 from .stages import Stage, stages
+from .start import start_lines
 from .trainer import Trainer
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
@@ -91,13 +93,16 @@ class _Run:
         self.position = Position()
         self.losses = RunningLosses(group)  # of the current epoch
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
-        self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
+        # Of which images the given backbone finds the class, before the first step.
+        self.untouched: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
         if config.resume and checkpoint.checkpoints(folder):
             self._restore(checkpoint.checkpoints(folder)[-1])
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
+        if group.is_main and config.progress:
+            print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
 
     def _agreed_digest(self) -> dict[str, str]:
@@ -261,7 +266,8 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            values |= judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            found = judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            values |= judge.accuracies(found)
         return values
 
     def _finish(self) -> dict[str, Any]:
@@ -290,17 +296,19 @@ class _Run:
         if config.best_metric:
             best = best_row(self._rows_to_choose_from(self.stages[-1]), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
-        part = None
+        part, found = None, {}
         if config.eval_embeddings != "never":
             part = val.take(config.eval_images, config.seed)
-            results |= self._judge_embeddings(part) | judge.quality(part)
+            found = self._judge_embeddings(part)
+            results |= judge.accuracies(found) | judge.quality(part)
         if self.untouched is not None:
-            results[UNTOUCHED] = self.untouched
+            results[UNTOUCHED] = judge.accuracies(self.untouched)
         if self.group.is_main:
+            write_correct(self.folder, self.data.val, {"top1": val.correct(), **found}, self.untouched)
             self._write_results(results, part)
         return results
 
-    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Any]:
+    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
         part = val.take(self.config.eval_images, self.config.seed)
         return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ class Source:
     image: Callable[[int], Image.Image]
     labels: np.ndarray  # [N] int64
     name: Callable[[int], str]
+    passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
     in_files: bool = False  # whether name(i) is the path of a file
 
 
