@@ -216,7 +216,9 @@ class TrainConfig:
     eval_embeddings: str = option(
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    eval_images: int = option(
+        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
+    )
     best_metric: str | None = option(
         None,
         "keep the weights of the epoch of the last stage that is best on the validation split by this figure "

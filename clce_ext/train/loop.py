@@ -25,7 +25,7 @@ from .records import Mean, Records, epoch_line, progress_bar
 from .results import write_correct
 from .seeds import seed_all
 from .stages import Stage, stages
-from .start import start_lines
+from .start import start_lines, versions
 from .trainer import Trainer
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
@@ -72,8 +72,6 @@ class _Run:
         seed_all(config.seed)  # the same weights in every process
         self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
         self._check_that_test_chooses_nothing()
-        # Embeddings are judged with these as references.
-        self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config)
         self.model = models.create_model(
             config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
@@ -240,7 +238,7 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            found = judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            found = judge.neighbours(self.judge.outputs(model, self.data.train), val)
             values |= judge.accuracies(found)
         return values
 
@@ -257,6 +255,7 @@ class _Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
+            **versions(),
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
             "split": self.data.watched,
@@ -283,18 +282,20 @@ class _Run:
         return results
 
     def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        part = val.take(self.config.eval_images, self.config.seed)
-        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
+        most, seed = self.config.eval_images, self.config.seed
+        train = self.judge.outputs(self.model, self.data.train)
+        return judge.frozen(train, val.take(most, seed), most, seed)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         self._write_backbone("model.safetensors")
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        shown = val if self.with_map else None
-        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
-        # Last: a run with results.json is finished.
+        # From here on the run is finished; its report can be made again.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        report.write_run_report(
+            self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
+        )
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())

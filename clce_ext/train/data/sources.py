@@ -181,7 +181,7 @@ def _class_folders(folder: Path) -> list[str]:
 def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source, list[str]]:
     """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given."""
     found = _class_folders(folder)
-    files, passed_over = _image_files(folder)
+    files, passed_over = image_files(folder)
     loose = [path for path, name in files if name == ""]
     if loose:
         raise TrainingError(
@@ -203,16 +203,16 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
     index = {name: i for i, name in enumerate(names)}
     samples = [(path, index[name]) for path, name in files]
     source = Source(
-        image=functools.partial(_sample_image, samples),
+        image=functools.partial(sample_image, samples),
         labels=np.array([label for _, label in samples], dtype=np.int64),
-        name=functools.partial(_sample_name, samples),
+        name=functools.partial(sample_name, samples),
         in_files=True,
         passed_over=passed_over,
     )
     return source, list(names)
 
 
-def _image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
     and how many files of other kinds there are, by kind."""
     images, others = [], Counter()
@@ -350,7 +350,7 @@ def _hugging_face_source(dataset: Any, name: str) -> Source:
     reader = dataset.reader
     labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
     return Source(
-        functools.partial(_sample_image, reader),
+        functools.partial(sample_image, reader),
         labels,
         functools.partial(_numbered, name, range(len(labels))),
     )
@@ -363,7 +363,7 @@ def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(pixels[i]).convert("RGB")
 
 
-def _sample_image(samples: Any, i: int) -> Image.Image:
+def sample_image(samples: Any, i: int) -> Image.Image:
     with Image.open(samples[i][0]) as image:
         return image.convert("RGB")
 
@@ -372,7 +372,7 @@ def _item_image(dataset: Any, i: int) -> Image.Image:
     return dataset[i][0].convert("RGB")
 
 
-def _sample_name(samples: Any, i: int) -> str:
+def sample_name(samples: Any, i: int) -> str:
     return str(samples[i][0])
 
 
