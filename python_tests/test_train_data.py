@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import sys
+from itertools import chain
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,9 +110,43 @@ def test_class_balanced_batches():
 
 def test_processes_share_a_global_batch():
     labels = np.repeat(np.arange(6), 10)
-    _, whole = batches(labels, batch_size=12, images_per_class=3)
-    parts = [batches(labels, batch_size=6, images_per_class=3, rank=r, world_size=2)[1] for r in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    options = {"batch_size": 12, "images_per_class": 3}
+    _, whole = batches(labels, **options)
+    for ranks in (2, 5):
+        parts = [batches(labels, rank=r, world_size=ranks, **options) for r in range(ranks)]
+        assert sorted({sampler.share for sampler, _ in parts}) == {2: [6], 5: [2, 3]}[ranks]
+        joined = [sorted(chain(*shares)) for shares in zip(*(found for _, found in parts), strict=True)]
+        assert joined == [sorted(batch) for batch in whole]
+    with pytest.raises(
+        TrainingError, match="--batch-size 12 leaves some of the 13 processes without an image"
+    ):
+        batches(labels, batch_size=12, world_size=13)
+
+
+def test_items_are_the_batches_in_pieces():
+    labels = np.repeat(np.arange(6), 10)
+    _, whole = batches(labels, batch_size=25)
+    sampler, items = batches(labels, batch_size=25, item_size=8)
+    assert [len(item) for item in items] == [8, 8, 8, 1] * 2 and len(sampler) == 8
+    assert [list(chain(*items[:4])), list(chain(*items[4:]))] == whole
+
+
+def test_a_class_is_spread_over_its_batch():
+    """Mixup takes neighbours: of images sorted by class they would be of one class."""
+    labels = np.repeat(np.arange(8), 16)
+    _, found = batches(labels, batch_size=32, images_per_class=8)
+    same = np.mean([labels[batch] == np.roll(labels[batch], 1) for batch in found])
+    assert same < 0.5  # sorted: 7/8 and more; in no order: 7/31
+
+
+def test_an_image_that_comes_again_is_augmented_otherwise():
+    labels = np.repeat([0, 1], [3, 29])  # class 0 comes in every batch
+    sampler = EpochSampler(labels, 4, 2, seed=0)
+    drawn = [item for batch in sampler for item in batch]
+    assert len(drawn) == 32 > len({image for image, _ in drawn})
+    assert len(set(drawn)) == 32
+    sampler.set_position(0, 3)
+    assert [item for batch in sampler for item in batch] == drawn[12:]
 
 
 def test_batches_that_cannot_be_made():

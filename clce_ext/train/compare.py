@@ -99,6 +99,11 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
+    if (
+        "set" in options and "set" not in given
+    ):  # a recipe's: of objectives that are not compared this time too
+        others = set(OBJECTIVES) - set(objectives)
+        options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
     options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
     if options.get("eval_embeddings") == "never":

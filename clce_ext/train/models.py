@@ -79,7 +79,7 @@ class FineTuner(nn.Module):
     """A timm model that gives what a stage of training needs.
 
     ``mode`` decides what ``forward`` returns for images [B, C, H, W] or views [B, V, C, H, W] (the outputs
-    then are [B, V, ...]):
+    then are [B, V, ...]), normalised or as pixels in uint8:
 
     ==============  ====================================================================================
     ``"joint"``     (logits [B, classes], embeddings [B, D]); D is the width of what the classifier sees
@@ -110,6 +110,12 @@ class FineTuner(nn.Module):
             else None
         )
         self.mode = "joint"
+        self.contrast_dim = projection_dim or width  # columns of what a contrastive loss compares
+        # Loaders give pixels 0...255, a quarter of the size of normalised ones.
+        resolved = resolve_model_data_config(backbone)
+        for name in ("mean", "std"):
+            value = 255 * torch.tensor(resolved[name]).view(-1, 1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def set_mode(self, mode: str) -> None:
         """Chooses the outputs, and with them the parameters that require gradients."""
@@ -134,10 +140,12 @@ class FineTuner(nn.Module):
         return self
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the classifier sees: images [B, C, H, W] -> [B, D].
+        """What the classifier sees: images [B, C, H, W], normalised or as pixels (uint8) -> [B, D].
 
         Of a distilled DeiT, its class token and its distillation token, one after the other.
         """
+        if images.dtype == torch.uint8:
+            images = (images - self.mean) / self.std
         count = len(classifiers(self.backbone))
         if count > 1:
             return self.backbone.forward_features(images)[:, :count].flatten(1)

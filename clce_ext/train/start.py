@@ -30,8 +30,8 @@ def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
         lines.append(f"test     {len(data.test)} images, left to judge what was chosen")
     splits = [images.source for images in (data.train, data.val, data.test) if images is not None]
     passed_over: dict[str, int] = {}
-    for source in {id(source): source for source in splits}.values():
-        for kind, count in source.passed_over.items():
+    for of_split in {id(source.passed_over): source.passed_over for source in splits}.values():
+        for kind, count in of_split.items():
             passed_over[kind] = passed_over.get(kind, 0) + count
     if passed_over:
         kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items())]

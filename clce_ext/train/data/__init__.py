@@ -13,7 +13,7 @@ is a function of (seed, epoch), and the augmentation of an image of (seed, epoch
 
 from .digest import data_digest, digest_differences
 from .images import Images, Source
-from .loaders import evaluation_loader, training_loader
+from .loaders import evaluation_loader, in_memory, training_loader
 from .sampler import EpochSampler
 from .splits import Data, load_classes, load_data
 
@@ -25,6 +25,7 @@ __all__ = [
     "data_digest",
     "digest_differences",
     "evaluation_loader",
+    "in_memory",
     "load_classes",
     "load_data",
     "training_loader",

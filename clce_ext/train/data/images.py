@@ -72,14 +72,15 @@ class Images(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = item if isinstance(item, tuple) else (item, None)
-        image = self._decode(int(self.indices[index]))
+        image = self.decode(int(self.indices[index]))
         label = int(self.labels[index])
         if draw is None:
             return self.transform(image), label
         with seeded(draw, int(self.indices[index])):
             return torch.stack([self.transform(image) for _ in range(self.views)]), label
 
-    def _decode(self, index: int) -> Image.Image:
+    def decode(self, index: int) -> Image.Image:
+        """The source's image ``index``; raises UnreadableImageError."""
         try:
             return self.source.image(index)
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
