@@ -64,8 +64,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
-        "class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with train/, "
+        "val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -289,7 +289,11 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+        return not (
+            self.data_is_glyphs
+            or ":" in self.data
+            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
+        )
 
     @property
     def data_is_glyphs(self) -> bool:
