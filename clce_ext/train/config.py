@@ -64,8 +64,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with train/, "
-        "val/ and test/ class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
