@@ -209,9 +209,6 @@ class Interval:
     half_width: float
     count: int
 
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f} %"
-
 
 def confidence_interval(values: np.ndarray) -> Interval:
     """Student's t interval of the mean; the half width of a single value is NaN."""
