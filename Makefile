@@ -65,9 +65,9 @@ gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitize
 
 # The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
 wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
-	rm -rf build/wheel
+	rm -rf build/wheel dist
 	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
-	$(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
 	$(RUN) tools/check_wheel.py dist/*.whl
 
 reference: $(VENV)/.installed ## the reference of all that is public, from the docstrings, in build/reference
