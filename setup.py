@@ -82,12 +82,12 @@ def has_compiler() -> bool:
     return platform.system() == "Windows" or any(map(shutil.which, named or ("c++", "g++", "clang++")))
 
 
-def torch_has_blas() -> bool:
-    """Whether libtorch_cpu exports the BLAS it was linked with (MKL builds do)."""
+def torch_exports(*names: str) -> bool:
+    """Whether libtorch_cpu exports these functions of the BLAS it was linked with (MKL builds do)."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
         loaded = ctypes.CDLL(str(library))
-        return hasattr(loaded, "sgemm_") and hasattr(loaded, "dgemm_")
+        return all(hasattr(loaded, name) for name in names)
     except OSError:
         return False
 
@@ -164,8 +164,10 @@ def macros() -> list[tuple[str, str | None]]:
         ("CLCE_VERSION", VERSION),
         ("CLCE_BUILD_TORCH", torch.__version__),
     ]
-    if torch_has_blas():
+    if torch_exports("sgemm_", "dgemm_"):
         defined.append(("CLCE_TORCH_BLAS", None))
+    if torch_exports("MKL_Set_Num_Threads_Local"):
+        defined.append(("CLCE_TORCH_MKL", None))
     if IS_X86:
         defined.append(("CLCE_X86_TILES", None))
     if WITH_CUDA:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from clce_ext.arguments import CLCE_DEFAULTS, DEFAULTS
-from clce_ext.functional import check_mixing_weight, clce_loss, hard_negative_contrastive_loss
+from clce_ext.functional import check_clce_options, check_options, clce_loss, hard_negative_contrastive_loss
 from clce_ext.queue import EmbeddingQueue
 
 __all__ = [
@@ -30,6 +30,7 @@ class _Criterion(nn.Module):
 
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, **options):
         super().__init__()
+        self._check(temperature=temperature, **options)
         if learnable_temperature:
             self.temperature = nn.Parameter(
                 torch.as_tensor(temperature, dtype=torch.float32).detach().clone()
@@ -43,6 +44,17 @@ class _Criterion(nn.Module):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
         self._options = options
+
+    def _check(self, **options) -> None:
+        check_options(options)
+
+    def _with_beta_zero(self, options: dict) -> dict:
+        if "beta" in options:
+            raise TypeError(
+                f"beta of {type(self).__name__} is 0, got beta={options['beta']!r}; "
+                "HardNegativeContrastiveLoss accepts any beta >= 0"
+            )
+        return {"beta": 0.0, **options}
 
     @property
     def options(self) -> dict:
@@ -92,6 +104,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         learnable_temperature: bool = False,
         distributed: str | None = None,
         process_group=None,
+        **unknown,
     ):
         super().__init__(
             temperature,
@@ -106,6 +119,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             reduction=reduction,
             distributed=distributed,
             process_group=process_group,
+            **unknown,
         )
 
     def forward(
@@ -147,7 +161,7 @@ class SupConLoss(HardNegativeContrastiveLoss):
     """Supervised contrastive loss, L_out (arXiv 2004.11362): beta = 0; no base-temperature factor."""
 
     def __init__(self, temperature: float | Tensor = 0.07, summation: str = "out", **options):
-        super().__init__(temperature, 0.0, summation, **options)
+        super().__init__(temperature, summation=summation, **self._with_beta_zero(options))
 
 
 class LaCViTLoss(SupConLoss):
@@ -168,7 +182,7 @@ class NTXentLoss(HardNegativeContrastiveLoss):
     """NT-Xent (SimCLR, 2002.05709) on [B, V, D]; with ``keys`` of the batch's size, one half of CLIP."""
 
     def __init__(self, temperature: float | Tensor = 0.5, **options):
-        super().__init__(temperature, 0.0, **options)
+        super().__init__(temperature, **self._with_beta_zero(options))
 
 
 class CLCELoss(_Criterion):
@@ -193,7 +207,6 @@ class CLCELoss(_Criterion):
         learnable_temperature: bool = False,
         **options,
     ):
-        check_mixing_weight(weight)
         super().__init__(
             temperature,
             learnable_temperature,
@@ -203,6 +216,9 @@ class CLCELoss(_Criterion):
             label_smoothing=label_smoothing,
             **options,
         )
+
+    def _check(self, **options) -> None:
+        check_clce_options(options)
 
     def forward(
         self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None, **keys

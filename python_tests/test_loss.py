@@ -340,18 +340,26 @@ def test_same_bits_every_run(device):
                 assert torch.equal(loss, runs[0][0]) and torch.equal(grad, runs[0][1])
 
 
-def test_tiles_are_shared_out_alike_for_any_number_of_threads():
-    """Which sums are added to which, and in which order, does not depend on the threads."""
-    x, labels = torch.randn(700, 64), torch.randint(9, (700,))
-    before, results = torch.get_num_threads(), []
+# Small batches of wide rows are those whose products a BLAS is tempted to share among threads.
+@pytest.mark.parametrize(
+    "shape", [(6, 805), (10, 490), (25, 780), (64, 1024), (300, 805), (700, 64)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.skipif("cpu" not in clce_ext.build_info()["features"], reason="torch promises less")
+def test_any_number_of_threads_gives_the_same_bits(shape, dtype):
+    x, labels = torch.randn(shape, dtype=dtype), torch.randint(4, shape[:1])
+    keys = torch.randn(40, shape[1], dtype=dtype, requires_grad=True)
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            leaf = x.clone().requires_grad_()
-            clce_ext.hard_negative_contrastive_loss(leaf, labels).backward()
-            results.append(leaf.grad)
+        for options in ({}, {"keys": keys, "key_labels": torch.arange(40) % 4}, {"normalize": False}):
+            runs = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                leaf = x.clone().requires_grad_()
+                loss = clce_ext.hard_negative_contrastive_loss(leaf, labels, beta=0.5, **options)
+                wanted = [leaf, *(v for v in options.values() if v is keys)]
+                runs.append((loss.detach(), *torch.autograd.grad(loss, wanted)))
+            for run in runs[1:]:
+                assert all(map(torch.equal, run, runs[0]))
     finally:
         torch.set_num_threads(before)
-    for grad in results[1:]:
-        # The BLAS may round differently by its own number of threads, not more.
-        torch.testing.assert_close(grad, results[0], rtol=1e-4, atol=1e-7)

@@ -71,9 +71,9 @@ def test_neighbours_and_centroids(generator):
     order = generator.permutation(len(x))
     train, test = order[:90], order[90:]
     shuffled = generator.permutation(labels)
-    for accuracy in (metrics.knn_accuracy, metrics.centroid_accuracy, metrics.probe_accuracy):
-        assert accuracy(x[train], labels[train], x[test], labels[test]) > 0.99
-        assert accuracy(x[train], shuffled[train], x[test], shuffled[test]) < 0.5
+    for correct in (metrics.knn_correct, metrics.centroid_correct, metrics.probe_correct):
+        assert correct(x[train], labels[train], x[test], labels[test]).mean() > 0.99
+        assert correct(x[train], shuffled[train], x[test], shuffled[test]).mean() < 0.5
 
 
 def test_confidence_interval_against_scipy():

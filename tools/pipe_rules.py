@@ -30,6 +30,7 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (steps.left()) steps.load(place(stage));", share=always),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
         Rule("if (++step == steps) {", share=1 / steps),
+        Rule("if (++col < all.col_end) return;", share=7 / 8, leaves=True),
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),
         # Once per tile.
         Rule("if (step == 0) store_label(label);", share=1 / steps),

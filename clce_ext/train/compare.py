@@ -14,8 +14,16 @@ import yaml
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, read_yaml
 from .errors import TrainingError, run_command
+from .intervals import differences_of
 from .objectives import OBJECTIVES
-from .results import RunRecord, read_run, untouched_records, write_figures, write_table
+from .results import (
+    RunRecord,
+    read_run,
+    untouched_records,
+    write_figures,
+    write_rows,
+    write_table,
+)
 
 OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
 _EPILOG = """\
@@ -89,6 +97,11 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
+    if (
+        "set" in options and "set" not in given
+    ):  # a recipe's: of objectives that are not compared this time too
+        others = set(OBJECTIVES) - set(objectives)
+        options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
     options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
     if options.get("eval_embeddings") == "never":
@@ -120,7 +133,8 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
 
 
 def compare(asked: Comparison) -> Path:
-    """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
+    """Trains what has not been trained, and writes results.csv, differences.csv and report.html; returns the
+    path of the last."""
     from .report import write_comparison_report
 
     configs = {
@@ -136,6 +150,9 @@ def compare(asked: Comparison) -> Path:
     write_table(asked.output / "results.csv", untouched + trained)
     config = configs[asked.objectives[0], asked.seeds[0]]
     path = asked.output / "report.html"
+    found = differences_of(runs, untouched, asked.baseline)
+    if found:
+        write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
     write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
     return path
 

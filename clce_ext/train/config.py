@@ -14,8 +14,9 @@ import yaml
 
 from .choice import METRICS
 from .errors import TrainingError
-from .objectives import OBJECTIVES, Objective
+from .objectives import LOSS_OPTIONS, OBJECTIVES, Objective
 
+DEFAULT_LR = 5e-4
 # A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
 NEW_CLASSIFIER_RATE = 5
 
@@ -32,6 +33,7 @@ class Accepted(NamedTuple):
 
 
 _COUNT = Accepted("an integer >= 1", lambda value: value >= 1)
+_WHOLE = Accepted("an integer >= 0", lambda value: value >= 0)
 _POSITIVE = Accepted("a number > 0", lambda value: value > 0)
 _NOT_NEGATIVE = Accepted("a number >= 0", lambda value: value >= 0)
 _SHARE = Accepted("a number in [0, 1]", lambda value: 0 <= value <= 1)
@@ -112,6 +114,9 @@ class TrainConfig:
     model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
+    global_pool: str | None = option(
+        None, "how patches become one embedding: avg, token or what else the model has (default: the model's)"
+    )
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
     batch_norm: str | None = option(
@@ -152,7 +157,8 @@ class TrainConfig:
     )
     mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
     cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
-    mix_prob: float = option(1.0, "probability of mixing a batch", _SHARE)
+    mix_prob: float = option(1.0, "probability of mixing", _SHARE)
+    queue_size: int | None = option(None, "also contrast with the last N embeddings of steps before", _COUNT)
     head_epochs: int | None = option(
         None, "two-stage objectives: how many of --epochs train the head (default: a quarter, at least 1)"
     )
@@ -161,13 +167,21 @@ class TrainConfig:
     )
 
     # Optimisation
-    epochs: int = option(20, "epochs altogether, all stages", _COUNT)
-    batch_size: int = option(64, "images per step and process: what the contrastive loss compares", _COUNT)
+    epochs: int = option(20, "epochs altogether, all stages; 0 judges the given weights as they are", _WHOLE)
+    batch_size: int = option(
+        64, "images per step, of all processes together: what the contrastive loss compares", _COUNT
+    )
     micro_batch_size: int | None = option(
-        None, "images per forward pass (gradient caching); default: the batch", _COUNT
+        None, "images per forward pass of a process (default: its share of the batch)", _COUNT
     )
     opt: str = option("adamw", "timm's optimizer")
-    lr: float = option(5e-4, "learning rate", _POSITIVE)
+    lr: float | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)", _POSITIVE)
+    lr_base: float | None = option(
+        None,
+        "learning rate of a batch of 256 in place of --lr, scaled as timm does: by the batch, or by its "
+        "square root for adaptive optimizers",
+        _POSITIVE,
+    )
     head_lr: float | None = option(
         None,
         "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
@@ -177,7 +191,9 @@ class TrainConfig:
     weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
     layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up, at the start of each stage", _NOT_NEGATIVE)
+    warmup_epochs: float = option(
+        0.0, "epochs of linear warm-up at the start of each stage, at most half of it", _NOT_NEGATIVE
+    )
     warmup_lr: float = option(1e-6, "where the warm-up starts")
     min_lr: float = option(1e-6, "where the schedule ends")
     clip_grad: float | None = option(None, "largest norm of the gradients")
@@ -191,18 +207,15 @@ class TrainConfig:
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
-    distributed_loss: str = option(
-        "none",
-        "under torchrun: contrast with the other processes' images",
+    distributed_loss: str | None = option(
+        None,
+        "under torchrun: contrast with the other processes' images, or not (default: gather)",
         choices=("none", "gather", "ring"),
     )
-    seed: int = option(
-        0,
-        "of weights, few-shot subset, order, augmentation and dropout",
-        Accepted("an integer >= 0", lambda value: value >= 0),
-    )
+    seed: int = option(0, "of weights, few-shot subset, order, augmentation and dropout", _WHOLE)
 
     # Run
+    plan: bool = option(False, "print what would run, and stop")
     output: str = option("runs/train", "directory of the run")
     resume: bool = option(False, "go on from the newest checkpoint in --output, if there is one")
     overwrite: bool = option(False, "delete a run that is already in --output")
@@ -245,7 +258,20 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} must be a multiple of --images-per-class "
                 f"{self.images_per_class}"
             )
-        if OBJECTIVES[self.objective].two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
+        if self.lr and self.lr_base:
+            raise TrainingError("--lr and --lr-base both give the learning rate: give one")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in LOSS_OPTIONS:
+            if name not in OBJECTIVES[self.objective].options and getattr(self, name) != defaults[name]:
+                raise TrainingError(
+                    f"{flag(name)} is an option of {_objectives(lambda o, name=name: name in o.options)}; "
+                    f"--objective {self.objective} has none"
+                )
+        if (
+            self.epochs
+            and OBJECTIVES[self.objective].two_stage
+            and not 1 <= self.resolved_head_epochs < self.epochs
+        ):
             raise TrainingError(
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
                 f"got {self.resolved_head_epochs} of {self.epochs}"
@@ -254,8 +280,6 @@ class TrainConfig:
             raise TrainingError("--patience needs --best-metric, the figure that has to become better")
         if self.best_metric in ("knn", "centroid") and self.eval_embeddings != "epoch":
             raise TrainingError(f"--best-metric {self.best_metric} needs --eval-embeddings epoch")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise TrainingError(f"mixup and CutMix need an even --batch-size, got {self.batch_size}")
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
             single = _objectives(lambda o: o.views == 1)
             raise TrainingError(f"mixup and CutMix mix single views: use --views 1 with one of {single}")
@@ -280,8 +304,16 @@ class TrainConfig:
         return self.batch_norm or ("frozen" if self.has_weights else "train")
 
     @property
+    def resolved_lr(self) -> float:
+        if self.lr_base is None:
+            return self.lr or DEFAULT_LR
+        ratio = self.batch_size / 256
+        adaptive = "ada" in self.opt.lower() or "lamb" in self.opt.lower()
+        return self.lr_base * (ratio**0.5 if adaptive else ratio)
+
+    @property
     def resolved_head_lr(self) -> float:
-        return self.head_lr or self.lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
+        return self.head_lr or self.resolved_lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
 
     @property
     def resolved_views(self) -> int:

@@ -17,9 +17,10 @@ from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
 from .data import Images, load_classes, load_data
 from .errors import TrainingError, listing, run_command
-from .judge import Judge, Outputs, frozen, quality
+from .judge import Judge, Outputs, accuracies, frozen, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
+from .results import correct_tensors
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
@@ -168,9 +169,10 @@ class FinishedRun:
     def outputs(self, images: Images) -> Outputs:
         return self.judge.outputs(self.model, images)
 
-    def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs]:
+    def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs, dict[str, torch.Tensor]]:
         """Accuracy, neighbours and geometry on a split of the run's own data, by default the one that
-        training watched; and the outputs for the images that the embeddings are judged on."""
+        training watched; the outputs for the images that the embeddings are judged on; and of which images
+        the class was found (results.correct_tensors)."""
         data = load_data(self.config)
         if data.classes != self.classes:
             differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
@@ -186,11 +188,13 @@ class FinishedRun:
         part = outputs.take(most, seed)
         figures: dict[str, Any] = {"split": split, "images": len(images)}
         figures |= outputs.classification(len(self.classes), split)
-        figures |= frozen(self.outputs(train_part), part) | quality(part)
+        found, before = frozen(self.outputs(train_part), part), None
+        figures |= accuracies(found) | quality(part)
         if (backbone := self._untouched_backbone()) is not None:
             untouched = self.judge.outputs(backbone, images).take(most, seed)
-            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), untouched)
-        return figures, part
+            before = frozen(self.judge.outputs(backbone, train_part), untouched)
+            figures[UNTOUCHED] = accuracies(before)
+        return figures, part, correct_tensors(images, {"top1": outputs.correct(), **found}, before)
 
     def figures_on(self, images: Images, names: Sequence[str]) -> dict[str, Any]:
         """Accuracy and geometry on another data set of the same classes, whose labels index ``names``."""
@@ -213,7 +217,7 @@ class FinishedRun:
             return None
 
     def _model(self, config: TrainConfig) -> models.FineTuner:
-        return models.create_model(config, len(self.classes), with_projection=False)
+        return models.create_model(config, len(self.classes), False, self.classes)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,10 @@ class Outputs:
         rows = torch.from_numpy(chosen)
         return Outputs(self.logits[rows], self.embeddings[rows], self.labels[rows])
 
+    def correct(self) -> Tensor:
+        """Of which images the classifier finds the class: bool [N]."""
+        return self.logits.argmax(dim=1) == self.labels
+
     def classification(self, num_classes: int, split: str = "val") -> dict[str, float]:
         """{split}_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
         values = {f"{split}_loss": float(F.cross_entropy(self.logits, self.labels))}
@@ -105,18 +109,25 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
     return Outputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
 
 
-def neighbours(train: Outputs, test: Outputs) -> dict[str, Any]:
-    """Accuracy of classifiers that only compare embeddings: knn, centroid."""
+def neighbours(train: Outputs, test: Outputs) -> dict[str, Tensor]:
+    """Of which test images classifiers that only compare embeddings find the class: knn, centroid; bool
+    [N]."""
     x, y = train.embeddings.numpy(), train.labels.numpy()
     u, v = test.embeddings.numpy(), test.labels.numpy()
-    return {"knn": metrics.knn_accuracy(x, y, u, v), "centroid": metrics.centroid_accuracy(x, y, u, v)}
+    correct = {"knn": metrics.knn_correct(x, y, u, v), "centroid": metrics.centroid_correct(x, y, u, v)}
+    return {name: torch.from_numpy(of) for name, of in correct.items()}
 
 
-def frozen(train: Outputs, test: Outputs) -> dict[str, Any]:
-    """Accuracy of what can be fitted to frozen embeddings: knn, centroid, probe."""
+def frozen(train: Outputs, test: Outputs) -> dict[str, Tensor]:
+    """Of which test images the class is found by what can be fitted to frozen embeddings: knn, centroid,
+    probe; bool [N]."""
     x, y = train.embeddings.numpy(), train.labels.numpy()
     u, v = test.embeddings.numpy(), test.labels.numpy()
-    return {**neighbours(train, test), "probe": metrics.probe_accuracy(x, y, u, v)}
+    return {**neighbours(train, test), "probe": torch.from_numpy(metrics.probe_correct(x, y, u, v))}
+
+
+def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
+    return {name: float(of.double().mean()) for name, of in correct.items()}
 
 
 def quality(outputs: Outputs) -> dict[str, float]:

@@ -22,44 +22,45 @@ def normalized(x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
 
 
-def knn_accuracy(
+def knn_correct(
     train: np.ndarray,
     train_labels: np.ndarray,
     test: np.ndarray,
     test_labels: np.ndarray,
     neighbours: int = 20,
-) -> float:
-    """Accuracy of a vote among the ``neighbours`` most similar training images by cosine, weighed by
-    similarity.
+) -> np.ndarray:
+    """Of which images [N] a vote among the ``neighbours`` most similar training images by cosine, weighed by
+    similarity, finds the class: bool.
 
     Of small training sets a tenth is asked, at least one.
     """
     count = max(1, min(neighbours, len(train) // 10))
     classifier = KNeighborsClassifier(count, weights="distance", metric="cosine", algorithm="brute")
-    return float(classifier.fit(train, train_labels).score(test, test_labels))
+    return classifier.fit(train, train_labels).predict(test) == test_labels
 
 
-def centroid_accuracy(
+def centroid_correct(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
-) -> float:
-    """Accuracy of the nearest class mean, embeddings normalised."""
+) -> np.ndarray:
+    """Of which images [N] the nearest class mean, embeddings normalised, is their own: bool."""
     if len(np.unique(train_labels)) < 2:
-        return float(np.mean(test_labels == train_labels[0]))
+        return test_labels == train_labels[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of features that are zero everywhere, as behind a ReLU
         classifier = NearestCentroid().fit(normalized(train), train_labels)
-    return float(np.mean(classifier.predict(normalized(test)) == test_labels))
+    return classifier.predict(normalized(test)) == test_labels
 
 
-def probe_accuracy(
+def probe_correct(
     train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
-) -> float:
-    """Accuracy of logistic regression on frozen embeddings, normalised (a linear probe)."""
+) -> np.ndarray:
+    """Of which images [N] logistic regression on frozen embeddings, normalised (a linear probe), finds the
+    class: bool."""
     if len(np.unique(train_labels)) < 2:
-        return float(np.mean(test_labels == train_labels[0]))
+        return test_labels == train_labels[0]
     # Normalised embeddings are short: scikit-learn's default of C = 1 would hold the weights too small.
     probe = _logistic_regression(normalized(train), train_labels, C=10, max_iter=1000)
-    return float(probe.score(normalized(test), test_labels))
+    return probe.predict(normalized(test)) == test_labels
 
 
 def _logistic_regression(x: np.ndarray, labels: np.ndarray, **options: float) -> LogisticRegression:

@@ -74,7 +74,7 @@ def processes(config: TrainConfig) -> Iterator[Processes]:
     """Joins torchrun's process group (NCCL on CUDA, gloo on the CPU), if there is one."""
     device = choose_device(config.device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        if config.distributed_loss != "none":
+        if config.distributed_loss in ("gather", "ring"):
             raise TrainingError(
                 f"--distributed-loss {config.distributed_loss} needs processes: start with torchrun "
                 "--nproc-per-node N -m clce_ext.train"

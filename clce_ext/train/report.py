@@ -15,6 +15,7 @@ import clce_ext
 from . import metrics, plots
 from .checkpoint import write_text
 from .config import TrainConfig
+from .intervals import SIGNIFICANT, Difference, differences_of
 from .objectives import UNTOUCHED
 from .results import RunRecord, untouched_records
 
@@ -107,9 +108,10 @@ def write_comparison_report(
     """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere."""
     seeds = [record.seed for record in next(iter(runs.values()))]
     untouched = untouched_records(next(iter(runs.values())))
+    differences = differences_of(runs, untouched, baseline)
     parts = [
         _accuracy_section(runs, untouched),
-        _difference_section(runs, untouched, baseline),
+        _difference_section(differences),
         _curves_section(runs),
         _geometry_section(runs, classes),
         _cost_section(runs),
@@ -121,7 +123,7 @@ def write_comparison_report(
     lead = (
         f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {epochs} epochs each on "
         f"{first['train_images']} training images; judged on {_judged_on(first)}."
-        f"{_standing(runs, baseline, 'top1')}{_standing(runs, baseline, 'knn')}"
+        f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
     write_text(path, _page(title, lead, config, parts))
 
@@ -206,71 +208,55 @@ def _accuracy_section(runs: Mapping[str, list[RunRecord]], untouched: list[RunRe
     return _section("Accuracy", table, _note(note))
 
 
-def _difference_section(
-    runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord], baseline: str
-) -> str:
-    others = {name: records for name, records in runs.items() if name != baseline}
-    parts = []
-    if others:
-        parts += [_differences(others, runs[baseline], column) for column in ("top1", "knn")]
-    if untouched:
-        parts += [_differences(runs, untouched, column) for column in ("centroid", "probe")]
-    if not parts:
+def _difference_section(differences: Sequence[Difference]) -> str:
+    groups: dict[tuple[str, str], list[Difference]] = {}
+    for found in differences:
+        groups.setdefault((found.figure, found.reference), []).append(found)
+    if not groups:
         return ""
+    images = {found.images for found in differences}
+    what = (
+        "of the seeds, not that of the images"
+        if None in images
+        else f"of seeds and of images ({', '.join(map(str, sorted(images)))}), both drawn anew"
+    )
     note = _note(
         "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
-        "intervals of the mean difference; with a few seeds they are wide, and several comparisons are made "
-        "without correction."
+        f"intervals of each mean difference alone, and hold the variation {what}. Above and below are said "
+        f"where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons made here."
     )
+    parts = [_differences(group) for group in groups.values()]
     return _section("Paired differences", f"<div class=grid>{''.join(parts)}</div>", note)
 
 
-def _differences(runs: Mapping[str, list[RunRecord]], reference: Sequence[RunRecord], column: str) -> str:
+def _differences(group: Sequence[Difference]) -> str:
     """One figure, a line per objective, and what it says in words."""
-    name = reference[0].objective
-    values_of = {record.seed: record.results[column] for record in reference}
-    rows, sentences = [], []
-    for objective, records in runs.items():
-        values, interval = _paired(records, values_of, column)
-        rows.append((objective, values, interval.mean, interval.half_width))
-        sentences.append(f"<li>{_verdict(objective, name, interval)}</li>")
-    figure = plots.differences(rows, f"{ACCURACIES[column]} against {name}, paired by seed")
-    return f"<div><figure>{figure}</figure><ul>{''.join(sentences)}</ul></div>"
+    rows = [
+        (d.objective, [100 * value for value in d.by_seed], 100 * d.mean, 100 * d.half_width) for d in group
+    ]
+    title = f"{ACCURACIES[group[0].figure]} against {group[0].reference}, paired"
+    sentences = "".join(f"<li>{_verdict(d)}</li>" for d in group)
+    return f"<div><figure>{plots.differences(rows, title)}</figure><ul>{sentences}</ul></div>"
 
 
-def _paired(
-    records: Sequence[RunRecord], values_of: Mapping[int, float], column: str
-) -> tuple[np.ndarray, metrics.Interval]:
-    """Differences in points from the values of the same seeds, and the interval of their mean."""
-    values = np.array([100 * (r.results[column] - values_of[r.seed]) for r in records])
-    return values, metrics.confidence_interval(values)
-
-
-def _standing(runs: Mapping[str, list[RunRecord]], baseline: str, column: str) -> str:
-    """A sentence on who stands where; an objective whose interval holds zero is not called better."""
-    values_of = {record.seed: record.results[column] for record in runs[baseline]}
+def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> str:
+    """A sentence on who stands where; an objective that chance may have put ahead is not called better."""
     names: dict[str, list[str]] = {}
-    for name, records in runs.items():
-        interval = _paired(records, values_of, column)[1]
-        if name != baseline and math.isfinite(interval.half_width):
-            names.setdefault(_word(interval), []).append(name)
+    for d in differences:
+        if (d.reference, d.figure) == (baseline, figure) and math.isfinite(d.half_width):
+            names.setdefault(d.verdict, []).append(d.objective)
     if not names:
         return ""
-    said = "; ".join(f"{', '.join(of)} {word} {baseline}" for word, of in names.items())
-    return f" {ACCURACIES[column]}: {said}."
+    said = "; ".join(f"{', '.join(of)} {verdict} {baseline}" for verdict, of in names.items())
+    return f" {ACCURACIES[figure]}: {said}."
 
 
-def _word(interval: metrics.Interval) -> str:
-    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
-
-
-def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
-    text = f"<b>{html.escape(name)}</b>: {interval.mean:+.2f} points"
-    if not math.isfinite(interval.half_width):
+def _verdict(d: Difference) -> str:
+    text = f"<b>{html.escape(d.objective)}</b>: {100 * d.mean:+.2f} points"
+    if not math.isfinite(d.half_width):
         return text + " (one seed: no interval)"
-    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-    return f"{text} [{low:+.2f}, {high:+.2f}], {_word(interval)} {html.escape(baseline)}"
+    low, high = 100 * (d.mean - d.half_width), 100 * (d.mean + d.half_width)
+    return f"{text} [{low:+.2f}, {high:+.2f}], {d.verdict} {html.escape(d.reference)} (p {d.corrected_p:.2g})"
 
 
 def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> str:

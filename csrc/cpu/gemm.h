@@ -1,5 +1,5 @@
 // The matrix products of a tile, row-major: one call of torch's own BLAS where setup.py found its symbols
-// (CLCE_TORCH_BLAS), else at::mm_out or at::addmm_out.
+// (CLCE_TORCH_BLAS), else at::mm_out or at::addmm_out. Each is the work of one thread.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,27 @@ void dgemm_(const char* transa, const char* transb, const int* m, const int* n, 
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #endif
+#if defined(CLCE_TORCH_MKL)
+extern "C" int MKL_Set_Num_Threads_Local(int threads);
+#endif
 
 namespace clce::cpu {
+
+// While it lives, MKL computes the calling thread's products alone. Otherwise it shares small products among
+// all of torch's threads, though tasks of ours keep those busy, and cuts the inner dimension for it: another
+// order of additions for each number of threads.
+class OneThread {
+ public:
+#if defined(CLCE_TORCH_MKL)
+  OneThread() : before_(MKL_Set_Num_Threads_Local(1)) {}
+  ~OneThread() { MKL_Set_Num_Threads_Local(before_); }
+
+ private:
+  int before_;
+#else
+  OneThread() {}
+#endif
+};
 
 enum class Transpose : char { kNo = 'N', kYes = 'T' };
 
@@ -27,6 +46,7 @@ enum class Transpose : char { kNo = 'N', kYes = 'T' };
 template <class T>
 void gemm(Transpose ta, Transpose tb, int64_t m, int64_t n, int64_t k, const T* a, int64_t lda, const T* b,
           int64_t ldb, bool accumulate, T* c, int64_t ldc) {
+  const OneThread one_thread;
 #if defined(CLCE_TORCH_BLAS)
   // BLAS is column-major: c^T = op(b)^T op(a)^T.
   const char first = static_cast<char>(tb), second = static_cast<char>(ta);

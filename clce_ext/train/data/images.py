@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Source:
     image: Callable[[int], Image.Image]
     labels: np.ndarray  # [N] int64
     name: Callable[[int], str]
+    passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
+    in_files: bool = False  # whether name(i) is the path of a file
 
 
 def joined(sources: Sequence[Source]) -> Source:
@@ -33,6 +35,7 @@ def joined(sources: Sequence[Source]) -> Source:
         image=functools.partial(_of_joined, [source.image for source in sources], starts),
         labels=np.concatenate([source.labels for source in sources]),
         name=functools.partial(_of_joined, [source.name for source in sources], starts),
+        in_files=all(source.in_files for source in sources),
     )
 
 
@@ -69,14 +72,15 @@ class Images(Dataset):
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = item if isinstance(item, tuple) else (item, None)
-        image = self._decode(int(self.indices[index]))
+        image = self.decode(int(self.indices[index]))
         label = int(self.labels[index])
         if draw is None:
             return self.transform(image), label
         with seeded(draw, int(self.indices[index])):
             return torch.stack([self.transform(image) for _ in range(self.views)]), label
 
-    def _decode(self, index: int) -> Image.Image:
+    def decode(self, index: int) -> Image.Image:
+        """The source's image ``index``; raises UnreadableImageError."""
         try:
             return self.source.image(index)
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 import torchvision
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.img_extensions import is_img_extension
 from timm.utils.misc import natural_key
 
 from .. import letters
@@ -27,6 +27,10 @@ _TRAIN = ("train", "training", "trainval")
 _VAL = ("val", "valid", "validation")
 _TEST = ("test", "testing", "eval")
 
+
+# Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
+# ._photo.jpg that macOS leaves beside photo.jpg.
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
@@ -177,27 +181,53 @@ def _class_folders(folder: Path) -> list[str]:
 def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source, list[str]]:
     """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given."""
     found = _class_folders(folder)
+    files, passed_over = _image_files(folder)
+    loose = [path for path, name in files if name == ""]
+    if loose:
+        raise TrainingError(
+            f"{folder}: images lie directly in it ({listing([os.path.basename(p) for p in loose], 3)}); each "
+            f"must lie in the folder of its class: {folder}/CLASS/IMAGE"
+        )
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
+    holding = {name for _, name in files}
+    tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
     for name in found:
-        if not any(is_img_extension(p.suffix.lower()) for p in (folder / name).rglob("*")):
+        if name not in tops:
             raise TrainingError(f"{folder / name}: no images in this class folder")
-    # timm labels an image by the folder it lies in; classes are the folders of the training split.
-    dataset = create_dataset("", root=str(folder), split="", search_split=False)
-    mapping = dataset.reader.class_to_idx
-    # timm leaves names that differ in case alone in the order of their hashes, another one in each process.
-    names = classes or sorted(mapping, key=lambda name: (natural_key(name), name))
-    if set(mapping) != set(names):
-        odd = listing(sorted(set(mapping) ^ set(names)))
+    # Names that differ in case alone are ordered by their letters, so that every process has the same order.
+    names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
+    if holding != set(names):
+        odd = listing(sorted(holding ^ set(names)))
         raise TrainingError(f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {odd}")
-    index = {mapping[name]: i for i, name in enumerate(names)}
-    samples = dataset.reader.samples
+    index = {name: i for i, name in enumerate(names)}
+    samples = [(path, index[name]) for path, name in files]
     source = Source(
         image=functools.partial(_sample_image, samples),
-        labels=np.array([index[label] for _, label in samples], dtype=np.int64),
+        labels=np.array([label for _, label in samples], dtype=np.int64),
         name=functools.partial(_sample_name, samples),
+        in_files=True,
+        passed_over=passed_over,
     )
     return source, list(names)
+
+
+def _image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
+    and how many files of other kinds there are, by kind."""
+    images, others = [], Counter()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        label = "" if root == str(folder) else os.path.basename(root)
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in _IMAGE_SUFFIXES:
+                images.append((os.path.join(root, name), label))
+            else:
+                others[suffix or "without suffix"] += 1
+    return sorted(images, key=lambda image: (natural_key(image[0]), image[0])), dict(others)
 
 
 def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
@@ -270,12 +300,16 @@ def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
 
 def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     failure: Exception | None = None
+    columns: dict[str, str] = {}
 
     def first_of(names: Sequence[str]) -> Any:
         nonlocal failure
         for split in names:
             try:
-                return create_dataset(name, root=config.data_dir, split=split)
+                columns.update(columns or _hugging_face_columns(name, config))
+                return create_dataset(name, root=config.data_dir, split=split, **columns)
+            except TrainingError:
+                raise
             except ImportError as error:
                 raise TrainingError(
                     f"--data {name}: needs the package datasets (pip install datasets)"
@@ -293,6 +327,23 @@ def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     sources = {s: _hugging_face_source(split, name) for s, split in splits.items() if split is not None}
     mapping = splits["train"].reader.class_to_idx
     return DataSet(sorted(mapping, key=mapping.get), **sources)
+
+
+def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
+    """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
+    import datasets
+
+    features = datasets.load_dataset_builder(name[5:], cache_dir=config.data_dir).info.features or {}
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if features and not (images and labels):
+        raise TrainingError(
+            f"--data {name}: a column of images and one of class labels are wanted, it has "
+            + listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
+        )
+    usual = {"image": images, "label": labels}
+    image, label = (name if name in of or not of else of[0] for name, of in usual.items())
+    return {"input_key": image, "target_key": label}
 
 
 def _hugging_face_source(dataset: Any, name: str) -> Source:

@@ -74,20 +74,35 @@ struct ForwardSteps {
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
 
+  using Embeddings = Rows<typename TileA::Element>;
+
   const typename Traits::Params& p;
   const TileRectangle& all;
   const int steps;  // of a tile
   TilePlace tile;   // of the next step
   int step = 0;
+  Embeddings rows, cols;  // from the tile on
+  TileCopies<Traits::kThreads, TileA> copies;
+
+  CLCE_DEVICE ForwardSteps(const typename Traits::Params& p, const TileRectangle& all, int steps,
+                           const TilePlace& first)
+      : p(p), all(all), steps(steps), tile(first), copies(p.anchors.stride) {
+    seek();
+  }
 
   CLCE_DEVICE bool left() const { return tile.row < all.row_end; }
+  CLCE_DEVICE void seek() {
+    rows = p.anchors.from(int64_t(tile.row) * TileA::kRows);
+    cols = p.keys.from(int64_t(tile.col) * TileB::kRows);
+  }
   CLCE_DEVICE void load(unsigned char* to) {
-    const int64_t col = int64_t(step) * Traits::kDepth;
-    load_async<Traits::kThreads>(TileA(to), p.anchors, int64_t(tile.row) * TileA::kRows, col);
-    load_async<Traits::kThreads>(TileB(to + TileA::kBytes), p.keys, int64_t(tile.col) * TileB::kRows, col);
+    const int col = step * Traits::kDepth;
+    copies.start(TileA(to), rows, col);
+    copies.start(TileB(to + TileA::kBytes), cols, col);
     if (++step == steps) {
       step = 0;
       tile.next(all);
+      seek();
     }
   }
 };
@@ -168,7 +183,7 @@ struct ForwardBlock {
     const TileRectangle all = rectangle(row_slot, col_slot);
     TilePlace at{all.row_begin, all.first_col(all.row_begin)};
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    ForwardSteps<Traits> ahead{p, all, steps, at};
+    ForwardSteps<Traits> ahead(p, all, steps, at);
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 

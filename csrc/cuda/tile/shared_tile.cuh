@@ -26,6 +26,8 @@ template <class T>
 struct Rows {
   const T* data;
   int64_t count, stride;
+
+  CLCE_DEVICE Rows from(int64_t row) const { return {data + row * stride, count - row, stride}; }
 };
 
 // How many neighbouring threads share a row of `per_row` pieces: at most 32, and so that `rows` rows are some
@@ -43,31 +45,57 @@ CLCE_DEVICE int at_most(int64_t x, int limit) {
   return x < limit ? int(x) : limit;
 }
 
-// Starts copying rows [first_row, + Tile::kRows) and columns [first_col, + Tile::kCols); zeros beyond the
-// rows' ends. The block's threads share the work: up to 32 neighbours read one row. The caller commits.
-template <int kThreads, class Tile, class T>
-CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
-  constexpr int kVector = 16 / int(sizeof(T));
-  constexpr int kPerRow = Tile::kCols / kVector;
-  constexpr int kLanes = lanes_per_row(kPerRow, Tile::kRows, kThreads);
-  constexpr int kRowsAtOnce = kThreads / kLanes;
-  const int lane = int(threadIdx.x) % kLanes, row_of_thread = int(threadIdx.x) / kLanes;
-  // Beyond these, zeros; an address is not read then. 32 bits do within a tile.
-  const int rows_left = at_most(rows.count - first_row, Tile::kRows);
-  const int cols_left = at_most(rows.stride - first_col, Tile::kCols);
-  const uint32_t stride = uint32_t(rows.stride);
-  const T* const from = rows.data + (first_row * rows.stride + first_col);
+// A thread's share in copying tiles from rows that are `stride` elements apart, made once for all of them.
+// The block's threads share a tile: up to 32 neighbours read one row.
+template <int kThreads, class Tile>
+class TileCopies {
+ public:
+  using T = typename Tile::Element;
+
+  CLCE_DEVICE explicit TileCopies(int64_t stride, uint32_t thread = threadIdx.x)
+      : stride_(uint32_t(stride) * uint32_t(sizeof(T))),
+        row_(int(thread) / kLanes),
+        col_(int(thread) % kLanes * kVector),
+        to_(uint32_t(row_ * Tile::kStride + col_) * uint32_t(sizeof(T))),
+        from_(uint32_t(row_) * stride_ + uint32_t(col_ * int(sizeof(T)))) {}
+
+  // Starts copying the first Tile::kRows of `rows`, columns [first_col, + Tile::kCols); zeros beyond the
+  // rows' ends, where nothing is read. The caller commits.
+  CLCE_DEVICE void start(const Tile& to, const Rows<T>& rows, int first_col) const {
+    const int rows_left = at_most(rows.count, Tile::kRows) - row_;
+    const int cols_left = int(rows.stride) - first_col - col_;
+    // 32 bits do within a tile.
+    const auto* const from = reinterpret_cast<const unsigned char*>(rows.data + first_col);
+    auto* const place = reinterpret_cast<unsigned char*>(to.base);
 #pragma unroll
-  for (int i = 0; i < Tile::kRows; i += kRowsAtOnce) {
-    const int row = i + row_of_thread;
-    if (Tile::kRows % kRowsAtOnce != 0 && row >= Tile::kRows) break;
+    for (int i = 0; i < Tile::kRows; i += kRowsAtOnce) {
+      if (Tile::kRows % kRowsAtOnce != 0 && i + row_ >= Tile::kRows) break;
 #pragma unroll
-    for (int j = 0; j < kPerRow; j += kLanes) {
-      const int col = (j + lane) * kVector;
-      const bool valid = row < rows_left && col < cols_left;
-      ptx::cp_async<16>(tile.at(row, col), from + (uint32_t(row) * stride + uint32_t(col)), valid);
+      for (int j = 0; j < kPerRow; j += kLanes) {
+        ptx::cp_async<16>(place + (to_ + uint32_t((i * Tile::kStride + j * kVector) * int(sizeof(T)))),
+                          from + (from_ + (uint32_t(i) * stride_ + uint32_t(16 * j))),
+                          i < rows_left && j * kVector < cols_left);
+      }
     }
   }
+
+ private:
+  static constexpr int kVector = 16 / int(sizeof(T));
+  static constexpr int kPerRow = Tile::kCols / kVector;
+  static constexpr int kLanes = lanes_per_row(kPerRow, Tile::kRows, kThreads);
+  static constexpr int kRowsAtOnce = kThreads / kLanes;
+
+  const uint32_t stride_;  // bytes
+  const int row_, col_;    // in a tile, of the thread's first piece
+  // That piece, in bytes from the tile's base and from the rows' first element.
+  const uint32_t to_, from_;
+};
+
+// The same for one tile: nothing is kept in registers for another one.
+template <int kThreads, class Tile, class T>
+CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
+  TileCopies<kThreads, Tile>(rows.stride, ptx::opaque(threadIdx.x))
+      .start(tile, rows.from(first_row), int(first_col));
 }
 
 }  // namespace clce::cuda
