@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
+# The demo's control: without the letters.
+FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup build demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
@@ -30,7 +32,8 @@ build: $(VENV)/.installed ## build the extension again after a change in csrc/
 demo: $(VENV)/.installed ## pre-train on letters, fine-tune on digits by ce, supcon, schane, clce; writes runs/demo/report.html
 	$(RUN) -m clce_ext.train --config recipes/letters.yaml --resume --output runs/letters
 	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml --output $(DEMO)
-	@echo "open $(DEMO)/report.html"
+	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml $(FROM_SCRATCH) --output $(DEMO)/from-scratch
+	@echo "open $(DEMO)/report.html; the same from scratch, as a control: $(DEMO)/from-scratch/report.html"
 
 study: $(VENV)/.installed ## the runs behind docs/study.md, what is missing of them, and its tables; CLCE_DATA=DIR for the photographs
 	$(RUN) tools/study.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -486,3 +487,26 @@ def test_models_of_a_directory(tmp_path):
     model = create(f"local-dir:{tmp_path}", classes=3, pretrained=True, image_size=32)
     assert model(torch.randn(1, 3, 32, 32))[0].shape == (1, 3)
     assert any("classifier kept" in note for note in model.notes)
+
+
+def test_convolutional_backbones_keep_channels_side_by_side():
+    """A faster layout in memory, the same numbers within rounding; a transformer stays as it is."""
+    torch.manual_seed(0)
+    model = create("mobilenetv3_small_050", batch_norm="frozen")
+    usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    images = torch.rand(4, 3, 64, 64)
+    found = {}
+    for name, net in (("channels last", model), ("usual", usual)):
+        net.set_mode("joint")
+        net.train()
+        features = net.backbone.forward_features(images)
+        assert features.is_contiguous(memory_format=torch.channels_last) == (name == "channels last")
+        embeddings = net(images)[1]
+        embeddings.square().mean().backward()
+        found[name] = [
+            embeddings.detach(),
+            *(p.grad for p in net.backbone.parameters() if p.grad is not None),
+        ]
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert all(p.is_contiguous() for p in create().parameters())

@@ -26,14 +26,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from study_tables import BATCHES, DEMO, EPISODE_OBJECTIVES, OPTIONS, PHOTO_SHOTS, RUNS, SHOTS, sections
+from study_tables import (
+    BATCHES,
+    DEMO,
+    EPISODE_OBJECTIVES,
+    OPTIONS,
+    PHOTO_SHOTS,
+    RUNS,
+    SHOTS,
+    sections,
+)
 
 from clce_ext.train.objectives import UNTOUCHED
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENT = ROOT / "docs/study.md"
 LETTERS, WEIGHTS = Path("runs/letters"), RUNS / "lite0.safetensors"
-UPDATES = 40  # of every fine-tuning with few images, as in the recipes
 
 
 @dataclass(frozen=True)
@@ -59,13 +67,13 @@ class Part:
         return note.exists() and json.loads(note.read_text())["command"] == self.command
 
 
-def _few(shots: int) -> list[str]:
-    """Options that give ``shots`` images of ten classes the recipes' number of updates and warm-up."""
+def _few(shots: int, updates: int) -> list[str]:
+    """Options that give ``shots`` images of ten classes so many updates, four of them to warm up."""
     batch = min(50, 10 * shots)
-    epochs = UPDATES * batch // (10 * shots)
+    epochs = updates * batch // (10 * shots)
     return [
         *("--shots", str(shots), "--batch-size", str(batch), "--epochs", str(epochs)),
-        *("--warmup-epochs", str(epochs / 10), "--head-epochs", str(max(1, epochs // 4))),
+        *("--warmup-epochs", str(4 * epochs / updates), "--head-epochs", str(max(1, epochs // 4))),
         *("--eval-every", str(epochs), "--checkpoint-epochs", str(epochs), "--no-progress"),
     ]
 
@@ -82,10 +90,10 @@ def photographs(data: str) -> list[Part]:
     recipe = ["--config", "recipes/clothing-lite0.yaml", "--data", data, "--checkpoint", str(WEIGHTS)]
     parts = [Part("weights", ".efficientnet_lite0", (str(WEIGHTS),))]
     for shots in (5, *(s for s in PHOTO_SHOTS if s != 5)):
-        common = [*recipe, *_few(shots), "--split", "test"]
+        common = [*recipe, *_few(shots, 20), "--split", "test"]
         for name, objectives, seeds in (
-            (f"photographs-{shots}-shots", ["ce", "clce"], 10 if shots == 5 else 3),
-            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 2),
+            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 5),
+            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 3),
         ):
             parts.append(_compare(name, [*common, *_seeds(seeds), "--objectives", *objectives], "weights"))
     return parts
@@ -108,6 +116,17 @@ def digits() -> list[Part]:
     # The demo's own folder: whoever has run the demo has this part.
     demo = Part("digits-5-shots", ".compare", (*recipe, "--output", str(DEMO)), ("letters",))
     parts = [Part("letters", "", tuple(letters)), demo]
+    scratch = [
+        "--objectives",
+        "ce",
+        "clce",
+        "--set",
+        "ce.checkpoint=null",
+        "clce.checkpoint=null",
+        "--lr",
+        "1e-3",
+    ]
+    parts.append(_compare("digits-from-scratch", [*recipe, *scratch, *_seeds(10)]))
     for option, values in OPTIONS.items():
         for value in values:
             own = ["--objectives", "clce", f"--{option}", f"{value:g}"]
@@ -115,7 +134,7 @@ def digits() -> list[Part]:
                 _compare(f"digits-{option}-{value:g}", [*recipe, *own, "--baseline", "clce"], "letters")
             )
     for shots in (s for s in SHOTS if s != 5):
-        parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots), *_seeds(10)], "letters"))
+        parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots, 40), *_seeds(10)], "letters"))
     for batch in BATCHES:  # 200 images, twenty times each
         own = ["--shots", "20", "--epochs", "20", "--warmup-epochs", "2", "--batch-size", str(batch)]
         own += [*_seeds(10), "--objectives", "ce", "clce"]
@@ -152,7 +171,7 @@ def run(parts: Sequence[Part], jobs: int) -> bool:
     left = [part for part in parts if not part.is_done]
     names = {part.name for part in left}
     lock, went_well = threading.Condition(), True
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))} | os.environ
 
     def one(part: Part) -> None:
         nonlocal went_well

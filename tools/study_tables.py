@@ -20,6 +20,7 @@ from clce_ext.train.results import RunRecord, read_run, untouched_records
 
 RUNS, DEMO = Path("runs/study"), Path("runs/demo")
 FIGURES = {"top1": "top-1", "knn": "neighbours", "centroid": "class means", "probe": "logistic regression"}
+_FROZEN = ["knn", "centroid", "probe"]  # what a backbone without a classifier has
 OBJECTIVES = ("ce", "supcon", "lacvit", "schane", "clce")
 EPISODE_OBJECTIVES = ("ce", "supcon", "schane", "clce")
 SHOTS, PHOTO_SHOTS = (1, 2, 5, 10, 20, 50), (1, 5, 10, 20, 50)
@@ -58,12 +59,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def accuracy_table(runs: Mapping[str, list[RunRecord]]) -> str:
     """Objectives and the untouched backbone by figure; under it what lies between them."""
     untouched = untouched_records(runs["ce"])
-    rows = [
-        ["untouched backbone", "–", *(figure(r.results[f] for r in untouched) for f in list(FIGURES)[1:])]
-    ]
+    rows = []
+    if untouched:
+        rows.append(["untouched backbone", "–", *(figure(r.results[f] for r in untouched) for f in _FROZEN)])
     rows += [[f"`{name}`", *(figure(r.results[f] for r in of) for f in FIGURES)] for name, of in runs.items()]
     pairs = [(name, "ce", runs["ce"], list(FIGURES)) for name in runs if name != "ce"]
-    pairs += [(name, UNTOUCHED, untouched, list(FIGURES)[1:]) for name in runs]
+    pairs += [(name, UNTOUCHED, untouched, _FROZEN) for name in runs if untouched]
     found = [
         (name, reference, difference(runs[name], of, f))
         for name, reference, of, figures in pairs
@@ -240,6 +241,9 @@ def sections(folder: Path) -> dict[str, str]:
                     "`clce` against `ce`:\n", compared_table(pairs, "images a class"),
                 ]
             )  # fmt: skip
+    scratch = {o: records("digits-from-scratch", o) for o in ("ce", "clce")}
+    if all(scratch.values()):
+        found["digits-from-scratch"] = accuracy_table(scratch)
     batches = {
         str(b): (records(f"digits-batch-{b}", "clce"), records(f"digits-batch-{b}", "ce")) for b in BATCHES
     }

@@ -120,26 +120,21 @@ def holm(p: Sequence[float]) -> list[float]:
 def standard_error(x: np.ndarray) -> float:
     """Of the mean of ``x`` [seeds, images], whose rows and columns are both random draws; NaN of one seed.
 
-    It is the standard deviation of that mean under a bootstrap that draws seeds and images independently,
-    with replacement (Owen, "The pigeonhole bootstrap", Ann. Appl. Statist. 1, 2007), from its closed form: no
-    random number is needed, and the same differences always give the same interval. One seed less is drawn
-    than there are, which makes up for the spread of few seeds around their own mean.
+    The variance of the seeds' means over their number, as in Student's interval, plus the part of the images:
+    what their means vary beyond chance, over their number (variance components of a two-way table; Searle,
+    Casella & McCulloch, "Variance Components", 1992). A bootstrap that draws seeds and images anew estimates
+    the same with one bias: it counts three times what neither seeds nor images explain (Owen, "The pigeonhole
+    bootstrap", Ann. Appl. Statist. 1, 2007), and of answers that are right or wrong that is the most.
     """
     seeds, images = x.shape
     if seeds < 2:
         return math.nan
-    drawn = seeds - 1
-    # w: how many times each seed is drawn. E[w w'] is pairs_s everywhere, and once_s more on the diagonal. Of
-    # images as many are drawn as there are.
-    pairs_s, once_s = drawn * (drawn - 1) / seeds**2, drawn / seeds
-    pairs_i, once_i = (images - 1) / images, 1.0
-    second_moment = (
-        pairs_s * pairs_i * x.sum() ** 2
-        + pairs_s * once_i * (x.sum(axis=0) ** 2).sum()
-        + once_s * pairs_i * (x.sum(axis=1) ** 2).sum()
-        + once_s * once_i * (x**2).sum()
-    ) / (drawn * images) ** 2
-    return math.sqrt(max(0.0, second_moment - x.mean() ** 2))
+    of_seeds, of_images = x.mean(axis=1), x.mean(axis=0)
+    variance = of_seeds.var(ddof=1) / seeds
+    if images > 1:
+        rest = ((x - of_seeds[:, None] - of_images + x.mean()) ** 2).sum() / ((seeds - 1) * (images - 1))
+        variance += max(0.0, of_images.var(ddof=1) - rest / seeds) / images
+    return math.sqrt(variance)
 
 
 def _student(mean: float, error: float, seeds: int) -> tuple[float, float]:
