@@ -71,8 +71,8 @@ struct HalfShapes {
   // Large: 64 logits a thread, and with all that their sums need 128 / 128 registers, which lets two blocks
   // run, where there is room for 98 KiB of each: on Hopper. 72 of them are the pipeline's: two steps of 36
   // KiB have as much on its way as three of half the depth, and half as many barriers. 24 hold the sums of a
-  // row of tiles and of a band of two; a third stage or a wider band would not fit. Small: 32 logits, 116 /
-  // 122 registers.
+  // row of tiles and of a band of two; a third stage or a wider band would not fit. Small: 32 logits, 112 /
+  // 120 registers.
   using Forward = List<ForwardShape<128, 2, 4, 64, 2, 2, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
 
   // Three blocks of 128 threads leave 168 registers: 64 hold the gradient, 32 the logits, 158 / 160 in all.
@@ -103,8 +103,8 @@ struct Shapes<Format::kFloat16> : HalfShapes<HalfProduct<ptx::f16>> {};
 template <>
 struct Shapes<Format::kFloat32> {
   using Product = FmaProduct<float>;
-  // Large: 64 logits and the operands of their outer product, 168 / 213 registers: one block, for two would
-  // leave 128, and it would spill. A fourth stage would not fit. Small: 114 / 117 registers. Its step loads 8
+  // Large: 64 logits and the operands of their outer product, 165 / 168 registers: one block, for two would
+  // leave 128, and it would spill. A fourth stage would not fit. Small: 111 / 113 registers. Its step loads 8
   // KiB only: a barrier is short beside that many multiply-adds without tensor cores.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 16, 3, 2>>;
   // 32 or 64 registers hold the gradient, 118 / 128 or 148 / 162 in all: one block, for two would leave 128.
@@ -117,7 +117,7 @@ struct Shapes<Format::kFloat32> {
 template <>
 struct Shapes<Format::kTf32> {
   using Product = Tf32Product;
-  // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 182 / 183
+  // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 177 / 180
   // registers. Small: 112 / 126 registers.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 32, 3, 2>>;
   // 112 / 120 or 140 / 152 registers; a block has 74 KiB.
@@ -126,7 +126,7 @@ struct Shapes<Format::kTf32> {
 };
 
 // float64 is for checking gradients, not for speed: one tile of each kind, small and quick to compile.
-// Exponentials take most of its 154 / 194 and 204 / 212 registers; two blocks of 128 threads may have 255. A
+// Exponentials take most of its 150 / 186 and 204 / 212 registers; two blocks of 128 threads may have 255. A
 // step loads 4 KiB, or 8 in the second product. Bands of one tile, so that tests have several of them.
 template <>
 struct Shapes<Format::kFloat64> {
