@@ -6,8 +6,8 @@
 // its rows (slot Q) and to its columns (slot P). Slot [q][field][row] is written by one block only, so
 // nothing is added atomically and the bits never change.
 //
-// Bounded logits: sums stay in registers along a row of tiles and in shared memory along a column, over a
-// band of kBand columns of tiles; a slot is touched when the walk leaves a row or the band.
+// Bounded logits: the walk goes over bands of kBand columns of tiles, in each row by row, and its sums stay
+// in shared memory: a slot is touched when the walk leaves a row or the band.
 #pragma once
 
 #include <type_traits>

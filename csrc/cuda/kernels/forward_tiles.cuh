@@ -46,7 +46,7 @@ struct TilePlace {
       : band(all.col_begin), row(all.row_begin), col(all.col_begin) {}
 
   CLCE_DEVICE bool is_within(const TileRectangle<kBand>& all) const { return band < all.col_end; }
-  // In its band: first of its row, last of its row, last of all.
+  // In its band: is it the first of its row, the last of its row, the last of all?
   CLCE_DEVICE bool begins_row(const TileRectangle<kBand>& all) const {
     return col == all.first_col(row, band);
   }

@@ -1,8 +1,8 @@
 // Partial sums of bounded logits over a walk of tiles, by row and by column.
 //
-// The negatives' sums of a row stay in registers until the walk has left the row; those of a column are
-// folded once per tile, into a place of shared memory that one lane alone adds to. Tiles without a positive
-// pair cost nothing more; the others add the positives' sums in shared memory.
+// A tile's sums are folded over the lanes of each warp until one lane has one number, and added to a place of
+// shared memory that this lane alone adds to: in a fixed order, without barriers. They stay there until the
+// walk has left the row, or the column. Positives cost something only in tiles that hold one.
 #pragma once
 
 #include "cuda/kernels/logits.cuh"
@@ -16,13 +16,14 @@ namespace clce::cuda {
 template <class T, class F, int kColumns>
 struct WalkSums {
   static constexpr int kFields = num_fields(false);
-  // In place of the negatives' number: they are the pairs that are neither positive nor left out.
+  // In place of the negatives' number, which is that of the pairs that are neither positive nor left out.
   static constexpr int kFLeftOut = kFNumNeg;
   static constexpr int kRowNumbers = F::kWarpsN * kFields * F::kM;
   static constexpr int kNumbers = kRowNumbers + F::kWarpsM * kFields * kColumns;
   static constexpr int kBytes = kNumbers * int(sizeof(T));
   static constexpr int kMI = F::kMI, kNI = F::kNI, kRowLines = 2 * kMI, kColumnLines = 2 * kNI;
   using Logits = T[kMI][kNI][4];
+  static_assert(kRowLines <= 8 && kColumnLines <= 8, "a word counts the pairs of 8 lines in 4 bits each");
 
   T* rows;  // [kWarpsN][kFields][kM]
   T* cols;  // [kWarpsM][kFields][kColumns]
@@ -167,7 +168,7 @@ struct WalkSums {
     add_lines<Side>(f, field, v, first_line);
   }
 
-  // Adds the lanes' shares of a line to its place.
+  // Adds the sums of the lanes' shares of each line to the line's place.
   template <class Side, class Number>
   CLCE_DEVICE void add_lines(const F& f, int field, Number (&v)[Side::kLines], int first_line) const {
     constexpr bool kRows = std::is_same_v<Side, ByRow<F>>;
