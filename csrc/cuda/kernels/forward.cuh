@@ -228,9 +228,10 @@ struct BoundedForwardBlock {
   }
 };
 
-template <class Product_, class Shape, bool kUnbounded>
-struct ForwardTraits : std::conditional_t<kUnbounded, UnboundedForwardTraits<Product_, Shape>,
+template <class Product_, class Shape, bool kUnbounded_>
+struct ForwardTraits : std::conditional_t<kUnbounded_, UnboundedForwardTraits<Product_, Shape>,
                                           BoundedForwardTraits<Product_, Shape>> {
+  static constexpr bool kUnbounded = kUnbounded_;
   using Block = std::conditional_t<kUnbounded, UnboundedForwardBlock<ForwardTraits>,
                                    BoundedForwardBlock<ForwardTraits>>;
 };
