@@ -65,8 +65,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
-        "class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -235,7 +235,9 @@ class TrainConfig:
     eval_embeddings: str = option(
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    eval_images: int = option(
+        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
+    )
     best_metric: str | None = option(
         None,
         "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
@@ -296,7 +298,11 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+        return not (
+            self.data_is_glyphs
+            or ":" in self.data
+            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
+        )
 
     @property
     def data_is_glyphs(self) -> bool:

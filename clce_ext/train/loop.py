@@ -27,10 +27,10 @@ from .results import write_correct
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
-from .start import start_lines
+from .start import start_lines, versions
 from .trainer import Trainer
 
-_CHECK_EVERY = 50  # steps of a GPU, whose losses the host does not wait for in between
+_CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps; in between the host does not wait for a GPU's losses
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -78,8 +78,6 @@ class _Run:
         self.digest = self._agreed_digest()
         self._check_that_test_chooses_nothing()
         self.data.train = in_memory(self.data.train, group.world_size)
-        # Embeddings are judged with these as references.
-        self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config, group.world_size)
         self.model = models.create_model(
             config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
@@ -169,7 +167,7 @@ class _Run:
     def _train_epoch(self, trainer: Trainer) -> None:
         position, stage, sampler = self.position, trainer.stage, trainer.sampler
         self.val_outputs = None
-        on_cpu = self.group.device.type == "cpu"  # nobody has to wait for it
+        check_every = _CHECK_EVERY[self.group.device.type]
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         epoch = position.epoch + sum(s.epochs for s in self.stages[: position.stage])
         bar = progress_bar(
@@ -185,7 +183,7 @@ class _Run:
                 every = self.config.checkpoint_steps
                 is_last = position.batch + 1 == sampler.steps
                 saves = every is not None and (position.step + 1) % every == 0 and not is_last
-                is_checked = is_last or saves or on_cpu or (position.step + 1) % _CHECK_EVERY == 0
+                is_checked = is_last or saves or (position.step + 1) % check_every == 0
                 if losses := self._train_step(trainer, is_checked):
                     bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
                 now = time.perf_counter()
@@ -204,7 +202,7 @@ class _Run:
         step = position.batch + position.epoch * trainer.sampler.steps  # of this stage
         self.losses.add(trainer.gradients(step), trainer.sampler.share, position.step)
         losses = self._checked_losses(trainer) if is_checked else {}
-        trainer.update(step)
+        trainer.update()
         position.batch += 1
         position.step += 1
         return losses
@@ -266,7 +264,7 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            found = judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            found = judge.neighbours(self.judge.outputs(model, self.data.train), val)
             values |= judge.accuracies(found)
         return values
 
@@ -283,6 +281,7 @@ class _Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
+            **versions(),
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
             "split": self.data.watched,
@@ -309,18 +308,20 @@ class _Run:
         return results
 
     def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        part = val.take(self.config.eval_images, self.config.seed)
-        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
+        most, seed = self.config.eval_images, self.config.seed
+        train = self.judge.outputs(self.model, self.data.train)
+        return judge.frozen(train, val.take(most, seed), most, seed)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         self._write_backbone("model.safetensors")
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        shown = val if self.with_map else None
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
-        write_finished(self.folder, self.config)
+        write_finished(self.folder, self.config)  # its report can be made again
+        report.write_run_report(
+            self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
+        )
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())

@@ -91,12 +91,6 @@ class Images(Dataset):
     def take(self, positions: np.ndarray | slice) -> Images:
         return Images(self.source, self.indices[positions], self.labels[positions])
 
-    def sample(self, most: int, seed: int) -> Images:
-        """At most ``most`` of the images, drawn with ``seed``, in their order."""
-        if len(self) <= most:
-            return self
-        return self.take(np.sort(np.random.default_rng([seed, 0x5AB]).choice(len(self), most, replace=False)))
-
     def __len__(self) -> int:
         return len(self.indices)
 
