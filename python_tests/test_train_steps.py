@@ -98,6 +98,15 @@ def test_learning_rates_scale_with_the_batch():
     assert stages(TrainConfig())[0].lr == 5e-4
 
 
+def test_a_queue_holds_embeddings_of_steps_before():
+    losses = {}
+    for size in (None, 30):
+        trainer = make_trainer(objective="clce", queue_size=size, drop_path=0.0, lr=1e-12)
+        losses[size] = [float(trainer.gradients(step)["contrast"]) for step in range(2)]
+    assert len(trainer.criterion.queue) == 30 and trainer.criterion.queue.embeddings.shape == (30, 96)
+    assert losses[None][0] == losses[30][0] and abs(losses[None][1] - losses[30][1]) > 1e-3
+
+
 # Waiting and losses that are not finite
 
 
