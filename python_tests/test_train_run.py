@@ -207,20 +207,6 @@ def test_finished_runs_are_kept(tmp_path):
     assert results(tmp_path)["seed"] == 3
 
 
-def test_damaged_checkpoint_of_a_run(tmp_path):
-    train(quick_config(tmp_path))
-    (tmp_path / "results.json").unlink()
-    last = checkpoints(tmp_path)[-1]
-    for name in ("training.pt", "model.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(TrainingError, match=f"{last.name}: damaged checkpoint .*delete this directory"):
-            train(quick_config(tmp_path, resume=True))
-        (last / name).write_bytes(content)
-    shutil.rmtree(last)  # as the message says
-    assert train(quick_config(tmp_path, resume=True))["steps"] == 4
-
-
 def test_checkpoints_hold_no_code(tmp_path):
     train(quick_config(tmp_path, objective="clce"))
     for folder in checkpoints(tmp_path):
@@ -467,7 +453,14 @@ def test_eval(finished, tmp_path, capsys):
     assert figures["novel_classes"] == 3
     for head in ("centroid", "logistic"):
         assert 0.3 < figures[f"3way_5shot_{head}"] <= 1 and figures[f"3way_5shot_{head}_ci95"] > 0
-    assert "3way_1shot_centroid" in capsys.readouterr().out
+    assert {"recall@1", "recall@4", "map@r"} <= set(figures)
+    by_class = {row["class"]: row for row in figures["by_class"]}
+    assert list(by_class) == ["0", "1", "2", "3", "4", "5", "6"]
+    right = sum(row["accuracy"] * row["images"] for row in by_class.values())
+    assert right / sum(row["images"] for row in by_class.values()) == pytest.approx(figures["top1"])
+    worst = min(by_class.values(), key=lambda row: row["accuracy"])
+    said = capsys.readouterr().out
+    assert "3way_1shot_centroid" in said and f"  {worst['class']}: {100 * worst['accuracy']:.1f} % of" in said
 
 
 def test_eval_on_another_folder(finished, tmp_path):
@@ -538,7 +531,7 @@ def test_eval_errors(finished, tmp_path, capsys):
     assert "has not finished" in capsys.readouterr().err
 
 
-def test_compare(tmp_path, monkeypatch):
+def test_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
     options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
     arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
@@ -565,6 +558,11 @@ def test_compare(tmp_path, monkeypatch):
     found = {
         (o, s): results(tmp_path / "runs" / f"{o}-seed{s}")["top1"] for o in ("ce", "clce") for s in (0, 1)
     }
+    assert "Options shared by the runs" in report and "epochs: 2" in report
+    assert not re.search(r"^(seed|objective|output|resume|overwrite):", report, re.M)
+    assert "4 training images of each class; batches of 20 images, 2 of a class" in report
+    said = capsys.readouterr().out.splitlines()[-4:]
+    assert said[0].split()[:2] == ["Top-1", "Top-5"] and said[1].startswith("ce ") and "±" in said[2]
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
     # Again: nothing is trained, the report is made again.
@@ -572,6 +570,14 @@ def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+    # Results of other versions are not taken for those of these.
+    path = tmp_path / "runs" / "ce-seed0" / "results.json"
+    changed = json.loads(path.read_text())
+    path.write_text(json.dumps(changed | {"torch": "1.0"}))
+    capsys.readouterr()
+    with pytest.raises(TypeError, match="NoneType"):  # it is about to train
+        compare.main(arguments)
+    assert "made by other versions (torch 1.0, now" in capsys.readouterr().out
 
 
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +17,7 @@ from .checkpoint import read_classes
 from .config import TrainConfig, add_options, flag, read_yaml
 from .errors import TrainingError, run_command
 from .intervals import differences_of
-from .objectives import LOSS_OPTIONS, OBJECTIVES
+from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .processes import processes
 from .results import (
     RunRecord,
@@ -177,14 +179,31 @@ def compare(asked: Comparison) -> Path | None:
     found = differences_of(runs, untouched, asked.baseline)
     if found:
         write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
-    write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
+    classes = read_classes(Path(config.output))
+    write_comparison_report(path, config, runs, classes, asked.baseline, asked.own)
+    print(terminal_table(({UNTOUCHED: untouched} if untouched else {}) | runs))
     return path
+
+
+def terminal_table(runs: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Percent per objective, mean over seeds ± half of the 95 % interval."""
+    from .page import interval_of, percent
+    from .report import ACCURACIES
+
+    columns = [c for c in ACCURACIES if any(c in r.results for of in runs.values() for r in of)]
+    lines = [f"{'':<12}" + "".join(f"{ACCURACIES[c]:>15}" for c in columns)]
+    for name, records in runs.items():
+        cells = [percent(interval_of(records, c)) for c in columns]
+        texts = [cell.text + (f" ± {cell.half}" if cell.half else "") for cell in cells]
+        lines.append(f"{name:<12}" + "".join(f"{text:>15}" for text in texts))
+    return "\n".join(lines)
 
 
 def train_all(configs: Mapping[str, TrainConfig]) -> bool:
     """Trains what has not been trained; the keys say on the terminal what each is. Returns whether this is
     the main process, which goes on."""
     from .loop import train
+    from .start import other_versions
 
     start = time.perf_counter()
     with processes(next(iter(configs.values()))) as group:  # joined once: for all runs
@@ -193,6 +212,11 @@ def train_all(configs: Mapping[str, TrainConfig]) -> bool:
             left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
             if group.is_main:
                 print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
+            results = Path(config.output) / "results.json"
+            if results.exists() and (others := other_versions(json.loads(results.read_text()))):
+                if group.is_main:
+                    print(f"made by other versions ({others}): trained again", flush=True)
+                config = dataclasses.replace(config, resume=False, overwrite=True)
             train(config, with_map=False)  # the comparison draws the maps that it shows
     return group.is_main
 

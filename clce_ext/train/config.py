@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -64,8 +65,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
-        "class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -96,6 +97,11 @@ class TrainConfig:
         _COUNT,
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
+    max_image_pixels: int = option(
+        89_478_485,
+        "refuse larger images, which may be made to fill the memory (default: Pillow's limit)",
+        _COUNT,
+    )
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: list[float] = option(  # noqa: RUF009
         [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
@@ -147,7 +153,7 @@ class TrainConfig:
     beta: float | None = option(
         None,
         f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
-        _NOT_NEGATIVE,
+        Accepted("a number in [0, 10000]", lambda value: 0 <= value <= 10000),
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
@@ -204,6 +210,9 @@ class TrainConfig:
     )
 
     # Machine
+    timeout: float = option(
+        1800.0, "under torchrun: seconds that processes wait for each other before the run ends", _POSITIVE
+    )
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
@@ -226,7 +235,9 @@ class TrainConfig:
     eval_embeddings: str = option(
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    eval_images: int = option(
+        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
+    )
     best_metric: str | None = option(
         None,
         "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
@@ -287,7 +298,11 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+        return not (
+            self.data_is_glyphs
+            or ":" in self.data
+            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
+        )
 
     @property
     def data_is_glyphs(self) -> bool:
@@ -408,6 +423,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         converted = kind(value)
     except (TypeError, ValueError, OverflowError):
         raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
+    if kind is float and not math.isfinite(converted):
+        raise TrainingError(f"{flag(name)} must be a finite number, got {value!r}")
     if kind is int and converted != float(value):
         raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")
     return converted
