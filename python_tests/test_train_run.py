@@ -24,7 +24,7 @@ from clce_ext.train import compare, evaluate
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
-from clce_ext.train.data import EpochSampler
+from clce_ext.train.data import epoch_sampler
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
@@ -88,7 +88,7 @@ def test_mixup_and_ema_and_clipping(tmp_path):
 
 
 def test_amp(tmp_path):
-    figures = train(quick_config(tmp_path, amp="bfloat16"))
+    figures = train(quick_config(tmp_path, amp="bfloat16", queue_size=30, micro_batch_size=7))
     assert figures["steps"] == 4
 
 
@@ -388,9 +388,7 @@ def test_recipes_draw_an_epoch_at_1_2_and_8_processes(recipe):
     for ranks in (1, 2, 8):
         shares = []
         for rank in {0, ranks - 1}:
-            sampler = EpochSampler(
-                labels, config.batch_size, config.images_per_class, 0, rank, ranks, config.micro_batch_size
-            )
+            sampler = epoch_sampler(labels, config, rank, ranks)
             sampler.set_position(epoch=0, first_batch=max(0, sampler.steps - 3))
             items = list(sampler)
             per_step = len(sampler) // sampler.steps

@@ -86,8 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> Comparison:
 def asked_for(parsed: argparse.Namespace) -> Comparison:
     given = {k: v for k, v in vars(parsed).items() if v is not None}
     output, recipe = Path(given.pop("output")), given.pop("config", None)
-    options = {str(k).replace("-", "_"): v for k, v in (read_yaml(recipe) if recipe else {}).items()}
-    options = {"eval_embeddings": "epoch"} | options | given
+    options = {"eval_embeddings": "epoch"} | (read_yaml(recipe) if recipe else {}) | given
     objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
     baseline = options.pop("baseline", objectives[0])
     split = options.pop("split", None)

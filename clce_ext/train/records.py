@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,6 @@ COLUMNS = (
     "seconds", "images_per_second",
 )
 # fmt: on
-
-
-class Mean:
-    """Means of named values, each weighed by its count; the sums go into checkpoints."""
-
-    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
-        self.sums = {k: list(v) for k, v in (sums or {}).items()}
-
-    def add(self, values: dict[str, float], count: int) -> None:
-        for name, value in values.items():
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0] += value * count
-            entry[1] += count
-
-    @classmethod
-    def joined(cls, processes: Iterable[dict[str, list[float]]]) -> Mean:
-        """Of the sums of several processes."""
-        mean, *others = map(cls, processes)
-        for other in others:
-            for name, (total, count) in other.sums.items():
-                mean.add({name: total / count}, count)
-        return mean
-
-    def values(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.sums.items()}
 
 
 class Records:
