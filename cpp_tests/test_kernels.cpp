@@ -1136,6 +1136,41 @@ void test_not_numbers() {
   }
 }
 
+// Logits of 1e9 where beta is no float32: one rounding of beta and of 1 + beta in sums, logarithms and
+// gradients, or exponents are no longer below 0. Each anchor's hardest negative leads by far more than a
+// rounding, so that float32 gives the gradients of float64; 16 bits of the embeddings may choose others.
+template <class Format>
+void test_huge_logits() {
+  for (double beta : {0.3, 0.1, 1.7}) {
+    for (bool panels : {false, true}) {
+      Case c;
+      if (panels) c = with_panels(c);
+      c.m = 40;
+      c.d = 64;
+      c.normalize = false;
+      c.temperature = 1e-10;
+      c.config.beta = beta;
+      c.reduction = Reduction::kSum;
+      c.with_grad = false;
+      const auto found = Experiment<Format>(c, 1).run();
+      const auto exact = Experiment<Float64>(c, 1).run();
+      CHECK(std::isfinite(double(found.loss[0])));
+      double error = 0, size = 0;
+      for (int64_t i = 0; i < c.m; ++i) {
+        for (int64_t d = 0; d < c.d; ++d) {
+          const double ours = found.danchors[i * padded_dim(c.d) + d];
+          const double truth = exact.danchors[i * padded_dim(c.d) + d];
+          CHECK(std::isfinite(ours));
+          error += (ours - truth) * (ours - truth);
+          size += truth * truth;
+        }
+      }
+      CHECK(size > 1e18);  // one over the temperature
+      if (Format::kUnitE <= 0x1p-24 && !Format::kTf32) CHECK(std::sqrt(error / size) <= 1e-6 * (1 + beta));
+    }
+  }
+}
+
 // Of a pair that has nobody but each other, the gradient is 1 - e^(s - lse) with lse = s. It is 0 only if
 // both passes know the same s, whatever the compiler fuses.
 template <class Format>
@@ -1345,6 +1380,8 @@ template <class Format>
 void add_others() {
   static const check::Registration logits(std::string(Format::kName) + "/same logits in both passes",
                                           test_same_logits_in_both_passes<Format>);
+  static const check::Registration huge(std::string(Format::kName) + "/huge logits",
+                                        test_huge_logits<Format>);
   static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
                                             test_launches<Format>);
   static const check::Registration panels(std::string(Format::kName) + "/launches of panels",

@@ -206,20 +206,6 @@ def test_finished_runs_are_kept(tmp_path):
     assert results(tmp_path)["seed"] == 3
 
 
-def test_damaged_checkpoint_of_a_run(tmp_path):
-    train(quick_config(tmp_path))
-    (tmp_path / "results.json").unlink()
-    last = checkpoints(tmp_path)[-1]
-    for name in ("training.pt", "model.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(TrainingError, match=f"{last.name}: damaged checkpoint .*delete this directory"):
-            train(quick_config(tmp_path, resume=True))
-        (last / name).write_bytes(content)
-    shutil.rmtree(last)  # as the message says
-    assert train(quick_config(tmp_path, resume=True))["steps"] == 4
-
-
 def test_checkpoints_hold_no_code(tmp_path):
     train(quick_config(tmp_path, objective="clce"))
     for folder in checkpoints(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -96,6 +97,11 @@ class TrainConfig:
         _COUNT,
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
+    max_image_pixels: int = option(
+        89_478_485,
+        "refuse larger images, which may be made to fill the memory (default: Pillow's limit)",
+        _COUNT,
+    )
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: list[float] = option(  # noqa: RUF009
         [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
@@ -147,7 +153,7 @@ class TrainConfig:
     beta: float | None = option(
         None,
         f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
-        _NOT_NEGATIVE,
+        Accepted("a number in [0, 10000]", lambda value: 0 <= value <= 10000),
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
@@ -204,6 +210,9 @@ class TrainConfig:
     )
 
     # Machine
+    timeout: float = option(
+        1800.0, "under torchrun: seconds that processes wait for each other before the run ends", _POSITIVE
+    )
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
@@ -415,6 +424,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         converted = kind(value)
     except (TypeError, ValueError, OverflowError):
         raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
+    if kind is float and not math.isfinite(converted):
+        raise TrainingError(f"{flag(name)} must be a finite number, got {value!r}")
     if kind is int and converted != float(value):
         raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")
     return converted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import checkpoint, judge, models, report
 from .choice import best_row, is_patience_over
-from .config import TrainConfig, flag, read_yaml
+from .config import TrainConfig
 from .data import Data, data_digest, digest_differences, in_memory, load_data
 from .errors import TrainingError
 from .losses import RunningLosses
@@ -24,16 +24,12 @@ from .plan import plan
 from .processes import Processes, processes
 from .records import Mean, Records, epoch_line, progress_bar
 from .results import write_correct
+from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
 from .start import start_lines, versions
 from .trainer import Trainer
 
-# Options that may differ between a run and its continuation: they do not change what is computed.
-_FREE_TO_CHANGE = {
-    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
-    "output", "overwrite", "plan", "progress", "resume", "tensorboard", "workers",
-}  # fmt: skip
 _CHECK_EVERY = 50  # steps of a GPU, whose losses the host does not wait for in between
 
 
@@ -51,13 +47,15 @@ def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
             if group.is_main:
                 print(plan(config, group.world_size))
             return {}
+        group.agree(lasting_options(config))
         folder = Path(config.output)
-        finished = group.from_main(_prepare_folder(folder, config) if group.is_main else None)
-        if finished is not None:
+        with opened(folder, config) if group.is_main else nullcontext() as found:
+            finished = group.from_main(found)
+            if finished is None:
+                return _Run(config, group, folder, with_map).execute()
             if group.is_main:
                 print(f"{folder}: finished before; nothing to do")
             return finished
-        return _Run(config, group, folder, with_map).execute()
 
 
 @dataclass
@@ -95,8 +93,10 @@ class _Run:
         self.untouched: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
-        if config.resume and checkpoint.checkpoints(folder):
-            self._restore(checkpoint.checkpoints(folder)[-1])
+        newest = checkpoint.newest_intact(folder, run_id(config)) if config.resume and group.is_main else None
+        newest = group.from_main(newest)
+        if newest is not None:
+            self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         if group.is_main and config.progress:
@@ -317,11 +317,11 @@ class _Run:
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        # From here on the run is finished; its report can be made again.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
         report.write_run_report(
             self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
         )
+        write_finished(self.folder, self.config)
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
@@ -355,7 +355,12 @@ class _Run:
             "data": self.digest,
         }
         checkpoint.save_checkpoint(
-            self.folder, self.position.step, self.model.state_dict(), training, self.config.keep_checkpoints
+            self.folder,
+            self.position.step,
+            self.model.state_dict(),
+            training,
+            self.config.keep_checkpoints,
+            run_id(self.config),
         )
 
     def _restore(self, folder: Path) -> None:
@@ -382,36 +387,3 @@ class _Run:
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
-
-
-def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
-    saved, finished = folder / "config.yaml", folder / "results.json"
-    # A start that failed has left nothing to keep.
-    if saved.exists() and (checkpoint.checkpoints(folder) or finished.exists()):
-        if config.resume:
-            _check_same_run(saved, config)
-            if finished.exists():
-                return json.loads(finished.read_text())
-        elif config.overwrite:
-            for name in ("checkpoints", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for pattern in ("metrics.csv", "*.safetensors", "results-*.json"):
-                for file in folder.glob(pattern):
-                    file.unlink()
-            saved.unlink()
-            finished.unlink(missing_ok=True)
-        else:
-            raise TrainingError(
-                f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
-
-
-def _check_same_run(saved: Path, config: TrainConfig) -> None:
-    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), config.to_dict()
-    changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != before[name]]
-    if changed:
-        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
-        raise TrainingError(f"--resume: {saved} has other options: {details}")

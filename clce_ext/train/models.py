@@ -307,7 +307,9 @@ def load_backbone(
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
     """
-    state = read_weights(path)
+    own_bytes = sum(value.nbytes for value in backbone.state_dict().values())
+    # Optimizers, averages and a classifier of many classes may lie beside the weights.
+    state = read_weights(path, largest=10 * own_bytes + 256 * 2**20)
     notes = [f"of {path}"]
     # timm keeps each architecture's conversions beside it under this name.
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)

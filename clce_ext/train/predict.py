@@ -18,7 +18,7 @@ from . import models, plots
 from .checkpoint import read_weights
 from .config import TrainConfig
 from .data import Images, Source, evaluation_loader
-from .data.sources import image_files, sample_image, sample_name
+from .data.sources import file_image, image_files, sample_name
 from .errors import TrainingError, run_command
 from .judge import run_model
 from .page import Section, write_page
@@ -54,10 +54,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
+    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
     paths = _paths(options.images)
     images = Images(
         Source(
-            functools.partial(sample_image, paths),
+            functools.partial(file_image, paths, config.max_image_pixels),
             np.zeros(len(paths), int),
             functools.partial(sample_name, paths),
         ),
@@ -65,7 +66,6 @@ def predict(options: argparse.Namespace) -> Path:
         np.zeros(len(paths), dtype=np.int64),
     )
     device = choose_device(options.device)
-    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
     outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)
     rows = []
     for (path, _), top, confidence in zip(
@@ -80,7 +80,7 @@ def predict(options: argparse.Namespace) -> Path:
     write_rows(folder / "predictions.csv", rows)
     photos = [
         {
-            "images": [plots.photograph(sample_image(paths, i))],
+            "images": [plots.photograph(file_image(paths, config.max_image_pixels, i))],
             "text": f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}",
         }
         for i, row in enumerate(rows[:_ON_SHEET])

@@ -20,7 +20,7 @@ from timm.utils.misc import natural_key
 from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source
+from .images import Source, read_image, rgb
 
 # What splits are called, the usual names first.
 _TRAIN = ("train", "training", "trainval")
@@ -142,15 +142,17 @@ def _open_folders(root: Path, config: TrainConfig) -> DataSet:
                 f"{listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
                 f"{root}/val/CLASS/*.jpg, or --val-fraction"
             )
-    train, classes = open_folder(folders["train"])
+    train, classes = open_folder(folders["train"], config.max_image_pixels)
     val, test = (
-        _open_same_classes(folders[split], folders["train"], classes) if folders[split] else None
+        _open_same_classes(folders[split], folders["train"], config.max_image_pixels, classes)
+        if folders[split]
+        else None
         for split in ("val", "test")
     )
     return DataSet(classes, train, val, test)
 
 
-def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
+def _open_same_classes(folder: Path, train: Path, max_pixels: int, classes: list[str]) -> Source:
     found = _class_folders(folder)
     missing = sorted(set(classes) - set(found))
     unknown = sorted(set(found) - set(classes))
@@ -160,7 +162,7 @@ def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
         raise TrainingError(
             f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(sides)}"
         )
-    return open_folder(folder, classes)[0]
+    return open_folder(folder, max_pixels, classes)[0]
 
 
 def holds_splits(root: Path, config: TrainConfig) -> bool:
@@ -182,8 +184,12 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source, list[str]]:
-    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given."""
+def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> tuple[Source, list[str]]:
+    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given.
+
+    Raises:
+        TrainingError: a class without images, links that lead round in a circle, images that are no files.
+    """
     found = _class_folders(folder)
     files, passed_over = image_files(folder)
     loose = [path for path, name in files if name == ""]
@@ -207,7 +213,7 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
     index = {name: i for i, name in enumerate(names)}
     samples = [(path, index[name]) for path, name in files]
     source = Source(
-        image=functools.partial(sample_image, samples),
+        image=functools.partial(file_image, samples, max_pixels),
         labels=np.array([label for _, label in samples], dtype=np.int64),
         name=functools.partial(sample_name, samples),
         in_files=True,
@@ -218,20 +224,37 @@ def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source,
 
 def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
-    and how many files of other kinds there are, by kind."""
+    and how many files of other kinds there are, by kind.
+
+    Raises:
+        TrainingError: links that lead round in a circle, images that are no files.
+    """
     images, others = [], Counter()
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        _check_links(Path(root), folders)
         label = "" if root == str(folder) else os.path.basename(root)
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 others["hidden"] += 1
             elif suffix in _IMAGE_SUFFIXES:
-                images.append((os.path.join(root, name), label))
+                path = os.path.join(root, name)
+                if not os.path.isfile(path):
+                    what = "a link to nothing" if os.path.islink(path) else "a pipe, socket or device"
+                    raise TrainingError(f"{path}: {what}, not a file: remove it")
+                images.append((path, label))
             else:
                 others[suffix or "without suffix"] += 1
     return sorted(images, key=lambda image: (natural_key(image[0]), image[0])), dict(others)
+
+
+def _check_links(root: Path, folders: list[str]) -> None:
+    for path in (root / name for name in folders):
+        if path.is_symlink() and path.resolve() in {above.resolve() for above in (root, *root.parents)}:
+            raise TrainingError(
+                f"{path}: a link to {path.resolve()}, in which it lies, leads round in a circle: remove it"
+            )
 
 
 def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
@@ -276,14 +299,18 @@ def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
         raise TrainingError(
             f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
         ) from None
-    sources = {s: _torchvision_source(split, name) for s, split in splits.items() if split is not None}
+    sources = {
+        s: _torchvision_source(split, name, config.max_image_pixels)
+        for s, split in splits.items()
+        if split is not None
+    }
     count = 1 + int(max(source.labels.max() for source in sources.values()))
     return DataSet([str(c) for c in getattr(splits["train"], "classes", range(count))], **sources)
 
 
-def _torchvision_source(dataset: Any, name: str) -> Source:
+def _torchvision_source(dataset: Any, name: str, max_pixels: int) -> Source:
     return Source(
-        functools.partial(_item_image, dataset),
+        functools.partial(_item_image, dataset, max_pixels),
         _torchvision_labels(dataset, name),
         functools.partial(_numbered, name, range(len(dataset))),
     )
@@ -316,7 +343,8 @@ def _open_timm(name: str, config: TrainConfig) -> DataSet:
                 if prefix == "hfds/":
                     columns.update(columns or _hugging_face_columns(name, config))
                 dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-                return _hugging_face_source(dataset, name) if prefix == "hfds/" else _kept(dataset, name)
+                make = _hugging_face_source if prefix == "hfds/" else _kept
+                return make(dataset, name, config.max_image_pixels)
             except TrainingError:
                 raise
             except ImportError as error:
@@ -356,18 +384,18 @@ def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
     return {"input_key": image, "target_key": label}
 
 
-def _hugging_face_source(dataset: Any, name: str) -> tuple[Source, list[str]]:
+def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
     reader = dataset.reader
     labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
     numbered = functools.partial(_numbered, name, range(len(labels)))
-    return Source(functools.partial(sample_image, reader), labels, numbered), _classes_of(reader)
+    return Source(functools.partial(_reader_image, reader, max_pixels), labels, numbered), _classes_of(reader)
 
 
-def _kept(dataset: Any, name: str) -> tuple[Source, list[str]]:
+def _kept(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
     """Of a set that can only be read from its beginning to its end: all its images, in memory."""
     pixels, labels = [], []
     for image, label in dataset:
-        pixels.append(np.asarray(image.convert("RGB")))
+        pixels.append(np.asarray(rgb(image, max_pixels)))
         labels.append(int(label))
     if not labels:
         raise TrainingError(f"--data {name}: no images in it")
@@ -388,13 +416,17 @@ def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(pixels[i]).convert("RGB")
 
 
-def sample_image(samples: Any, i: int) -> Image.Image:
-    with Image.open(samples[i][0]) as image:
-        return image.convert("RGB")
+def file_image(samples: Any, max_pixels: int, i: int) -> Image.Image:
+    return read_image(samples[i][0], max_pixels)
 
 
-def _item_image(dataset: Any, i: int) -> Image.Image:
-    return dataset[i][0].convert("RGB")
+def _reader_image(reader: Any, max_pixels: int, i: int) -> Image.Image:
+    with Image.open(reader[i][0]) as image:
+        return rgb(image, max_pixels)
+
+
+def _item_image(dataset: Any, max_pixels: int, i: int) -> Image.Image:
+    return rgb(dataset[i][0], max_pixels)
 
 
 def sample_name(samples: Any, i: int) -> str:
