@@ -1352,6 +1352,29 @@ TEST("plan/panels") {
   }
 }
 
+// A backend allocates nothing: the workspace is all the scratch there is. Whichever engine, it never grows
+// with the number of pairs.
+TEST("plan/scratch is linear in the batch") {
+  for (DType dtype : kDTypes) {
+    for (EngineChoice engine : {EngineChoice::kFused, EngineChoice::kPanels}) {
+      for (bool symmetric : {false, true}) {
+        const auto bytes = [&](int64_t rows) {
+          ContrastArgs args = plan_args(dtype, rows, rows, 768, symmetric);
+          args.engine = engine;
+          args.product = plain_product<BFloat16>();
+          const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+          CHECK_EQ(forward.panels, engine == EngineChoice::kPanels);
+          return forward.workspace_bytes + cuda::plan_backward(args, Architecture::kSm80).workspace_bytes;
+        };
+        for (int64_t rows : {1 << 14, 1 << 17, 1 << 20}) CHECK(bytes(8 * rows) <= 8 * bytes(rows));
+        // Of a row less than its embedding and gradient take, and a panel or two.
+        const size_t row = 768 * size_t(dtype == DType::kFloat64 ? 16 : 8);
+        CHECK(bytes(1 << 20) <= (row << 20) + (size_t(64) << 20));
+      }
+    }
+  }
+}
+
 // Sizes whose plans docs/cuda.md speaks of.
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };

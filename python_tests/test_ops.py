@@ -294,3 +294,19 @@ def test_inference_mode_and_meta(device):
         )
     meta = clce_ext.hard_negative_contrastive_loss(x.to("meta"), labels.to("meta"), reduction="none")
     assert meta.device.type == "meta" and meta.shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("product", "schema"),
+    [
+        ("mm", "aten::mm.dtype_out(Tensor self, Tensor mat2, ScalarType out_dtype, *, Tensor(a!) out)"),
+        (
+            "addmm",
+            "aten::addmm.dtype_out(Tensor self, Tensor mat1, Tensor mat2, ScalarType out_dtype, *, "
+            "Scalar beta=1, Scalar alpha=1, Tensor(a!) out)",
+        ),
+    ],
+)
+def test_torch_has_the_products_that_panels_ask_for(product, schema):
+    """16-bit operands and a float32 result, as csrc/binding/product.cpp calls them on a GPU."""
+    assert str(getattr(torch.ops.aten, product).dtype_out._schema).startswith(schema)

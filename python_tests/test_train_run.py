@@ -92,13 +92,14 @@ def test_amp(tmp_path):
     assert figures["steps"] == 4
 
 
-def test_micro_batches_change_nothing_but_rounding(tmp_path):
+@pytest.mark.parametrize("objective", ["ce", "clce"])
+def test_micro_batches_change_nothing_but_rounding(tmp_path, objective):
     """Without dropout: with it the micro-batches draw other numbers, which test_gradcache.py accounts for.
 
     And without Adam, whose first steps are the gradients' signs: where a gradient is nothing but rounding,
     so is its sign.
     """
-    options = {"objective": "clce", "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
+    options = {"objective": objective, "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
     train(quick_config(tmp_path / "whole", **options))
     train(quick_config(tmp_path / "micro", micro_batch_size=6, **options))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "micro"))
@@ -571,14 +572,13 @@ def test_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
-    # Results of other versions are not taken for those of these.
+    # Runs of two versions are not compared, and none is deleted for it.
     path = tmp_path / "runs" / "ce-seed0" / "results.json"
-    changed = json.loads(path.read_text())
-    path.write_text(json.dumps(changed | {"torch": "1.0"}))
-    capsys.readouterr()
-    with pytest.raises(TypeError, match="NoneType"):  # it is about to train
-        compare.main(arguments)
-    assert "made by other versions (torch 1.0, now" in capsys.readouterr().out
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    assert compare.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "not compared: ce, seed 0 by code 0.1.0+" in message and "torch 1.0, timm" in message
+    assert "torch 1.0" not in message.partition("; ")[2]
 
 
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():
@@ -737,6 +737,17 @@ def test_patience_ends_the_last_stage(tmp_path):
     assert figures["best_epoch"] == 4
 
 
+def test_options_of_a_loss_in_a_recipe_are_its_objectives(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: clce\nweight: 0.7\ntemperature: 0.3\nlr: 1e-3\n")
+    arguments = ["--config", str(recipe), "--objectives", "ce", "supcon", "clce"]
+    asked = compare.parse([*arguments, "--set", "supcon.temperature=0.2"])
+    found = {o: asked.config(o, 0, tmp_path) for o in asked.objectives}
+    assert {o: (c.weight, c.temperature, c.lr) for o, c in found.items()} == {
+        "ce": (0.9, None, 1e-3), "supcon": (0.9, 0.2, 1e-3), "clce": (0.7, 0.3, 1e-3),
+    }  # fmt: skip
+
+
 def test_compare_errors(capsys, tmp_path):
     for arguments, message in (
         (["--seeds", "1", "1"], "--seeds: each only once"),
@@ -745,6 +756,10 @@ def test_compare_errors(capsys, tmp_path):
             "--baseline schane is none of --objectives ce clce",
         ),
         (["--eval-embeddings", "never"], "leaves nothing to compare"),
+        (
+            ["--temperature", "0.1"],
+            "--temperature belongs to an objective, not to all of a comparison: give --set",
+        ),
     ):
         assert compare.main([*arguments, "--output", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
@@ -784,34 +799,23 @@ def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["ce", "clce"])
-def test_torchrun_matches_one_process(tmp_path, objective):
-    """Two processes of 7 and 8 images are one of 15, the contrast included."""
-    options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
-    options |= {"batch_size": 15, "images_per_class": 3, "queue_size": 30 if objective == "clce" else None}
-    options = {name: value for name, value in options.items() if value is not None}
-    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
-    port = 20000 + os.getpid() % 20000
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(port),
-    ]
-    command += [
-        "-m",
-        "clce_ext.train",
-        *command_line(options),
-    ]
-    command += ["--output", str(tmp_path / "two")]
+def test_a_comparison_of_two_processes_is_that_of_one(tmp_path):
+    """Of 7 and 8 images, which are a batch of 15: contrast and queue included."""
+    options = QUICK | {"drop_path": 0.0, "eval_embeddings": "final", "batch_size": 15, "images_per_class": 3}
+    for objective, own in (("ce", {}), ("clce", {"queue_size": 30})):
+        output = {"objective": objective, "output": str(tmp_path / "one" / f"{objective}-seed0")}
+        train(TrainConfig.from_dict(options | own | output))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(20000 + os.getpid() % 20000), "-m", "clce_ext.train.compare"]
+    command += [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0"]
+    command += ["--set", "clce.queue_size=30", "--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
-    for name in ("val_loss", "top1", "silhouette", "uniformity"):
-        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3)
-    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    assert done.stdout.count("report: ") == 1 and (tmp_path / "two" / "report.html").exists()
+    for objective in ("ce", "clce"):
+        one, two = (tmp_path / n / f"{objective}-seed0" for n in ("one", "two/runs"))
+        for name in ("val_loss", "top1", "silhouette", "uniformity"):
+            assert results(two)[name] == pytest.approx(results(one)[name], rel=1e-3, abs=1e-3)
+        for a, b in zip(rows(one), rows(two), strict=True):
+            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)

@@ -30,7 +30,7 @@ from .stages import Stage, stages
 from .start import start_lines, versions
 from .trainer import Trainer
 
-_CHECK_EVERY = 50  # steps of a GPU, whose losses the host does not wait for in between
+_CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps; in between the host does not wait for a GPU's losses
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -167,7 +167,7 @@ class _Run:
     def _train_epoch(self, trainer: Trainer) -> None:
         position, stage, sampler = self.position, trainer.stage, trainer.sampler
         self.val_outputs = None
-        on_cpu = self.group.device.type == "cpu"  # nobody has to wait for it
+        check_every = _CHECK_EVERY[self.group.device.type]
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         epoch = position.epoch + sum(s.epochs for s in self.stages[: position.stage])
         bar = progress_bar(
@@ -183,7 +183,7 @@ class _Run:
                 every = self.config.checkpoint_steps
                 is_last = position.batch + 1 == sampler.steps
                 saves = every is not None and (position.step + 1) % every == 0 and not is_last
-                is_checked = is_last or saves or on_cpu or (position.step + 1) % _CHECK_EVERY == 0
+                is_checked = is_last or saves or (position.step + 1) % check_every == 0
                 if losses := self._train_step(trainer, is_checked):
                     bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
                 now = time.perf_counter()
@@ -202,7 +202,7 @@ class _Run:
         step = position.batch + position.epoch * trainer.sampler.steps  # of this stage
         self.losses.add(trainer.gradients(step), trainer.sampler.share, position.step)
         losses = self._checked_losses(trainer) if is_checked else {}
-        trainer.update(step)
+        trainer.update()
         position.batch += 1
         position.step += 1
         return losses

@@ -58,8 +58,7 @@ class Records:
 
             first = rows[-1]["step"] + 1 if rows else 0
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        if rows:
-            self._write_table(rows)
+        self._write_table(rows)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """All ``rows``, the last of which is new."""
