@@ -318,10 +318,10 @@ class _Run:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_finished(self.folder, self.config)  # its report can be made again
         report.write_run_report(
             self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
         )
-        write_finished(self.folder, self.config)
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())

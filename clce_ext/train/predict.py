@@ -54,11 +54,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
-    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
     paths = _paths(options.images)
+    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
+    image = functools.partial(file_image, paths, config.max_image_pixels)
     images = Images(
         Source(
-            functools.partial(file_image, paths, config.max_image_pixels),
+            image,
             np.zeros(len(paths), int),
             functools.partial(sample_name, paths),
         ),
@@ -80,7 +81,7 @@ def predict(options: argparse.Namespace) -> Path:
     write_rows(folder / "predictions.csv", rows)
     photos = [
         {
-            "images": [plots.photograph(file_image(paths, config.max_image_pixels, i))],
+            "images": [plots.photograph(image(i))],
             "text": f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}",
         }
         for i, row in enumerate(rows[:_ON_SHEET])

@@ -343,8 +343,8 @@ def _open_timm(name: str, config: TrainConfig) -> DataSet:
                 if prefix == "hfds/":
                     columns.update(columns or _hugging_face_columns(name, config))
                 dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-                make = _hugging_face_source if prefix == "hfds/" else _kept
-                return make(dataset, name, config.max_image_pixels)
+                open_source = _hugging_face_source if prefix == "hfds/" else _kept
+                return open_source(dataset, name, config.max_image_pixels)
             except TrainingError:
                 raise
             except ImportError as error:
@@ -388,7 +388,8 @@ def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> tuple[Sour
     reader = dataset.reader
     labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
     numbered = functools.partial(_numbered, name, range(len(labels)))
-    return Source(functools.partial(_reader_image, reader, max_pixels), labels, numbered), _classes_of(reader)
+    image = functools.partial(_reader_image, reader, max_pixels)
+    return Source(image, labels, numbered), _classes_of(reader)
 
 
 def _kept(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
