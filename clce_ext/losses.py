@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +18,7 @@ __all__ = [
     "HCLLoss",
     "HardNegativeContrastiveLoss",
     "LaCViTLoss",
+    "MatryoshkaLoss",
     "NTXentLoss",
     "SCHaNeLoss",
     "SupConLoss",
@@ -219,3 +224,71 @@ class CLCELoss(_Criterion):
         self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None, **keys
     ) -> Tensor:
         return clce_loss(logits, embeddings, labels, targets=targets, **self.options, **keys)
+
+
+class MatryoshkaLoss(nn.Module):
+    r"""Any loss on prefixes of the embeddings (Matryoshka representations, arXiv 2205.13147)::
+
+        sum_m weights[m] * loss(embeddings[..., :dims[m]], ...)
+
+    A model trained by it has embeddings that may be cut to any of the ``dims``. Prefixes are slices, not
+    copies; each is normalised by itself, if the loss normalises.
+
+    Args:
+        loss: a module such as :class:`SupConLoss` or :class:`CLCELoss`. What its ``forward`` calls
+            ``embeddings`` (where there is no such argument, the first) and ``keys`` is cut, all else is
+            passed on. So both halves of :class:`CLCELoss` count once for each prefix.
+        dims: the prefixes' numbers of columns, each at least 1; usually with the full D among them.
+        weights: of each prefix, finite and at least 0; None: 1 each, as in the paper.
+
+    ``forward`` takes what the loss takes and returns what it returns, summed over prefixes.
+
+    Raises:
+        ValueError: dims or weights as above; at a call, embeddings (or keys) with fewer columns than a
+            prefix, or a queue: its entries are not cut.
+    """
+
+    def __init__(self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None):
+        super().__init__()
+        dims = tuple(dims)
+        if not dims or not all(isinstance(dim, int) and dim >= 1 for dim in dims):
+            raise ValueError(f"dims must be at least one number of columns, each at least 1, got {dims}")
+        weights = (1.0,) * len(dims) if weights is None else tuple(float(weight) for weight in weights)
+        if len(weights) != len(dims):
+            raise ValueError(f"weights must be {len(dims)}, one for each of dims, got {len(weights)}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise ValueError(f"weights must be finite and at least 0, got {weights}")
+        self.loss, self.dims, self.weights = loss, dims, weights
+        names = list(inspect.signature(loss.forward).parameters)
+        self._place = names.index("embeddings") if "embeddings" in names else 0
+
+    def forward(self, *args, **options) -> Tensor:
+        if options.get("queue") is not None:
+            raise ValueError(
+                "MatryoshkaLoss cuts no queue: give keys=queue.embeddings, key_labels=queue.labels instead"
+            )
+        total = None
+        for dim, weight in zip(self.dims, self.weights, strict=True):
+            cut_args = list(args)
+            if self._place < len(args):
+                cut_args[self._place] = self._prefix(args[self._place], dim, "embeddings")
+            cut = {
+                name: self._prefix(value, dim, name) if name in ("embeddings", "keys") else value
+                for name, value in options.items()
+            }
+            term = weight * self.loss(*cut_args, **cut)
+            total = term if total is None else total + term
+        return total
+
+    def _prefix(self, rows: Tensor | None, dim: int, name: str) -> Tensor | None:
+        if rows is None:
+            return None
+        if rows.shape[-1] < dim:
+            got = tuple(rows.shape)
+            raise ValueError(
+                f"{name} must have at least as many columns as dims {self.dims} ask for, got {got}"
+            )
+        return rows[..., :dim]
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, weights={self.weights}"

@@ -1136,6 +1136,41 @@ void test_not_numbers() {
   }
 }
 
+// Logits of 1e9 where beta is no float32: one rounding of beta and of 1 + beta in sums, logarithms and
+// gradients, or exponents are no longer below 0. Each anchor's hardest negative leads by far more than a
+// rounding, so that float32 gives the gradients of float64; 16 bits of the embeddings may choose others.
+template <class Format>
+void test_huge_logits() {
+  for (double beta : {0.3, 0.1, 1.7}) {
+    for (bool panels : {false, true}) {
+      Case c;
+      if (panels) c = with_panels(c);
+      c.m = 40;
+      c.d = 64;
+      c.normalize = false;
+      c.temperature = 1e-10;
+      c.config.beta = beta;
+      c.reduction = Reduction::kSum;
+      c.with_grad = false;
+      const auto found = Experiment<Format>(c, 1).run();
+      const auto exact = Experiment<Float64>(c, 1).run();
+      CHECK(std::isfinite(double(found.loss[0])));
+      double error = 0, size = 0;
+      for (int64_t i = 0; i < c.m; ++i) {
+        for (int64_t d = 0; d < c.d; ++d) {
+          const double ours = found.danchors[i * padded_dim(c.d) + d];
+          const double truth = exact.danchors[i * padded_dim(c.d) + d];
+          CHECK(std::isfinite(ours));
+          error += (ours - truth) * (ours - truth);
+          size += truth * truth;
+        }
+      }
+      CHECK(size > 1e18);  // one over the temperature
+      if (Format::kUnitE <= 0x1p-24 && !Format::kTf32) CHECK(std::sqrt(error / size) <= 1e-6 * (1 + beta));
+    }
+  }
+}
+
 // Of a pair that has nobody but each other, the gradient is 1 - e^(s - lse) with lse = s. It is 0 only if
 // both passes know the same s, whatever the compiler fuses.
 template <class Format>
@@ -1317,6 +1352,29 @@ TEST("plan/panels") {
   }
 }
 
+// A backend allocates nothing: the workspace is all the scratch there is. Whichever engine, it never grows
+// with the number of pairs.
+TEST("plan/scratch is linear in the batch") {
+  for (DType dtype : kDTypes) {
+    for (EngineChoice engine : {EngineChoice::kFused, EngineChoice::kPanels}) {
+      for (bool symmetric : {false, true}) {
+        const auto bytes = [&](int64_t rows) {
+          ContrastArgs args = plan_args(dtype, rows, rows, 768, symmetric);
+          args.engine = engine;
+          args.product = plain_product<BFloat16>();
+          const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+          CHECK_EQ(forward.panels, engine == EngineChoice::kPanels);
+          return forward.workspace_bytes + cuda::plan_backward(args, Architecture::kSm80).workspace_bytes;
+        };
+        for (int64_t rows : {1 << 14, 1 << 17, 1 << 20}) CHECK(bytes(8 * rows) <= 8 * bytes(rows));
+        // Of a row less than its embedding and gradient take, and a panel or two.
+        const size_t row = 768 * size_t(dtype == DType::kFloat64 ? 16 : 8);
+        CHECK(bytes(1 << 20) <= (row << 20) + (size_t(64) << 20));
+      }
+    }
+  }
+}
+
 // Sizes whose plans docs/cuda.md speaks of.
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
@@ -1345,6 +1403,8 @@ template <class Format>
 void add_others() {
   static const check::Registration logits(std::string(Format::kName) + "/same logits in both passes",
                                           test_same_logits_in_both_passes<Format>);
+  static const check::Registration huge(std::string(Format::kName) + "/huge logits",
+                                        test_huge_logits<Format>);
   static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
                                             test_launches<Format>);
   static const check::Registration panels(std::string(Format::kName) + "/launches of panels",

@@ -169,6 +169,23 @@ def test_labels_of_a_wrong_shape_get_a_hint(message, call):
         call()
 
 
+def test_bad_matryoshka_arguments():
+    loss = clce_ext.SupConLoss()
+    for dims in ((), (0, 4), (-1,), (2.0,)):
+        with pytest.raises(ValueError, match="dims must be at least one number of columns, each at least 1"):
+            clce_ext.MatryoshkaLoss(loss, dims)
+    with pytest.raises(ValueError, match="weights must be 2, one for each of dims, got 1"):
+        clce_ext.MatryoshkaLoss(loss, (2, 4), (1.0,))
+    for weights in ((1.0, -1.0), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match="weights must be finite and at least 0"):
+            clce_ext.MatryoshkaLoss(loss, (2, 4), weights)
+    nested = clce_ext.MatryoshkaLoss(loss, (2, 8))
+    with pytest.raises(ValueError, match=r"embeddings must have at least as many columns .* got \(6, 4\)"):
+        nested(X, LABELS)
+    with pytest.raises(ValueError, match="MatryoshkaLoss cuts no queue"):
+        nested(X, LABELS, queue=clce_ext.EmbeddingQueue(4, 4))
+
+
 @pytest.mark.skipif(clce_ext.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU to put a tensor on")
 def test_cuda_tensor_without_cuda_kernels(monkeypatch):

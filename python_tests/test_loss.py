@@ -268,6 +268,46 @@ def test_tensors_among_the_options_move_with_the_module(device):
     assert "temperature=0.07" in repr(learnable) and "temperature=<" in repr(learnable.to("meta"))
 
 
+def test_matryoshka(device):
+    """The weighted sum over prefixes, each normalised by itself; slices with any stride, keys, views."""
+    dims, weights = (3, 8, 20), (1.0, 0.5, 2.0)
+    leaves = [torch.randn(*shape, 20, device=device, requires_grad=True) for shape in ((9, 2), (14,))]
+    labels, key_labels = torch.arange(9, device=device) % 3, torch.arange(14, device=device) % 3
+    loss = clce_ext.SupConLoss(temperature=0.3)
+    nested = clce_ext.MatryoshkaLoss(loss, dims, weights)
+
+    def one_by_one(x, labels, keys, key_labels):
+        cut = [
+            loss(x[..., :d].clone(), labels, keys=keys[:, :d].clone(), key_labels=key_labels) for d in dims
+        ]
+        return sum(weight * term for weight, term in zip(weights, cut, strict=True))
+
+    given = (leaves[0], labels), {"keys": leaves[1], "key_labels": key_labels}
+    results = []
+    for function in (nested, lambda x, labels, **keys: one_by_one(x, labels, *keys.values())):
+        value = function(*given[0], **given[1])
+        results.append([value, *torch.autograd.grad(value, leaves)])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+    assert torch.equal(nested(embeddings=leaves[0], labels=labels, **given[1]), results[0][0])
+    assert results[0][0] != loss(*given[0], **given[1])
+    assert torch.equal(clce_ext.MatryoshkaLoss(loss, [20])(*given[0]), loss(*given[0]))
+
+
+def test_matryoshka_of_clce_and_compiled(device):
+    """CLCE's embeddings are its second argument; both halves count once for each prefix."""
+    torch._dynamo.reset()
+    x, logits = torch.randn(12, 16, device=device), torch.randn(12, 3, device=device)
+    labels = torch.arange(12, device=device) % 3
+    clce = clce_ext.CLCELoss(learnable_temperature=True).to(device)
+    nested = clce_ext.MatryoshkaLoss(clce, (4, 16))
+    both = clce(logits, x[:, :4], labels) + clce(logits, x, labels)
+    torch.testing.assert_close(nested(logits, x, labels), both)
+    assert [name for name, _ in nested.named_parameters()] == ["loss.temperature"]
+    compiled = torch.compile(nested, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, x, labels), both)
+    assert "dims=(4, 16)" in repr(nested)
+
+
 def test_debias_close_to_one(device):
     x = torch.randn(40, 2, 24, dtype=torch.float64, device=device)
     options = {"beta": 1.0, "debias": 1 - 1e-6}

@@ -445,3 +445,37 @@ def test_hugging_face_columns_of_other_names(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace({"text": FakeHuggingFace.Value()}))
     with pytest.raises(TrainingError, match=r"of images and one of class labels are wanted, it has text \(V"):
         load_data(config(data="hfds/owner/pets"))
+
+
+class FakeStream:
+    """What timm makes of WebDataset or TensorFlow data sets: images in one order, from the beginning only."""
+
+    def __init__(self, name, root, split):
+        if split not in ("train", "test"):
+            raise ValueError(f"unknown split {split}")
+        self.reader = SimpleNamespace(class_to_idx={"cat": 0, "dog": 1} if name == "tfds/pets" else {})
+        self.count = 6 if split == "train" else 3
+
+    def __iter__(self):
+        return ((Image.new("L", (8 + i, 8), 10 * i), i % 2) for i in range(self.count))
+
+
+@pytest.mark.parametrize(("name", "classes"), [("tfds/pets", ["cat", "dog"]), ("wds/", ["0", "1"])])
+def test_data_sets_that_are_streams(monkeypatch, name, classes):
+    monkeypatch.setattr(sources, "create_dataset", FakeStream)
+    data = load_data(config(data=name, data_dir="somewhere"))
+    assert data.classes == classes and data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.watched == "test" and len(data.test) == 3
+    assert (
+        data.train.source.image(3).size == (11, 8)
+        and data.train.source.image(3).getpixel((0, 0)) == (30,) * 3
+    )
+
+    def not_installed(*_, **__):
+        raise ImportError
+
+    monkeypatch.setattr(sources, "create_dataset", not_installed)
+    with pytest.raises(
+        TrainingError, match=r"needs the package (webdataset|tensorflow-datasets) \(pip install"
+    ):
+        load_data(config(data=name))

@@ -24,7 +24,7 @@ from clce_ext.train import compare, evaluate
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
-from clce_ext.train.data import EpochSampler
+from clce_ext.train.data import epoch_sampler
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
@@ -88,17 +88,18 @@ def test_mixup_and_ema_and_clipping(tmp_path):
 
 
 def test_amp(tmp_path):
-    figures = train(quick_config(tmp_path, amp="bfloat16"))
+    figures = train(quick_config(tmp_path, amp="bfloat16", queue_size=30, micro_batch_size=7))
     assert figures["steps"] == 4
 
 
-def test_micro_batches_change_nothing_but_rounding(tmp_path):
+@pytest.mark.parametrize("objective", ["ce", "clce"])
+def test_micro_batches_change_nothing_but_rounding(tmp_path, objective):
     """Without dropout: with it the micro-batches draw other numbers, which test_gradcache.py accounts for.
 
     And without Adam, whose first steps are the gradients' signs: where a gradient is nothing but rounding,
     so is its sign.
     """
-    options = {"objective": "clce", "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
+    options = {"objective": objective, "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
     train(quick_config(tmp_path / "whole", **options))
     train(quick_config(tmp_path / "micro", micro_batch_size=6, **options))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "micro"))
@@ -204,20 +205,6 @@ def test_finished_runs_are_kept(tmp_path):
         train(quick_config(tmp_path, resume=True, lr=0.5, seed=3))
     train(quick_config(tmp_path, overwrite=True, seed=3))
     assert results(tmp_path)["seed"] == 3
-
-
-def test_damaged_checkpoint_of_a_run(tmp_path):
-    train(quick_config(tmp_path))
-    (tmp_path / "results.json").unlink()
-    last = checkpoints(tmp_path)[-1]
-    for name in ("training.pt", "model.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(TrainingError, match=f"{last.name}: damaged checkpoint .*delete this directory"):
-            train(quick_config(tmp_path, resume=True))
-        (last / name).write_bytes(content)
-    shutil.rmtree(last)  # as the message says
-    assert train(quick_config(tmp_path, resume=True))["steps"] == 4
 
 
 def test_checkpoints_hold_no_code(tmp_path):
@@ -401,9 +388,7 @@ def test_recipes_draw_an_epoch_at_1_2_and_8_processes(recipe):
     for ranks in (1, 2, 8):
         shares = []
         for rank in {0, ranks - 1}:
-            sampler = EpochSampler(
-                labels, config.batch_size, config.images_per_class, 0, rank, ranks, config.micro_batch_size
-            )
+            sampler = epoch_sampler(labels, config, rank, ranks)
             sampler.set_position(epoch=0, first_batch=max(0, sampler.steps - 3))
             items = list(sampler)
             per_step = len(sampler) // sampler.steps
@@ -468,7 +453,14 @@ def test_eval(finished, tmp_path, capsys):
     assert figures["novel_classes"] == 3
     for head in ("centroid", "logistic"):
         assert 0.3 < figures[f"3way_5shot_{head}"] <= 1 and figures[f"3way_5shot_{head}_ci95"] > 0
-    assert "3way_1shot_centroid" in capsys.readouterr().out
+    assert {"recall@1", "recall@4", "map@r"} <= set(figures)
+    by_class = {row["class"]: row for row in figures["by_class"]}
+    assert list(by_class) == ["0", "1", "2", "3", "4", "5", "6"]
+    right = sum(row["accuracy"] * row["images"] for row in by_class.values())
+    assert right / sum(row["images"] for row in by_class.values()) == pytest.approx(figures["top1"])
+    worst = min(by_class.values(), key=lambda row: row["accuracy"])
+    said = capsys.readouterr().out
+    assert "3way_1shot_centroid" in said and f"  {worst['class']}: {100 * worst['accuracy']:.1f} % of" in said
 
 
 def test_eval_on_another_folder(finished, tmp_path):
@@ -539,7 +531,7 @@ def test_eval_errors(finished, tmp_path, capsys):
     assert "has not finished" in capsys.readouterr().err
 
 
-def test_compare(tmp_path, monkeypatch):
+def test_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
     options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
     arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
@@ -566,6 +558,11 @@ def test_compare(tmp_path, monkeypatch):
     found = {
         (o, s): results(tmp_path / "runs" / f"{o}-seed{s}")["top1"] for o in ("ce", "clce") for s in (0, 1)
     }
+    assert "Options shared by the runs" in report and "epochs: 2" in report
+    assert not re.search(r"^(seed|objective|output|resume|overwrite):", report, re.M)
+    assert "4 training images of each class; batches of 20 images, 2 of a class" in report
+    said = capsys.readouterr().out.splitlines()[-4:]
+    assert said[0].split()[:2] == ["Top-1", "Top-5"] and said[1].startswith("ce ") and "±" in said[2]
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
     # Again: nothing is trained, the report is made again.
@@ -573,6 +570,13 @@ def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+    # Runs of two versions are not compared, and none is deleted for it.
+    path = tmp_path / "runs" / "ce-seed0" / "results.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    assert compare.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "not compared: ce, seed 0 by code 0.1.0+" in message and "torch 1.0, timm" in message
+    assert "torch 1.0" not in message.partition("; ")[2]
 
 
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():
@@ -731,6 +735,17 @@ def test_patience_ends_the_last_stage(tmp_path):
     assert figures["best_epoch"] == 4
 
 
+def test_options_of_a_loss_in_a_recipe_are_its_objectives(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: clce\nweight: 0.7\ntemperature: 0.3\nlr: 1e-3\n")
+    arguments = ["--config", str(recipe), "--objectives", "ce", "supcon", "clce"]
+    asked = compare.parse([*arguments, "--set", "supcon.temperature=0.2"])
+    found = {o: asked.config(o, 0, tmp_path) for o in asked.objectives}
+    assert {o: (c.weight, c.temperature, c.lr) for o, c in found.items()} == {
+        "ce": (0.9, None, 1e-3), "supcon": (0.9, 0.2, 1e-3), "clce": (0.7, 0.3, 1e-3),
+    }  # fmt: skip
+
+
 def test_compare_errors(capsys, tmp_path):
     for arguments, message in (
         (["--seeds", "1", "1"], "--seeds: each only once"),
@@ -739,6 +754,10 @@ def test_compare_errors(capsys, tmp_path):
             "--baseline schane is none of --objectives ce clce",
         ),
         (["--eval-embeddings", "never"], "leaves nothing to compare"),
+        (
+            ["--temperature", "0.1"],
+            "--temperature belongs to an objective, not to all of a comparison: give --set",
+        ),
     ):
         assert compare.main([*arguments, "--output", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
@@ -778,34 +797,23 @@ def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["ce", "clce"])
-def test_torchrun_matches_one_process(tmp_path, objective):
-    """Two processes of 7 and 8 images are one of 15, the contrast included."""
-    options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
-    options |= {"batch_size": 15, "images_per_class": 3, "queue_size": 30 if objective == "clce" else None}
-    options = {name: value for name, value in options.items() if value is not None}
-    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
-    port = 20000 + os.getpid() % 20000
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(port),
-    ]
-    command += [
-        "-m",
-        "clce_ext.train",
-        *command_line(options),
-    ]
-    command += ["--output", str(tmp_path / "two")]
+def test_a_comparison_of_two_processes_is_that_of_one(tmp_path):
+    """Of 7 and 8 images, which are a batch of 15: contrast and queue included."""
+    options = QUICK | {"drop_path": 0.0, "eval_embeddings": "final", "batch_size": 15, "images_per_class": 3}
+    for objective, own in (("ce", {}), ("clce", {"queue_size": 30})):
+        output = {"objective": objective, "output": str(tmp_path / "one" / f"{objective}-seed0")}
+        train(TrainConfig.from_dict(options | own | output))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(20000 + os.getpid() % 20000), "-m", "clce_ext.train.compare"]
+    command += [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0"]
+    command += ["--set", "clce.queue_size=30", "--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
-    for name in ("val_loss", "top1", "silhouette", "uniformity"):
-        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3)
-    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    assert done.stdout.count("report: ") == 1 and (tmp_path / "two" / "report.html").exists()
+    for objective in ("ce", "clce"):
+        one, two = (tmp_path / n / f"{objective}-seed0" for n in ("one", "two/runs"))
+        for name in ("val_loss", "top1", "silhouette", "uniformity"):
+            assert results(two)[name] == pytest.approx(results(one)[name], rel=1e-3, abs=1e-3)
+        for a, b in zip(rows(one), rows(two), strict=True):
+            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -64,8 +65,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
-        "class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -96,6 +97,11 @@ class TrainConfig:
         _COUNT,
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
+    max_image_pixels: int = option(
+        89_478_485,
+        "refuse larger images, which may be made to fill the memory (default: Pillow's limit)",
+        _COUNT,
+    )
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: list[float] = option(  # noqa: RUF009
         [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
@@ -147,7 +153,7 @@ class TrainConfig:
     beta: float | None = option(
         None,
         f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
-        _NOT_NEGATIVE,
+        Accepted("a number in [0, 10000]", lambda value: 0 <= value <= 10000),
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
@@ -204,6 +210,9 @@ class TrainConfig:
     )
 
     # Machine
+    timeout: float = option(
+        1800.0, "under torchrun: seconds that processes wait for each other before the run ends", _POSITIVE
+    )
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
@@ -226,7 +235,9 @@ class TrainConfig:
     eval_embeddings: str = option(
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    eval_images: int = option(
+        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
+    )
     best_metric: str | None = option(
         None,
         "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
@@ -237,6 +248,9 @@ class TrainConfig:
         None, "end the last stage after N evaluations without a better --best-metric", _COUNT
     )
     tensorboard: bool = option(True, "write TensorBoard events")
+    tracker: str | None = option(
+        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
+    )
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:
@@ -287,7 +301,11 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+        return not (
+            self.data_is_glyphs
+            or ":" in self.data
+            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
+        )
 
     @property
     def data_is_glyphs(self) -> bool:
@@ -332,7 +350,6 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
-        options = {str(name).replace("-", "_"): value for name, value in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
             raise TrainingError(
@@ -342,7 +359,7 @@ class TrainConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a recipe or config.yaml."""
+    """The options in a recipe or config.yaml, by the names of TrainConfig's fields."""
     try:
         options = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -351,7 +368,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrainingError(f"--config {path}: not YAML ({error})") from None
     if not isinstance(options, dict):
         raise TrainingError(f"--config {path}: must map option names to values, got {type(options).__name__}")
-    return options
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) -> None:
@@ -409,6 +426,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         converted = kind(value)
     except (TypeError, ValueError, OverflowError):
         raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
+    if kind is float and not math.isfinite(converted):
+        raise TrainingError(f"{flag(name)} must be a finite number, got {value!r}")
     if kind is int and converted != float(value):
         raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")
     return converted

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,22 @@ from torch import Tensor
 
 from . import checkpoint, judge, models, report
 from .choice import best_row, is_patience_over
-from .config import TrainConfig, flag, read_yaml
+from .config import TrainConfig
 from .data import Data, data_digest, digest_differences, in_memory, load_data
 from .errors import TrainingError
 from .losses import RunningLosses
 from .objectives import OBJECTIVES, UNTOUCHED
 from .plan import plan
 from .processes import Processes, processes
-from .records import Mean, Records, epoch_line, progress_bar
+from .records import Records, epoch_line, progress_bar
 from .results import write_correct
+from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
-from .start import start_lines
+from .start import start_lines, versions
 from .trainer import Trainer
 
-# Options that may differ between a run and its continuation: they do not change what is computed.
-_FREE_TO_CHANGE = {
-    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
-    "output", "overwrite", "plan", "progress", "resume", "tensorboard", "workers",
-}  # fmt: skip
-_CHECK_EVERY = 50  # steps of a GPU, whose losses the host does not wait for in between
+_CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps; in between the host does not wait for a GPU's losses
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -51,13 +47,15 @@ def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
             if group.is_main:
                 print(plan(config, group.world_size))
             return {}
+        group.agree(lasting_options(config))
         folder = Path(config.output)
-        finished = group.from_main(_prepare_folder(folder, config) if group.is_main else None)
-        if finished is not None:
+        with opened(folder, config) if group.is_main else nullcontext() as found:
+            finished = group.from_main(found)
+            if finished is None:
+                return _Run(config, group, folder, with_map).execute()
             if group.is_main:
                 print(f"{folder}: finished before; nothing to do")
             return finished
-        return _Run(config, group, folder, with_map).execute()
 
 
 @dataclass
@@ -80,8 +78,6 @@ class _Run:
         self.digest = self._agreed_digest()
         self._check_that_test_chooses_nothing()
         self.data.train = in_memory(self.data.train, group.world_size)
-        # Embeddings are judged with these as references.
-        self.train_part = self.data.train.sample(config.eval_images, config.seed)
         self.stages = stages(config, group.world_size)
         self.model = models.create_model(
             config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
@@ -97,13 +93,17 @@ class _Run:
         self.untouched: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
-        if config.resume and checkpoint.checkpoints(folder):
-            self._restore(checkpoint.checkpoints(folder)[-1])
+        newest = checkpoint.newest_intact(folder, run_id(config)) if config.resume and group.is_main else None
+        newest = group.from_main(newest)
+        if newest is not None:
+            self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         if group.is_main and config.progress:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
-        self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
+        self.records = None
+        if group.is_main:
+            self.records = Records(folder, config.tensorboard, self.rows, config.tracker, config.to_dict())
 
     def _agreed_digest(self) -> dict[str, str]:
         digests = self.group.gather(data_digest(self.data))
@@ -169,7 +169,7 @@ class _Run:
     def _train_epoch(self, trainer: Trainer) -> None:
         position, stage, sampler = self.position, trainer.stage, trainer.sampler
         self.val_outputs = None
-        on_cpu = self.group.device.type == "cpu"  # nobody has to wait for it
+        check_every = _CHECK_EVERY[self.group.device.type]
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         epoch = position.epoch + sum(s.epochs for s in self.stages[: position.stage])
         bar = progress_bar(
@@ -185,7 +185,7 @@ class _Run:
                 every = self.config.checkpoint_steps
                 is_last = position.batch + 1 == sampler.steps
                 saves = every is not None and (position.step + 1) % every == 0 and not is_last
-                is_checked = is_last or saves or on_cpu or (position.step + 1) % _CHECK_EVERY == 0
+                is_checked = is_last or saves or (position.step + 1) % check_every == 0
                 if losses := self._train_step(trainer, is_checked):
                     bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
                 now = time.perf_counter()
@@ -204,7 +204,7 @@ class _Run:
         step = position.batch + position.epoch * trainer.sampler.steps  # of this stage
         self.losses.add(trainer.gradients(step), trainer.sampler.share, position.step)
         losses = self._checked_losses(trainer) if is_checked else {}
-        trainer.update(step)
+        trainer.update()
         position.batch += 1
         position.step += 1
         return losses
@@ -236,7 +236,7 @@ class _Run:
             "epoch": position.epoch,
             "step": position.step,
             "lr": trainer.learning_rate,
-            **Mean.joined(self.group.gather(self.losses.sums())).values(),
+            **self.losses.means(),
             **(self._evaluate(trainer) if judged else {}),
             "seconds": round(position.epoch_seconds, 3),
             "images_per_second": round(images / max(position.epoch_seconds, 1e-9), 1),
@@ -266,7 +266,7 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            found = judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            found = judge.neighbours(self.judge.outputs(model, self.data.train), val)
             values |= judge.accuracies(found)
         return values
 
@@ -283,6 +283,7 @@ class _Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
+            **versions(),
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
             "split": self.data.watched,
@@ -309,18 +310,20 @@ class _Run:
         return results
 
     def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        part = val.take(self.config.eval_images, self.config.seed)
-        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
+        most, seed = self.config.eval_images, self.config.seed
+        train = self.judge.outputs(self.model, self.data.train)
+        return judge.frozen(train, val.take(most, seed), most, seed)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         self._write_backbone("model.safetensors")
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        shown = val if self.with_map else None
-        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
-        # Last: a run with results.json is finished.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_finished(self.folder, self.config)  # its report can be made again
+        report.write_run_report(
+            self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
+        )
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
@@ -354,7 +357,12 @@ class _Run:
             "data": self.digest,
         }
         checkpoint.save_checkpoint(
-            self.folder, self.position.step, self.model.state_dict(), training, self.config.keep_checkpoints
+            self.folder,
+            self.position.step,
+            self.model.state_dict(),
+            training,
+            self.config.keep_checkpoints,
+            run_id(self.config),
         )
 
     def _restore(self, folder: Path) -> None:
@@ -364,7 +372,7 @@ class _Run:
                 f"{folder}: written by {training['world_size']} process(es); resume with as many, not "
                 f"{self.group.world_size}: the batches would differ"
             )
-        if difference := digest_differences(training["data"], self.digest):
+        if difference := digest_differences(training.get("data", {}), self.digest):
             raise TrainingError(
                 f"--resume: {folder} was trained on other data than is there now: {difference}"
             )
@@ -381,36 +389,3 @@ class _Run:
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
-
-
-def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
-    saved, finished = folder / "config.yaml", folder / "results.json"
-    # A start that failed has left nothing to keep.
-    if saved.exists() and (checkpoint.checkpoints(folder) or finished.exists()):
-        if config.resume:
-            _check_same_run(saved, config)
-            if finished.exists():
-                return json.loads(finished.read_text())
-        elif config.overwrite:
-            for name in ("checkpoints", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for pattern in ("metrics.csv", "*.safetensors", "results-*.json"):
-                for file in folder.glob(pattern):
-                    file.unlink()
-            saved.unlink()
-            finished.unlink(missing_ok=True)
-        else:
-            raise TrainingError(
-                f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
-
-
-def _check_same_run(saved: Path, config: TrainConfig) -> None:
-    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), config.to_dict()
-    changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != before[name]]
-    if changed:
-        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
-        raise TrainingError(f"--resume: {saved} has other options: {details}")

@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
 import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from .checkpoint import write_text, write_weights
 from .data import Images
+from .errors import TrainingError, first_line
 from .judge import Outputs
 from .objectives import UNTOUCHED
 
 # What results.json says of how a run was made, whatever it is judged on.
 _OF_THE_RUN = (
     "objective", "model", "data", "seed", "classes", "train_images", "epochs", "steps", "seconds",
-    "seconds_per_epoch", "best_metric", "best_epoch",
+    "seconds_per_epoch", "best_metric", "best_epoch", "code", "torch", "timm",
 )  # fmt: skip
 
 
@@ -42,7 +44,21 @@ class RunRecord:
 
 
 def read_run(folder: Path, split: str | None = None) -> RunRecord:
-    """Of a finished run's directory; ``split`` names the one whose figures write_figures left there."""
+    """Of a finished run's directory; ``split`` names the one whose figures write_figures left there.
+
+    Raises:
+        TrainingError: a file of it is missing or damaged.
+    """
+    try:
+        return _read_run(folder, split)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise TrainingError(
+            f"{folder}: not what a finished run leaves ({type(error).__name__}: {first_line(error)}): "
+            "clce-train with --resume finishes it again"
+        ) from error
+
+
+def _read_run(folder: Path, split: str | None) -> RunRecord:
     suffix = f"-{split}" if split else ""
     results = json.loads((folder / "results.json").read_text())
     if split:  # what says how the run was made, with the figures of that split

@@ -1,6 +1,15 @@
-"""What a run says when it starts: on which images, with which weights."""
+"""What a run says when it starts: on which images, with which weights; and which code it is that runs."""
 
 from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+import timm
+import torch
+
+import clce_ext
 
 from .config import TrainConfig
 from .data import Data, Images
@@ -19,8 +28,8 @@ def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
         lines.append(f"test     {len(data.test)} images, left to judge what was chosen")
     splits = [images.source for images in (data.train, data.val, data.test) if images is not None]
     passed_over: dict[str, int] = {}
-    for source in {id(source): source for source in splits}.values():
-        for kind, count in source.passed_over.items():
+    for of_split in {id(source.passed_over): source.passed_over for source in splits}.values():
+        for kind, count in of_split.items():
             passed_over[kind] = passed_over.get(kind, 0) + count
     if passed_over:
         kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items())]
@@ -35,3 +44,14 @@ def _per_class(images: Images, classes: int) -> str:
     counts = [int((images.labels == label).sum()) for label in range(classes)]
     few, many = min(counts), max(counts)
     return f", {few} of each class" if few == many else f", {few} to {many} of a class"
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of this package, with a digest of its Python code, of torch and of timm."""
+    folder = Path(clce_ext.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.read_bytes())
+    code = f"{clce_ext.__version__}+{digest.hexdigest()[:10]}"
+    return {"code": code, "torch": torch.__version__, "timm": timm.__version__}

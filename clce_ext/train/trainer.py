@@ -102,7 +102,7 @@ class Trainer:
             loss = self.grad_cache(images, labels, **extra)
         return {"loss": loss, **self.criterion.parts}
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Moves the weights along .grad."""
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -110,7 +110,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
-            self.averaged.update(self.model, step=step)
+            self.averaged.update(self.model)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the model's weights."""

@@ -28,6 +28,36 @@ class Source:
     in_files: bool = False  # whether name(i) is the path of a file
 
 
+def read_image(path: str, max_pixels: int) -> Image.Image:
+    """The image of a file, as :func:`rgb` gives it.
+
+    Raises:
+        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
+    with Image.open(path) as image:
+        return rgb(image, max_pixels)
+
+
+def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
+    """8 bits of red, green and blue. Pillow itself would clip 16 bits of grey to white instead of scaling.
+
+    Raises:
+        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
+    """
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than --max-image-pixels {max_pixels}"
+        )
+    # Older versions of Pillow read the 16 bits of a PNG as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit grey (mode {image.mode}) has no known range: convert it to 8 or 16 bits")
+    return image.convert("RGB")
+
+
 def joined(sources: Sequence[Source]) -> Source:
     """One source after another, as one."""
     starts = np.cumsum([0, *(len(source.labels) for source in sources)])
@@ -60,12 +90,6 @@ class Images(Dataset):
 
     def take(self, positions: np.ndarray | slice) -> Images:
         return Images(self.source, self.indices[positions], self.labels[positions])
-
-    def sample(self, most: int, seed: int) -> Images:
-        """At most ``most`` of the images, drawn with ``seed``, in their order."""
-        if len(self) <= most:
-            return self
-        return self.take(np.sort(np.random.default_rng([seed, 0x5AB]).choice(len(self), most, replace=False)))
 
     def __len__(self) -> int:
         return len(self.indices)

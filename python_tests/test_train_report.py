@@ -1,0 +1,161 @@
+"""What a report shows and what it does not claim; predictions of a saved model."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from clce_ext.train import plots, predict, report
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.errors import TrainingError
+from clce_ext.train.judge import Outputs
+from clce_ext.train.loop import train
+from clce_ext.train.records import Records
+from clce_ext.train.results import RunRecord
+
+from .training import QUICK, quick_config, write_digit_images
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(quick_config(folder, hold_out_classes=["7", "8", "9"], batch_size=14, epochs=1))
+    return folder
+
+
+def test_what_is_kept_of_a_models_outputs():
+    """Predictions, not logits; of the shares of several processes, in the order of the images."""
+    logits, labels = torch.randn(11, 200, generator=torch.Generator().manual_seed(0)), torch.arange(11) % 3
+
+    def outputs(rows):
+        top = logits[rows].topk(5).indices
+        shares = logits[rows].softmax(dim=1).gather(1, top)
+        losses = F.cross_entropy(logits[rows], labels[rows], reduction="none")
+        return Outputs(top, shares, losses, logits[rows, :4], labels[rows], rows)
+
+    whole = outputs(torch.arange(11))
+    joined = Outputs.join([outputs(torch.arange(rank, 11, 3)) for rank in range(3)])
+    for field in dataclasses.fields(Outputs):
+        assert torch.equal(getattr(joined, field.name), getattr(whole, field.name))
+        assert getattr(whole, field.name)[0].numel() <= 5
+    figures = whole.classification(200)
+    assert figures["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert figures["top1"] == (logits.argmax(dim=1) == labels).double().mean()
+    by_class = whole.by_class([f"class {i}" for i in range(200)])
+    assert [(row["class"], row["images"]) for row in by_class] == [
+        ("class 0", 4),
+        ("class 1", 4),
+        ("class 2", 3),
+    ]
+    part = whole.take(6, seed=1)
+    assert len(part.rows) == 6 and torch.equal(part.labels, labels[part.rows])
+
+
+def test_bold_is_only_who_is_ahead_of_chance():
+    def table(gains):
+        runs = {
+            name: [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(of)]
+            for name, of in gains.items()
+        }
+        section = report._accuracies(runs, [])
+        return [row[1].bold for row in section.table["rows"]]
+
+    assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
+    assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
+    assert table({"ce": [0], "clce": [0.03]}) == [False, False]
+
+
+def test_time_per_epoch_is_shown_where_nothing_else_ran():
+    def runs(*seconds):
+        rows = [{"stage": "joint", "seconds": s} for s in seconds]
+        return {"ce": [RunRecord("ce", 0, {"seconds_per_epoch": 1.0}, rows)]}
+
+    assert report._cost(runs(9.0, 2.0, 2.1, 2.2)).figures
+    for disturbed in (runs(9.0, 2.0, 3.0, 2.0), runs(9.0, 2.0)):
+        section = report._cost(disturbed)
+        assert not section.figures and "not shown" in section.text
+
+
+def test_names_on_a_map_do_not_cover_each_other():
+    generator = np.random.default_rng(0)
+    points, labels = generator.normal(size=(240, 2)), np.arange(240) % 12
+    figure, axes = plots.plt.subplots(figsize=(4, 4))
+    axes.scatter(*points.T)
+    names = [axes.text(0, 0, f"class {i}", bbox={"boxstyle": "round,pad=0.2"}) for i in range(12)]
+    plots._push_apart(figure, axes, names)
+    figure.canvas.draw()
+    boxes = [name.get_bbox_patch().get_window_extent() for name in names]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plots.plt.close(figure)
+    assert "<svg" in plots.embedding_map(points, labels, ["<b>&"] * 12, "a < b")
+
+
+def test_photographs_and_names_of_classes_in_a_report(tmp_path):
+    """Mistakes and hardest negatives are pictures; a class's name is text, whatever it holds."""
+    folder = write_digit_images(tmp_path / "data", train=4, val=3, classes=3, size=32)
+    for split in ("train", "val"):
+        (folder / split / "digit_1").rename(folder / split / "<script>1")
+    options = QUICK | {"shots": None, "batch_size": 6, "data": str(folder), "eval_embeddings": "final"}
+    train(TrainConfig.from_dict(options | {"epochs": 1, "output": str(tmp_path / "run"), "image_size": 32}))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Hardest negatives" in page and page.count("data:image/jpeg;base64,") >= 2
+    assert "&lt;script&gt;1" in page and "<script" not in page
+
+
+def test_prediction(finished, tmp_path, capsys):
+    """From the saved file alone, moved elsewhere: the run's own predictions for its own images."""
+    saved = shutil.copy(finished / "model.safetensors", tmp_path / "moved.safetensors")
+    folder = write_digit_images(tmp_path / "new", train=3, val=0, classes=2, size=32) / "train"
+    single = next((folder / "digit_0").iterdir())
+    arguments = ["--checkpoint", str(saved), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert predict.main([*arguments, str(folder), str(single)]) == 0
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).parent.name for row in rows] == ["digit_0"] * 3 + ["digit_1"] * 3 + ["digit_0"]
+    model, classes, _ = predict.load_saved(finished)
+    image = Image.open(single).convert("RGB")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    shares = model.backbone((pixels - 0.5) / 0.5).softmax(dim=1)[0]
+    assert rows[-1]["class_1"] == classes[shares.argmax()]
+    assert float(rows[-1]["probability_1"]) == pytest.approx(shares.max().item(), abs=1e-3)
+    assert (tmp_path / "out" / "contact-sheet.html").read_text().count("<img") == 7
+    for wrong, message in (
+        ([str(tmp_path / "none.png")], "none.png: no such file or folder"),
+        ([str(finished / "checkpoints")], "no images in this folder"),
+    ):
+        assert predict.main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    torch.save(model.backbone.state_dict(), tmp_path / "plain.pth")
+    assert predict.main(["--checkpoint", str(tmp_path / "plain.pth"), str(single)]) == 2
+    assert "does not say its arguments, classes, input, model" in capsys.readouterr().err
+
+
+def test_trackers(tmp_path, monkeypatch):
+    logged = []
+
+    def log(values, step):
+        logged.append((values, step))
+
+    run = SimpleNamespace(log=log)
+    ids = []
+    wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
+    mlflow = SimpleNamespace(start_run=lambda run_name: None, log_params=lambda _: None, log_metrics=log)
+    row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
+    for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
+        monkeypatch.setitem(sys.modules, name, package)
+        Records(tmp_path, False, tracker=name, options={"lr": 1e-3}).write([row])
+        assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
+    assert ids[0] == ids[1]  # one run, where it is resumed
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
+        Records(tmp_path, False, tracker="mlflow")
