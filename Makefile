@@ -11,7 +11,7 @@ DEMO ?= runs/demo
 FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
+.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -19,7 +19,7 @@ help:
 # The extension is built against the installed torch, hence --no-build-isolation and torch first.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=70" wheel ninja numpy
+	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy
 	$(RUN) -m pip install --quiet torch torchvision
 	$(RUN) -m pip install --no-build-isolation --editable ".[train,bench,test,dev]"
 	@touch $@
@@ -66,6 +66,16 @@ soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run
 gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
 	$(RUN) tools/gpu_check.py
 
+# The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
+wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
+	rm -rf build/wheel dist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
+	$(RUN) tools/check_wheel.py dist/*.whl
+
+reference: $(VENV)/.installed ## the reference of all that is public, from the docstrings, in build/reference
+	$(RUN) -m sphinx -q -W --keep-going -b html docs/reference build/reference
+
 lint: $(VENV)/.installed ## formatters and linters, changing nothing
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -80,4 +90,4 @@ bench: $(VENV)/.installed ## throughput and memory against eager, compiled and c
 	$(RUN) -m bench --preset cpu --device cpu
 
 clean:
-	rm -rf build clce_ext/*.so *.egg-info
+	rm -rf build dist clce_ext/*.so *.egg-info

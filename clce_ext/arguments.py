@@ -137,17 +137,6 @@ class ContrastiveLossOutputs(NamedTuple):
     key_norms: Tensor
 
 
-# What clce_ext::check_arguments looks at.
-CheckArgumentsInputs = namedtuple(
-    "CheckArgumentsInputs",
-    [
-        name
-        for name in ContrastiveLossInputs._fields
-        if name not in ("detach_weights", "normalize", "ignore_index")
-    ],
-)
-
-
 # ---- clce_ext::contrastive_loss_backward: the upstream gradient, what the forward saves, options, needs ----
 
 

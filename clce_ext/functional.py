@@ -243,7 +243,7 @@ def hard_negative_contrastive_loss(
         summation: the mean over positives inside ("in") or outside ("out") the logarithm.
         denominator: "all" keys or "negatives" only (decoupled).
         debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
-            max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)). A number, or a
+            ``max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau))``. A number, or a
             floating-point tensor [B] (or [B * V], each anchor's own) without gradient, such as the share
             of each image's class. The host does not read a tensor on CUDA: its range is not checked.
         detach_weights: take the hardness weights w for constants in the gradient.

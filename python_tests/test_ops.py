@@ -285,6 +285,17 @@ def test_parts_refuse_what_kernels_cannot_read(device):
             call()
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_product_for_kernels(accumulate, device):
+    """What kernels ask torch for, with results in the memory that they give."""
+    a, b = torch.randn(5, 7, device=device), torch.randn(6, 7, device=device).t()
+    memory = torch.randn(5, 9, device=device)
+    want = memory.clone()
+    want[:, :6] = a @ b + (memory[:, :6] if accumulate else 0)
+    torch.ops.clce_ext_backend.multiply(memory[:, :6], a, b, accumulate)
+    torch.testing.assert_close(memory, want)
+
+
 def test_inference_mode_and_meta(device):
     x, labels = torch.randn(10, 4, device=device), torch.arange(10, device=device) % 3
     with torch.inference_mode():

@@ -13,7 +13,6 @@ from clce_ext import arguments
 RECORDS = {
     "contrastive_loss": (arguments.ContrastiveLossInputs, arguments.ContrastiveLossOutputs),
     "contrastive_loss_backward": (arguments.ContrastiveLossBackwardInputs, None),
-    "check_arguments": (arguments.CheckArgumentsInputs, None),
     "statistics": (arguments.StatisticsInputs, None),
     "loss_from_statistics": (arguments.LossFromStatisticsInputs, arguments.LossFromStatisticsOutputs),
     "statistics_backward": (arguments.StatisticsBackwardInputs, arguments.StatisticsBackwardOutputs),

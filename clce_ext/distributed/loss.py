@@ -23,7 +23,7 @@ from clce_ext.distributed.merge import MergedStatistics
 from clce_ext.distributed.ranks import Ranks, refuse
 from clce_ext.distributed.transports import TRANSPORTS, Shard
 from clce_ext.labels import own_class_labels
-from clce_ext.ops import check_arguments, only_first_derivative
+from clce_ext.ops import check_arguments, only_first_derivative, temperature_gradient
 
 _ops = torch.ops.clce_ext
 
@@ -234,7 +234,7 @@ def _gradients(
         t = saved.temperature_tensor.detach()
         by_scale = Derivatives(*derivatives).scale.sum(dtype=torch.float64)
         dots = _dot(saved.z, dz) - keys_side
-        dtemperature = _ops.temperature_gradient(dots, by_scale, False, t.double().reshape(()))
+        dtemperature = temperature_gradient(dots, by_scale, False, t.double().reshape(()))
         dtemperature = dtemperature.to(t.dtype).reshape(t.shape)
     returned = transport.own_gradient(setting.sizes[setting.ranks.rank])
     if returned is not None:
