@@ -11,7 +11,7 @@ DEMO ?= runs/demo
 FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
+.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -59,6 +59,9 @@ pipe-model: $(VENV)/.installed ## what the kernels should cost, from their machi
 
 mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (20 minutes)
 	$(RUN) tools/mutation_check.py
+
+soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run; a table of what held (half an hour of a core)
+	$(RUN) tools/soak.py
 
 gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
 	$(RUN) tools/gpu_check.py

@@ -201,10 +201,10 @@ def test_kernels_agree_where_no_matrix_of_all_pairs_fits():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("size", [64, 256])
-def test_several_panels(size, monkeypatch):
+@pytest.mark.parametrize("shape", [(64, 64), (64, 200), (256, 256), (96, 1000)])
+def test_several_panels(shape, monkeypatch):
     """Panels that rows do not fill, beside and across classes, with selves in any of them."""
-    monkeypatch.setattr(panels, "panel_size", lambda *_: size)
+    monkeypatch.setattr(panels, "panel_shape", lambda *_: shape)
     x, keys = torch.randn(500, 20, dtype=torch.float64), torch.randn(700, 20, dtype=torch.float64)
     labels, key_labels = torch.randint(7, (500,)), torch.randint(7, (700,))
     labels[torch.rand(500) < 0.1] = -100

@@ -26,7 +26,7 @@ def folder(tmp_path):
 def first_image(folder, **options):
     """Pixels [H, W, 3] of the first training image."""
     images = load_data(TrainConfig(data=str(folder), **options)).train
-    return np.asarray(images._decode(0))
+    return np.asarray(images.decode(0))
 
 
 def replace_first(folder, image, suffix, **options):

@@ -251,7 +251,7 @@ def torchrun(tmp_path, script, *arguments):
     path.write_text(
         f"import os, sys\nfrom clce_ext.train.cli import main\nrank = int(os.environ['RANK'])\n{script}"
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
         [*command, path, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -277,7 +277,7 @@ def test_ranks_with_other_images_are_refused(tmp_path):
         tmp_path, f"os.chdir(r'{tmp_path}/disk' + str(rank))\nsys.exit(main(sys.argv[1:]))", *arguments
     )
     assert done.returncode != 0
-    assert "process 1 found other data than process 0" in done.stderr and "train was 12 images" in done.stderr
+    assert "process 1 found other data than process 0" in done.stderr and "train was 4 images" in done.stderr
 
 
 def test_a_killed_rank_ends_the_run_with_one_line(tmp_path):

@@ -98,6 +98,15 @@ def test_learning_rates_scale_with_the_batch():
     assert stages(TrainConfig())[0].lr == 5e-4
 
 
+def test_a_queue_holds_embeddings_of_steps_before():
+    losses = {}
+    for size in (None, 30):
+        trainer = make_trainer(objective="clce", queue_size=size, drop_path=0.0, lr=1e-12)
+        losses[size] = [float(trainer.gradients(step)["contrast"]) for step in range(2)]
+    assert len(trainer.criterion.queue) == 30 and trainer.criterion.queue.embeddings.shape == (30, 96)
+    assert losses[None][0] == losses[30][0] and abs(losses[None][1] - losses[30][1]) > 1e-3
+
+
 # Waiting and losses that are not finite
 
 
@@ -172,26 +181,13 @@ def one_rank_fails(folder: str, options: dict) -> str:
     return "went on"
 
 
-def other_data(folder: str, options: dict) -> str:
-    rank = torch.distributed.get_rank()
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
-    try:
-        train(TrainConfig.from_dict(options | {"output": folder, "letter_images": 6 + rank}))
-    except TrainingError as error:
-        return str(error)
-    return "went on"
-
-
 @pytest.mark.slow
-def test_what_stops_one_process_stops_all(tmp_path):
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
     world = World(2, tmp_path / "store")
     try:
         answers = world.run(one_rank_fails, {r: (str(tmp_path / "run"), QUICK) for r in range(2)})
         assert answers[0] == answers[1] and "the loss is not finite (loss nan" in answers[0]
         assert "step 1, at" in answers[0]
-        letters = {k: v for k, v in QUICK.items() if k != "shots"} | {"data": "letters", "epochs": 1}
-        answers = world.run(other_data, {r: (str(tmp_path / "other"), letters) for r in range(2)})
-        assert answers[0] == answers[1] and "process 1 found other data than process 0: train" in answers[0]
     finally:
         world.close()
 

@@ -43,12 +43,14 @@ TRAINING = [
 def draw(seed: int) -> tuple[oracle.Case, torch.dtype]:
     """A call: sizes, labels, keys, options and dtype, by its seed alone."""
     chance, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    dtype = chance.choice(DTYPES)
 
     def embeddings(*shape):
         x = torch.randn(shape, generator=generator, dtype=torch.float64) * 10 ** chance.uniform(-2, 2)
         if chance.random() < 0.1:
             x[: len(x) // 3] = x[:1]  # duplicates
-        if chance.random() < 0.05 and len(x) > 3:
+        # float16 cannot hold the gradient of a zero row, which is then the largest number that there is.
+        if chance.random() < 0.05 and len(x) > 3 and dtype != torch.float16:
             x[2] = 0
         return x
 
@@ -58,8 +60,10 @@ def draw(seed: int) -> tuple[oracle.Case, torch.dtype]:
             found[torch.rand(count, generator=generator) < 0.3] = -100
         return found
 
-    rows = round(math.exp(chance.uniform(0, math.log(150))))
-    dim = round(math.exp(chance.uniform(0, math.log(900))))
+    # Of 16 bits and one or two anchors, plain PyTorch's error is a matter of luck: no measure.
+    least = 8 if torch.finfo(dtype).bits == 16 else 1
+    rows = round(math.exp(chance.uniform(math.log(least), math.log(150))))
+    dim = round(math.exp(chance.uniform(math.log(2), math.log(900))))
     with_labels, with_keys = chance.random() < 0.8, chance.random() < 0.3
     views = chance.choice((None, 1, 2, 3) if with_labels or with_keys else (2, 3))
     anchors = rows * (views or 1)
@@ -79,13 +83,13 @@ def draw(seed: int) -> tuple[oracle.Case, torch.dtype]:
         case.key_labels = labels(keys) if with_labels else None
     if case.options["reduction"] == "none":
         case.grad = torch.randn(anchors, generator=generator, dtype=torch.float64)
-    return case, chance.choice(DTYPES)
+    return case, dtype
 
 
 def judge(seed: int) -> Counter:
     """Runs the call; counts what was compared."""
     case, dtype = draw(seed)
-    oracle.check(case, dtype)
+    oracle.check(case, dtype, luck=True)
     held = oracle.rounded_to(case, dtype)
     runs = []
     for threads in (1, 2, 2):

@@ -15,6 +15,8 @@ The modules, from the outside in:
     start        what a run says when it starts; the versions of what runs
     stages       what a run does first and next, and what it minimises
     criteria     what a stage minimises, with its halves for the records
+    losses       sums of an epoch's losses, on the device; those that are not finite
+    plan         what a run would do, in words
     models       timm's models with a projection head; the small BEiT for digits
     data         data sets, few-shot subsets, class-balanced batches, augmentations
     metrics      accuracy, neighbours, few-shot episodes, geometry of the embeddings

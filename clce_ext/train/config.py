@@ -248,6 +248,9 @@ class TrainConfig:
         None, "end the last stage after N evaluations without a better --best-metric", _COUNT
     )
     tensorboard: bool = option(True, "write TensorBoard events")
+    tracker: str | None = option(
+        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
+    )
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:
@@ -347,7 +350,6 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
-        options = {str(name).replace("-", "_"): value for name, value in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
             raise TrainingError(
@@ -357,7 +359,7 @@ class TrainConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a recipe or config.yaml."""
+    """The options in a recipe or config.yaml, by the names of TrainConfig's fields."""
     try:
         options = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -366,7 +368,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrainingError(f"--config {path}: not YAML ({error})") from None
     if not isinstance(options, dict):
         raise TrainingError(f"--config {path}: must map option names to values, got {type(options).__name__}")
-    return options
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) -> None:

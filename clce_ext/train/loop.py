@@ -22,7 +22,7 @@ from .losses import RunningLosses
 from .objectives import OBJECTIVES, UNTOUCHED
 from .plan import plan
 from .processes import Processes, processes
-from .records import Mean, Records, epoch_line, progress_bar
+from .records import Records, epoch_line, progress_bar
 from .results import write_correct
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
@@ -101,7 +101,9 @@ class _Run:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         if group.is_main and config.progress:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
-        self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
+        self.records = None
+        if group.is_main:
+            self.records = Records(folder, config.tensorboard, self.rows, config.tracker, config.to_dict())
 
     def _agreed_digest(self) -> dict[str, str]:
         digests = self.group.gather(data_digest(self.data))
@@ -234,7 +236,7 @@ class _Run:
             "epoch": position.epoch,
             "step": position.step,
             "lr": trainer.learning_rate,
-            **Mean.joined(self.group.gather(self.losses.sums())).values(),
+            **self.losses.means(),
             **(self._evaluate(trainer) if judged else {}),
             "seconds": round(position.epoch_seconds, 3),
             "images_per_second": round(images / max(position.epoch_seconds, 1e-9), 1),
@@ -370,7 +372,7 @@ class _Run:
                 f"{folder}: written by {training['world_size']} process(es); resume with as many, not "
                 f"{self.group.world_size}: the batches would differ"
             )
-        if difference := digest_differences(training["data"], self.digest):
+        if difference := digest_differences(training.get("data", {}), self.digest):
             raise TrainingError(
                 f"--resume: {folder} was trained on other data than is there now: {difference}"
             )

@@ -57,5 +57,13 @@ class RunningLosses:
         """(sum, count) by name; waits for the device."""
         return {name: [total, self.count] for name, total in self._named(self.totals).items()}
 
+    def means(self) -> dict[str, float]:
+        """Of all processes, which call this together, by name; waits for the device."""
+        every = self.group.gather(self.sums())
+        return {
+            name: sum(sums[name][0] for sums in every) / sum(sums[name][1] for sums in every)
+            for name in self.names
+        }
+
     def _named(self, values: Tensor | None) -> dict[str, float]:
         return {} if values is None else dict(zip(self.names, values.tolist(), strict=True))

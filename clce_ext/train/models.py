@@ -114,8 +114,7 @@ class FineTuner(nn.Module):
         # Loaders give pixels 0...255, a quarter of the size of normalised ones.
         resolved = resolve_model_data_config(backbone)
         for name in ("mean", "std"):
-            value = 255 * torch.tensor(resolved[name]).view(-1, 1, 1)
-            self.register_buffer(name, value, persistent=False)
+            self.register_buffer(name, torch.tensor(resolved[name]).view(-1, 1, 1), persistent=False)
 
     def set_mode(self, mode: str) -> None:
         """Chooses the outputs, and with them the parameters that require gradients."""
@@ -145,7 +144,7 @@ class FineTuner(nn.Module):
         Of a distilled DeiT, its class token and its distillation token, one after the other.
         """
         if images.dtype == torch.uint8:
-            images = (images - self.mean) / self.std
+            images = (images / 255 - self.mean) / self.std
         count = len(classifiers(self.backbone))
         if count > 1:
             return self.backbone.forward_features(images)[:, :count].flatten(1)

@@ -7,8 +7,8 @@ import timm
 
 from . import models  # noqa: F401 (registers models)
 from .config import TrainConfig
-from .data import EpochSampler, load_data
-from .data.loaders import ITEM, KEPT_BYTES, PREFETCH
+from .data import epoch_sampler, load_data
+from .data.loaders import KEPT_BYTES, PREFETCH
 from .stages import stages
 
 
@@ -19,13 +19,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
         TrainingError: data or batches that the run itself would refuse.
     """
     data = load_data(config)
-    item = min(config.micro_batch_size or ITEM, ITEM)
-    samplers = [
-        EpochSampler(
-            data.train.labels, config.batch_size, config.images_per_class, config.seed, rank, world_size, item
-        )
-        for rank in range(world_size)
-    ]
+    samplers = [epoch_sampler(data.train.labels, config, rank, world_size) for rank in range(world_size)]
     sampler, shares = samplers[0], [sampler.share for sampler in samplers]
     counts = np.bincount(data.train.labels)
     micro = min(config.micro_batch_size or max(shares), max(shares))
@@ -53,7 +47,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
             "warm-up"
         )
         lines.append((f"stage {stage.name}", text))
-    lines.append(("host memory", _memory(config, item, max(shares), world_size)))
+    lines.append(("host memory", _memory(config, sampler.item_size, max(shares), world_size)))
     return "\n".join(f"{name:<16} {text}" for name, text in lines)
 
 

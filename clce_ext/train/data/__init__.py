@@ -13,7 +13,7 @@ is a function of (seed, epoch), and the augmentation of an image of (seed, epoch
 
 from .digest import data_digest, digest_differences
 from .images import Images, Source
-from .loaders import evaluation_loader, in_memory, training_loader
+from .loaders import epoch_sampler, evaluation_loader, in_memory, training_loader
 from .sampler import EpochSampler
 from .splits import Data, load_classes, load_data
 
@@ -24,6 +24,7 @@ __all__ = [
     "Source",
     "data_digest",
     "digest_differences",
+    "epoch_sampler",
     "evaluation_loader",
     "in_memory",
     "load_classes",

@@ -34,6 +34,13 @@ def in_memory(images: Images, world_size: int = 1) -> Images:
     return Images(source, images.indices, images.labels)
 
 
+def epoch_sampler(labels: np.ndarray, config: TrainConfig, rank: int, world_size: int) -> EpochSampler:
+    item_size = min(config.micro_batch_size or ITEM, ITEM)
+    return EpochSampler(
+        labels, config.batch_size, config.images_per_class, config.seed, rank, world_size, item_size
+    )
+
+
 def training_loader(
     images: Images, config: TrainConfig, input_config: dict[str, Any], views: int, rank: int, world_size: int
 ) -> tuple[DataLoader, EpochSampler]:
@@ -52,15 +59,7 @@ def training_loader(
     if config.augment and config.random_erasing:
         transform = Compose([transform, _Erase(config.random_erasing, input_config)])
     images.transform = transform
-    sampler = EpochSampler(
-        images.labels,
-        config.batch_size,
-        config.images_per_class,
-        config.seed,
-        rank,
-        world_size,
-        item_size=min(config.micro_batch_size or ITEM, ITEM),
-    )
+    sampler = epoch_sampler(images.labels, config, rank, world_size)
     return _loader(images, config, batch_sampler=sampler), sampler
 
 
