@@ -129,7 +129,8 @@ def digits() -> list[Part]:
     parts.append(_compare("digits-from-scratch", [*recipe, *scratch, *_seeds(10)]))
     for option, values in OPTIONS.items():
         for value in values:
-            own = ["--objectives", "clce", f"--{option}", f"{value:g}"]
+            # As in the recipe, whose own --set this one replaces.
+            own = ["--objectives", "clce", "--set", "clce.lr=3e-3", f"clce.{option}={value:g}"]
             parts.append(
                 _compare(
                     f"digits-{option}-{value:g}",
