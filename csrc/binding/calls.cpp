@@ -146,6 +146,8 @@ Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalT
     args.bounded = logits_are_bounded(normalized, args.temperature, args.beta);
   } else if (z.is_cpu()) {  // elsewhere reading it would wait for the device
     args.bounded = logits_are_bounded(normalized, temperature->item<double>(), args.beta);
+  } else {
+    args.bounded = normalized;
   }
   args.allow_tf32 = z.is_cuda() && args.dtype == DType::kFloat32 && tf32_is_allowed();
 }

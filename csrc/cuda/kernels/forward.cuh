@@ -187,7 +187,7 @@ struct ForwardBlock {
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 
-    const T scale = load_scale<kUnbounded>(p.scale);
+    const T scale = load_scale(p.scale);
     while (at.row < all.row_end) {
       // On its way during the first step.
       const int64_t label = fetch_label(at);
@@ -230,6 +230,8 @@ struct ForwardBlock {
 template <class Traits>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(Traits::kThreads, Traits::kMinBlocks)
     forward_kernel(typename Traits::Params params) {
+  constexpr bool kUnbounded = Traits::kUnbounded;
+  if (logits_are_unbounded(params.scale, params.beta, kUnbounded) != kUnbounded) return;
   ForwardBlock<Traits>(params).run();
 }
 
