@@ -7,9 +7,11 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
+# The demo's control: without the letters.
+FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check clean
+.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -17,7 +19,7 @@ help:
 # The extension is built against the installed torch, hence --no-build-isolation and torch first.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=70" wheel ninja numpy
+	$(RUN) -m pip install --quiet --upgrade pip "setuptools>=77" wheel ninja numpy
 	$(RUN) -m pip install --quiet torch torchvision
 	$(RUN) -m pip install --no-build-isolation --editable ".[train,bench,test,dev]"
 	@touch $@
@@ -30,7 +32,11 @@ build: $(VENV)/.installed ## build the extension again after a change in csrc/
 demo: $(VENV)/.installed ## pre-train on letters, fine-tune on digits by ce, supcon, schane, clce; writes runs/demo/report.html
 	$(RUN) -m clce_ext.train --config recipes/letters.yaml --resume --output runs/letters
 	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml --output $(DEMO)
-	@echo "open $(DEMO)/report.html"
+	$(RUN) -m clce_ext.train.compare --config recipes/demo.yaml $(FROM_SCRATCH) --output $(DEMO)/from-scratch
+	@echo "open $(DEMO)/report.html; the same from scratch, as a control: $(DEMO)/from-scratch/report.html"
+
+study: $(VENV)/.installed ## the runs behind docs/study.md, what is missing of them, and its tables; CLCE_DATA=DIR for the photographs
+	$(RUN) tools/study.py
 
 test: test-cpp test-python ## every test: C++ (the CUDA kernels on the CPU too), then Python
 
@@ -54,8 +60,21 @@ pipe-model: $(VENV)/.installed ## what the kernels should cost, from their machi
 mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by edge case: a test must notice (20 minutes)
 	$(RUN) tools/mutation_check.py
 
+soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run; a table of what held (half an hour of a core)
+	$(RUN) tools/soak.py
+
 gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
 	$(RUN) tools/gpu_check.py
+
+# The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
+wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
+	rm -rf build/wheel dist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
+	$(RUN) tools/check_wheel.py dist/*.whl
+
+reference: $(VENV)/.installed ## the reference of all that is public, from the docstrings, in build/reference
+	$(RUN) -m sphinx -q -W --keep-going -b html docs/reference build/reference
 
 lint: $(VENV)/.installed ## formatters and linters, changing nothing
 	$(VENV)/bin/ruff check .
@@ -71,4 +90,4 @@ bench: $(VENV)/.installed ## throughput and memory against eager, compiled and c
 	$(RUN) -m bench --preset cpu --device cpu
 
 clean:
-	rm -rf build clce_ext/*.so *.egg-info
+	rm -rf build dist clce_ext/*.so *.egg-info

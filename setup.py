@@ -1,4 +1,6 @@
-"""Builds clce_ext._C: CPU kernels, and CUDA kernels where a CUDA torch and its toolkit are found.
+"""Builds clce_ext/libclce_ext.so: CPU kernels, and CUDA kernels where a CUDA torch and its toolkit are found.
+
+It uses torch's stable C++ ABI alone and no Python: one file for every Python and every torch from 2.10 on.
 
 Without a C++ compiler nothing is built, and clce_ext computes in plain torch operations.
 
@@ -9,7 +11,6 @@ Environment:
     MAX_JOBS                  compilers at a time; otherwise bounded by cores and memory
 """
 
-import ctypes
 import os
 import platform
 import re
@@ -17,11 +18,21 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # which reads the licence as pyproject.toml has it
+    raise SystemExit(
+        f"clce_ext needs setuptools 77 or later to build, this is {setuptools.__version__}: "
+        "pip install --upgrade 'setuptools>=77'"
+    )
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
 DEFAULT_ARCHS = "8.0;8.6;8.9;9.0+PTX"
+OLDEST_TORCH = (2, 10)  # whose stable ABI has what is needed
 OLDEST_GPU = (8, 0)  # Ampere: cp.async, bfloat16 on tensor cores
 MEMORY_PER_JOB = 3 << 30  # bytes; a CUDA instance takes most
 
@@ -82,16 +93,6 @@ def has_compiler() -> bool:
     return platform.system() == "Windows" or any(map(shutil.which, named or ("c++", "g++", "clang++")))
 
 
-def torch_has_blas() -> bool:
-    """Whether libtorch_cpu exports the BLAS it was linked with (MKL builds do)."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    try:
-        loaded = ctypes.CDLL(str(library))
-        return hasattr(loaded, "sgemm_") and hasattr(loaded, "dgemm_")
-    except OSError:
-        return False
-
-
 def max_jobs() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
@@ -120,19 +121,17 @@ X86_TILES = {
     ],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64")
-# at::parallel_for is a header: without OpenMP it would run on one thread. Only compiled with it, not linked:
-# the symbols must be those of the runtime that torch brings and its BLAS uses.
-OPENMP = ["-fopenmp"] if torch.backends.openmp.is_available() and platform.system() == "Linux" else []
 CXX_FLAGS = [
-    *OPENMP,
+    "-std=c++17",  # older C++ runtimes have what it needs
     "-O3",
+    "-g0",
     "-ffp-contract=off",  # forward and backward must round a logit alike; fused where fmadd is written
     "-fno-math-errno",
     "-fvisibility=hidden",
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 ]
-NVCC_FLAGS = ["-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "-Xcompiler", "-fvisibility=hidden"]
 
 
 def cuda_sources() -> dict[str, list[str]]:
@@ -160,12 +159,12 @@ def flags_of_their_own() -> dict[str, tuple[list[str], list[str] | dict[str, lis
 
 
 def macros() -> list[tuple[str, str | None]]:
+    major, minor = OLDEST_TORCH
     defined: list[tuple[str, str | None]] = [
+        ("TORCH_TARGET_VERSION", f"0x{major << 56 | minor << 48:016x}"),
         ("CLCE_VERSION", VERSION),
         ("CLCE_BUILD_TORCH", torch.__version__),
     ]
-    if torch_has_blas():
-        defined.append(("CLCE_TORCH_BLAS", None))
     if IS_X86:
         defined.append(("CLCE_X86_TILES", None))
     if WITH_CUDA:
@@ -173,6 +172,7 @@ def macros() -> list[tuple[str, str | None]]:
         archs += [kind for kind in flags_of_their_own() if kind.startswith("sm_") and kind not in archs]
         defined += [
             ("CLCE_CUDA", None),
+            ("USE_CUDA", None),  # torch's headers declare what concerns CUDA
             ("CLCE_BUILD_CUDA", torch.version.cuda),
             ("CLCE_BUILD_ARCHS", "+".join(archs)),
         ]
@@ -185,21 +185,36 @@ def extension():
             f"csrc/cpu/{name}.cpp"
             for name in ("prepare", "forward", "loss", "backward", "rows", "capability", "tile_default")
         ),
-        *(f"csrc/binding/{name}.cpp" for name in ("checks", "devices", "calls", "ops", "module")),
+        *(f"csrc/binding/{name}.cpp" for name in ("tensors", "devices", "calls", "ops", "facts")),
     ]
     flags = {"cxx": list(CXX_FLAGS)}
-    kind = cpp_extension.CppExtension
+    # The C++ runtime comes first: libtorch_cpu.so exports parts of it too, which it need not have tomorrow.
+    libraries, folders = ["stdc++", "torch_cpu"], cpp_extension.library_paths()
     if WITH_CUDA:
-        kind = cpp_extension.CUDAExtension
-        sources.append("csrc/binding/product.cpp")
-        sources += cuda_sources()[""]
+        sources += ["csrc/binding/product.cpp", *cuda_sources()[""]]
         flags["nvcc"] = list(NVCC_FLAGS)
-    return kind(
-        "clce_ext._C",
+        # The runtime becomes a part of the library, which then runs with torch's whatever version that has.
+        libraries += ["cudart_static", "dl", "rt", "pthread"]
+        folders.append(os.path.join(CUDA_HOME, "lib64"))
+    link = []
+    if platform.system() == "Linux":
+        # libtorch.so, though nothing of its own is used, loads the libtorch_cuda.so that there may be.
+        link = ["-Wl,--no-as-needed", "-ltorch", "-Wl,--as-needed", "-Wl,--exclude-libs,ALL", "-Wl,-z,defs"]
+    elif platform.system() == "Darwin":
+        link = ["-Wl,-undefined,dynamic_lookup"]
+    return Extension(
+        "clce_ext.libclce_ext",
         sources,
-        include_dirs=[str(ROOT / "csrc")],
+        language="c++",
+        include_dirs=[
+            str(ROOT / "csrc"),
+            *cpp_extension.include_paths(device_type="cuda" if WITH_CUDA else "cpu"),
+        ],
+        library_dirs=folders,
+        libraries=libraries,
         define_macros=macros(),
         extra_compile_args=flags,
+        extra_link_args=link,
     )
 
 
@@ -225,10 +240,21 @@ class BuildExtension(cpp_extension.BuildExtension):
         print(f"clce_ext {VERSION}: built with {what} ({WHY})")
 
 
+class Wheel(bdist_wheel):
+    """A wheel for every Python 3: no Python is compiled in."""
+
+    def get_tag(self):
+        _, _, system = super().get_tag()
+        return "py3", "none", system
+
+
 if not has_compiler():
     if os.environ.get("CLCE_CUDA") in ("1", "on", "yes"):
         raise SystemExit(
             "CUDA kernels are asked for, but there is no C++ compiler (c++, g++, clang++ or $CXX)"
         )
     print(f"clce_ext {VERSION}: built without kernels (no C++ compiler: c++, g++, clang++ or $CXX)")
-setup(ext_modules=[extension()] if has_compiler() else [], cmdclass={"build_ext": BuildExtension})
+setup(
+    ext_modules=[extension()] if has_compiler() else [],
+    cmdclass={"build_ext": BuildExtension.with_options(no_python_abi_suffix=True), "bdist_wheel": Wheel},
+)

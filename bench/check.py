@@ -35,15 +35,17 @@ class Checker:
     def __init__(self, largest: int):
         self.largest = largest
         self._done: dict[tuple, dict] = {}
-        self._expected: dict[Case, tuple[float, list[torch.Tensor]]] = {}
+        self._expected: dict[tuple, tuple[float, list[torch.Tensor]]] = {}
 
-    def _reference(self, case: Case, inputs: Inputs) -> tuple[float, list[torch.Tensor]]:
-        if case not in self._expected:
-            self._expected.clear()
-            # In slabs, which need no B x B of float64.
+    def _reference(
+        self, competitor: Competitor, case: Case, inputs: Inputs
+    ) -> tuple[float, list[torch.Tensor]]:
+        truth = competitor.truth or COMPETITORS["chunked"].build  # in slabs, which need no B x B of float64
+        if (case, truth) not in self._expected:
+            self._expected = {key: value for key, value in self._expected.items() if key[0] == case}
             wide = replace(case, dtype="float64")
-            self._expected[case] = step(COMPETITORS["chunked"].build(wide), inputs.to(torch.float64))
-        return self._expected[case]
+            self._expected[case, truth] = step(truth(wide), inputs.to(torch.float64))
+        return self._expected[case, truth]
 
     def __call__(self, competitor: Competitor, case: Case, loss: Loss, inputs: Inputs) -> dict:
         """``loss_error`` and ``grad_error``, relative; raises Disagreement."""
@@ -53,7 +55,7 @@ class Checker:
         if case.batch > self.largest:
             case = replace(case, batch=self.largest)
             loss, (inputs,) = competitor.build(case), make_inputs(case)
-        expected_loss, expected_grads = self._reference(case, inputs)
+        expected_loss, expected_grads = self._reference(competitor, case, inputs)
         value, grads = step(loss, inputs)
         errors = {
             "loss_error": abs(value - expected_loss) / max(abs(expected_loss), 1e-12),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ class Competitor:
             whether a case fits in memory.
         capturable: whether a CUDA graph of it is tried.
         tf32: multiplies float32 as TF32, whatever torch is told.
+        truth: makes what it is compared with in float64; not the benchmark's loss where it computes another.
         title, color, marker: in tables and plots.
     """
 
@@ -40,6 +42,7 @@ class Competitor:
     copies: float = 0.0
     capturable: bool = False
     tf32: bool = False
+    truth: Callable[[Case], Loss] | None = None  # the benchmark's loss
     title: str = ""
     color: str = "#666666"
     marker: str = "o"
@@ -81,7 +84,7 @@ def _portable(case: Case) -> Loss:
     def loss(inputs: Inputs) -> torch.Tensor:
         given = ContrastiveLossInputs(
             embeddings=inputs.x, labels=inputs.labels, keys=inputs.keys, key_labels=None,
-            temperature_tensor=None, views=1, key_offset=None, **options,
+            temperature_tensor=None, views=1, key_offset=None, debias_tensor=None, **options,
         )  # fmt: skip
         return ContrastiveLossOutputs(*PortableFunction.apply(*given)).loss
 
@@ -173,16 +176,75 @@ def _inf_cl(case: Case) -> Loss:
     return loss
 
 
-def _inf_cl_refuses(case: Case) -> str | None:
+def _missing_on_cuda(case: Case, package: str) -> str | None:
+    """Why a package of Triton kernels for CLIP does not run this case, as far as all of them are alike."""
     if not case.device.startswith("cuda"):
-        return "inf-cl runs on CUDA only"
-    if importlib.util.find_spec("inf_cl") is None:
-        return "inf-cl is not installed"
+        return f"{package} runs on CUDA only"
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        return f"{package} is not installed"
     if case.problem != "clip" or case.beta != 0:
-        return 'inf-cl is the case problem="clip", beta=0'
-    if case.dim % 16:
-        return "inf-cl takes D that is a multiple of 16"
+        return f'{package} is the case problem="clip", beta=0'
     return None
+
+
+def _inf_cl_refuses(case: Case) -> str | None:
+    reason = _missing_on_cuda(case, "inf-cl")
+    if reason is None and case.dim % 16:
+        return "inf-cl takes D that is a multiple of 16"
+    return reason
+
+
+def _memeff(case: Case) -> Loss:
+    from memeff import MemoryEfficientCLIPLoss
+
+    # "stable" is another gradient than the loss's own.
+    function = MemoryEfficientCLIPLoss(temperature=case.temperature, stable=False)
+    return lambda inputs: function(inputs.x, inputs.keys)
+
+
+def _memeff_refuses(case: Case) -> str | None:
+    reason = _missing_on_cuda(case, "memeff")
+    return "memeff accumulates in float32" if reason is None and case.dtype == "float64" else reason
+
+
+def both_halves(case: Case) -> Loss:
+    """CLIP's whole loss: the mean of rows against keys and of keys against rows."""
+    half = _chunked(case)
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return (half(inputs) + half(Inputs(inputs.keys, inputs.x, None))) / 2
+
+    return loss
+
+
+_SIGLIP_BIAS = -10.0  # where SigLIP's training begins
+
+
+def _siglip(case: Case) -> Loss:
+    from siglip_kernel import fused_siglip_loss
+
+    log_scale = torch.tensor(-math.log(case.temperature), device=case.device)
+    bias = torch.tensor(_SIGLIP_BIAS, device=case.device)
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        return fused_siglip_loss(F.normalize(inputs.x), F.normalize(inputs.keys), log_scale, bias)
+
+    return loss
+
+
+def _siglip_refuses(case: Case) -> str | None:
+    reason = _missing_on_cuda(case, "siglip-kernel")
+    return "siglip-kernel accumulates in float32" if reason is None and case.dtype == "float64" else reason
+
+
+def sigmoid(case: Case) -> Loss:
+    """SigLIP's loss: each pair by itself, no softmax over the keys."""
+
+    def loss(inputs: Inputs) -> torch.Tensor:
+        logits = F.normalize(inputs.x) @ F.normalize(inputs.keys).T / case.temperature + _SIGLIP_BIAS
+        return (F.softplus(logits).sum() - logits.diagonal().sum()) / case.batch
+
+    return loss
 
 
 COMPETITORS = {
@@ -218,6 +280,26 @@ COMPETITORS = {
             title="Inf-CL (Triton)",
             color="#56b4e9",
             marker="P",
+        ),
+        Competitor(
+            "memeff",
+            _memeff,
+            _memeff_refuses,
+            tf32=True,
+            truth=both_halves,
+            title="memeff (Triton, both halves)",
+            color="#999933",
+            marker="X",
+        ),
+        Competitor(
+            "siglip-kernel",
+            _siglip,
+            _siglip_refuses,
+            tf32=True,
+            truth=sigmoid,
+            title="siglip-kernel (another loss)",
+            color="#332288",
+            marker="h",
         ),
     )
 }

@@ -43,6 +43,7 @@ class Block:
 
 CPU = ("ours", "portable", "eager", "compile", "chunked")
 PEERS = ("ours", "portable", "eager", "compile", "chunked", "metric-learning")
+TRITON = ("inf-cl", "memeff", "siglip-kernel")
 BF16 = ("bfloat16",)
 # In the order of their weight: where time runs out, the last ones are missing.
 PRESETS = {
@@ -65,8 +66,14 @@ PRESETS = {
         Block((262144,), (128, 768), BF16, competitors=("ours",)),
         Block((64, 1024, 4096), (768,), BF16, competitors=("ours", "eager", "chunked")),
         Block(
-            (1024, 16384), (256,), BF16, betas=(0.0,), problem="clip", competitors=("ours", "eager", "inf-cl")
+            (1024, 16384),
+            (256, 768),
+            BF16,
+            betas=(0.0,),
+            problem="clip",
+            competitors=("ours", "eager", *TRITON),
         ),
+        Block((65536,), (768,), BF16, betas=(0.0,), problem="clip", competitors=("ours", *TRITON)),
         Block((1024, 16384), (128,), BF16, betas=(0.0,), competitors=("ours", "eager", "metric-learning")),
         Block((4096,), (128,), BF16, competitors=("ours", "eager", "chunked")),
         Block((1024, 16384), (64, 256, 512, 1024), BF16, competitors=("ours", "eager")),

@@ -56,7 +56,7 @@ class LossOptions(NamedTuple):
     beta: float = 1.0
     summation: str = "out"
     denominator: str = "all"
-    debias: float = 0.0
+    debias: float | Tensor = 0.0
     detach_weights: bool = False
     normalize: bool = True
     ignore_index: int = -100
@@ -88,6 +88,17 @@ class Temperature(NamedTuple):
         return cls(value, 1.0) if isinstance(value, Tensor) else cls(None, float(value))
 
 
+class Debias(NamedTuple):
+    """tau+ as the ops take it: a tensor with one for each anchor or, where there is none, a number."""
+
+    debias_tensor: Tensor | None
+    debias: float
+
+    @classmethod
+    def of(cls, value: float | Tensor) -> Debias:
+        return cls(value, 0.0) if isinstance(value, Tensor) else cls(None, float(value))
+
+
 # ---- clce_ext::contrastive_loss ----
 
 
@@ -103,6 +114,7 @@ class ContrastiveLossInputs(NamedTuple):
     beta: float
     summation: str
     denominator: str
+    debias_tensor: Tensor | None
     debias: float
     detach_weights: bool
     normalize: bool
@@ -110,7 +122,7 @@ class ContrastiveLossInputs(NamedTuple):
     reduction: str
 
     def options(self) -> LossOptions:
-        """The options, with the number that counts where there is no temperature tensor."""
+        """The options, with the numbers that count where there is no tensor."""
         return LossOptions(*(getattr(self, name) for name in LossOptions._fields))
 
 
@@ -123,17 +135,6 @@ class ContrastiveLossOutputs(NamedTuple):
     norms: Tensor
     key_z: Tensor
     key_norms: Tensor
-
-
-# What clce_ext::check_arguments looks at.
-CheckArgumentsInputs = namedtuple(
-    "CheckArgumentsInputs",
-    [
-        name
-        for name in ContrastiveLossInputs._fields
-        if name not in ("detach_weights", "normalize", "ignore_index")
-    ],
-)
 
 
 # ---- clce_ext::contrastive_loss_backward: the upstream gradient, what the forward saves, options, needs ----
@@ -202,6 +203,7 @@ class LossFromStatisticsInputs(NamedTuple):
     beta: float
     summation: str
     denominator: str
+    debias_tensor: Tensor | None
     debias: float
     detach_weights: bool
     reduction: str
@@ -210,7 +212,7 @@ class LossFromStatisticsInputs(NamedTuple):
     def of(
         cls, statistics: Tensor, temperature: Temperature, options: LossOptions
     ) -> LossFromStatisticsInputs:
-        given = options._asdict() | temperature._asdict()
+        given = options._asdict() | temperature._asdict() | Debias.of(options.debias)._asdict()
         return cls(statistics, **{name: given[name] for name in cls._fields[1:]})
 
 

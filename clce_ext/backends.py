@@ -1,7 +1,9 @@
 """What computes on which device: compiled kernels where there are some, otherwise plain torch operations.
 
-Kernels are registered for their kinds of device by the compiled part, the portable backend is registered here
-for all others (CompositeExplicitAutograd). So torch's dispatcher chooses, and no call pays for it.
+The ops of torch.ops.clce_ext_backend compute and check nothing; those of torch.ops.clce_ext (ops.py) check
+their arguments and call them. Kernels are registered for their kinds of device by the compiled part, the
+portable backend is registered here for all others (CompositeExplicitAutograd). So torch's dispatcher chooses,
+and no call pays for it.
 
 Environment:
     CLCE_ENGINE    "portable", or an engine of the compiled part ("fused", "panels"): compute in this way or
@@ -20,7 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 
 from clce_ext.compiled import BUILD_IT, DEVICE_TYPES, ENGINES, C
-from clce_ext.portable.ops import OPS, temperature_gradient
+from clce_ext.portable.ops import OPS
 
 _engine: str | None = None  # asked for by CLCE_ENGINE
 _overrides: torch.library.Library | None = (
@@ -40,7 +42,7 @@ def use_engine(engine: str | None) -> None:
         C.use_engine(engine if engine in ENGINES else "")
     if engine is None or engine in ENGINES:
         return
-    _overrides = torch.library.Library("clce_ext", "IMPL")
+    _overrides = torch.library.Library("clce_ext_backend", "IMPL")
     for name, op in OPS.items():
         for device_type in DEVICE_TYPES:
             _overrides.impl(name, _served(op), device_type.upper(), allow_override=True)
@@ -62,15 +64,36 @@ def serving(device_type: str) -> str:
     return "kernels" if device_type in DEVICE_TYPES and _engine != "portable" else "portable"
 
 
+def check_device(device: torch.device) -> None:
+    """Refuses what a call with tensors on this device would be refused for."""
+    if device.type not in DEVICE_TYPES or _overrides is not None:
+        _allow_portable(device)
+
+
 def register() -> None:
     """The portable backend for all devices without kernels; what CLCE_ENGINE says. Once, after schemas."""
     for name, op in OPS.items():
         _library.impl(name, _served(op), "CompositeExplicitAutograd")
-    _library.impl("temperature_gradient", temperature_gradient, "CompositeExplicitAutograd")
+    _library.impl("multiply", _multiply, "CompositeExplicitAutograd")
     use_engine(os.environ.get("CLCE_ENGINE") or None)
 
 
-_library = torch.library.Library("clce_ext", "IMPL")
+def follow_switches(tensor: torch.Tensor) -> None:
+    """Tells the kernels what torch's switches say, which they cannot ask for themselves. Before a forward."""
+    if tensor.is_cuda and tensor.dtype == torch.float32 and C is not None:
+        C.allow_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
+def _multiply(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, accumulate: bool) -> None:
+    """c = a b, or c += a b, in c's dtype: a product that kernels ask the library of the device for."""
+    wider = {} if a.dtype == c.dtype else {"out_dtype": c.dtype}  # what is 16-bit is never rounded to less
+    if accumulate:
+        torch.addmm(c, a, b, **wider, out=c)
+    else:
+        torch.mm(a, b, **wider, out=c)
+
+
+_library = torch.library.Library("clce_ext_backend", "IMPL")
 
 
 def _served(op: Callable) -> Callable:

@@ -10,7 +10,7 @@ from clce_ext.compiled import C
 
 def version() -> str:
     if C is not None:
-        return C.build()["version"]
+        return C.facts["version"]
     try:
         return metadata.version("clce_ext")
     except metadata.PackageNotFoundError:  # a copy of the sources
@@ -29,8 +29,9 @@ def build_info() -> dict:
         operations. Where nothing is compiled, what says how it was is None.
     """
     info = {"version": version(), "torch": None, "cuda": None, "cuda_archs": [], "blas": None}
-    info |= C.build() if C else {}
-    info["cpu_capability"] = C.cpu_capability() if C else None
+    info["cpu_capability"] = None
+    if C is not None:
+        info |= {name: C.facts[name] for name in info}
     info["features"] = (["cpu"] if C else []) + (["cuda"] if info["cuda"] else [])
     kinds = ("cpu", "cuda", "mps", "xpu")
     info["backends"] = {kind: backends.serving(kind) for kind in kinds} | {"others": "portable"}

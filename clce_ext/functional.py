@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,11 +13,13 @@ from clce_ext.arguments import (
     CLCE_DEFAULTS,
     DEFAULTS,
     ContrastiveLossInputs,
+    Debias,
+    LossOptions,
     Temperature,
 )
-from clce_ext.distributed.loss import loss_of_all_ranks, name_of_call
+from clce_ext.distributed.loss import TRANSPORTS, loss_of_all_ranks, name_of_call
 from clce_ext.distributed.ranks import refuse, sum_over_ranks
-from clce_ext.labels import own_class_labels
+from clce_ext.labels import check_shape, own_class_labels
 from clce_ext.ops import HardNegativeContrastiveFunction, check_arguments
 from clce_ext.queue import EmbeddingQueue
 
@@ -42,11 +47,106 @@ def _refuse_non_tensors(**arguments: Tensor | None) -> None:
             raise TypeError(f"{name} must be a tensor or None, got {type(value).__name__}")
 
 
+def number(name: str, value: object) -> float:
+    """Refuses what only looks like a number, such as "0.1" (TypeError)."""
+    if isinstance(value, str) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
+def _temperature(value: float | Tensor) -> Temperature:
+    return Temperature.of(value if isinstance(value, Tensor) else number("temperature", value))
+
+
+def check_options(options: dict) -> None:
+    """Refuses the options of :func:`hard_negative_contrastive_loss` that no images could be given with.
+
+    Raises:
+        ValueError, TypeError: as that function; unknown options, with those that are known.
+    """
+    known = [*LossOptions._fields, "distributed", "process_group"]
+    refuse_unknown(options, known)
+    given = LossOptions(**{name: options[name] for name in LossOptions._fields if name in options})
+    for name in ("detach_weights", "normalize"):
+        if not isinstance(getattr(given, name), bool):
+            raise TypeError(f"{name} must be True or False, got {getattr(given, name)!r}")
+    for name in ("summation", "denominator", "reduction"):
+        if not isinstance(getattr(given, name), str):
+            raise TypeError(f"{name} must be a string, got {getattr(given, name)!r}")
+    if not isinstance(given.ignore_index, int):
+        raise TypeError(f"ignore_index must be an integer, got {given.ignore_index!r}")
+    transport = options.get("distributed")
+    if transport not in (None, *TRANSPORTS):
+        raise ValueError(f"distributed must be None, 'gather' or 'ring', got {transport!r}")
+    if transport is None and options.get("process_group") is not None:
+        raise ValueError("process_group is given without distributed='gather' or 'ring'")
+    tensor, temperature = _temperature(given.temperature)
+    if tensor is not None and not tensor.is_cpu:  # its sign is on the device
+        tensor = torch.ones_like(tensor, device="cpu")
+    inputs = ContrastiveLossInputs(
+        embeddings=torch.zeros(0, 1, device="cpu"),
+        labels=None,
+        keys=None,
+        key_labels=None,
+        views=1,
+        key_offset=None,
+        **given._asdict()
+        | {
+            "temperature_tensor": tensor,
+            "temperature": temperature,
+            "beta": number("beta", given.beta),
+            "debias_tensor": None,  # its shape is a batch's
+            "debias": 0.0 if isinstance(given.debias, Tensor) else number("debias", given.debias),
+        },
+    )
+    check_arguments(inputs)
+
+
+def check_clce_options(options: dict) -> None:
+    """As :func:`check_options`, of :func:`clce_loss`."""
+    own = ("weight", "label_smoothing", "class_weights")
+    refuse_unknown(options, [*own, *LossOptions._fields, "distributed", "process_group"])
+    check_mixing_weight(options["weight"])
+    _label_smoothing(options["label_smoothing"])
+    _refuse_non_tensors(class_weights=options.get("class_weights"))
+    check_options({name: value for name, value in options.items() if name not in own})
+
+
+def _label_smoothing(value: float) -> float:
+    value = number("label_smoothing", value)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {value}")
+    return value
+
+
+def refuse_unknown(options: Iterable[str], known: Iterable[str]) -> None:
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            meant = f" (did you mean {near[0]}?)" if near else ""
+            raise TypeError(f"unknown option {name}{meant}; accepted are {', '.join(known)}")
+
+
 def _refuse(problem: Exception, distributed: str | None, process_group) -> None:
     """Raises ``problem``; with ``distributed`` on every rank."""
     if distributed is not None:
         refuse(problem, name_of_call(distributed), process_group)
     raise problem
+
+
+def _debias(value: float | Tensor, anchors: int, views: int) -> Debias:
+    """A tensor: one for each anchor, views of an image sharing the image's."""
+    debias = Debias.of(value if isinstance(value, Tensor) else number("debias", value))
+    tensor = debias.debias_tensor
+    if tensor is None:
+        return debias
+    if tensor.requires_grad:
+        raise ValueError("debias must not require grad: no gradient of it is offered")
+    if tensor.dim() == 0:
+        tensor = tensor.expand(anchors)
+    elif tensor.dim() == 1 and tensor.shape[0] * views == anchors:
+        tensor = tensor.repeat_interleave(views)
+    return debias._replace(debias_tensor=tensor)
 
 
 def _queue_keys(
@@ -89,7 +189,7 @@ def hard_negative_contrastive_loss(
     beta: float = DEFAULTS.beta,
     summation: str = DEFAULTS.summation,
     denominator: str = DEFAULTS.denominator,
-    debias: float = DEFAULTS.debias,
+    debias: float | Tensor = DEFAULTS.debias,
     detach_weights: bool = DEFAULTS.detach_weights,
     normalize: bool = DEFAULTS.normalize,
     ignore_index: int = DEFAULTS.ignore_index,
@@ -143,7 +243,9 @@ def hard_negative_contrastive_loss(
         summation: the mean over positives inside ("in") or outside ("out") the logarithm.
         denominator: "all" keys or "negatives" only (decoupled).
         debias: HCL's tau+ in [0, 1): the share of negatives that are expected to be false; replaces H_i by
-            max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau)).
+            ``max((H_i - tau+ |N(i)| mean_p e^(s_ip)) / (1 - tau+), |N(i)| e^(-1/tau))``. A number, or a
+            floating-point tensor [B] (or [B * V], each anchor's own) without gradient, such as the share
+            of each image's class. The host does not read a tensor on CUDA: its range is not checked.
         detach_weights: take the hardness weights w for constants in the gradient.
         normalize: divide rows by max(length, 1e-12) first, as torch.nn.functional.normalize.
         ignore_index: images with this label are neither anchors nor keys.
@@ -170,9 +272,12 @@ def hard_negative_contrastive_loss(
     try:
         rows, views = _rows(embeddings)
         _refuse_non_tensors(labels=labels, keys=keys, key_labels=key_labels)
+        if labels is not None:
+            check_shape(labels, embeddings.shape)
         entries = _queue_keys(queue, rows, labels, ignore_index)
-        temperature_tensor, temperature = Temperature.of(temperature)
-        beta, debias = float(beta), float(debias)
+        temperature_tensor, temperature = _temperature(temperature)
+        debias_tensor, debias = _debias(debias, rows.shape[0], views)
+        beta = number("beta", beta)
     except (TypeError, ValueError) as problem:
         _refuse(problem, distributed, process_group)
     inputs = ContrastiveLossInputs(
@@ -187,6 +292,7 @@ def hard_negative_contrastive_loss(
         beta,
         summation,
         denominator,
+        debias_tensor,
         debias,
         detach_weights,
         normalize,
@@ -207,6 +313,7 @@ def hard_negative_contrastive_loss(
 
 
 def check_mixing_weight(weight: float) -> None:
+    weight = number("weight (the mixing weight lambda)", weight)
     if not 0.0 <= weight <= 1.0:
         raise ValueError(f"weight (the mixing weight lambda) must be in [0, 1], got {weight}")
 
@@ -229,8 +336,7 @@ def _cross_entropy(
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
     _refuse_non_tensors(targets=targets, class_weights=class_weights)
-    if labels.dim() != 1 or labels.shape[0] != logits.shape[0]:
-        raise ValueError(f"labels must have shape [{logits.shape[0]}], got {tuple(labels.shape)}")
+    check_shape(labels, logits.shape)
     views = logits.shape[1] if logits.dim() == 3 else 1
     flat = logits.reshape(-1, logits.shape[-1])
     if targets is not None:
@@ -242,6 +348,8 @@ def _cross_entropy(
         count = torch.full_like(total, flat.shape[0])
     else:
         target = labels.long().repeat_interleave(views) if views > 1 else labels.long()
+        if target.is_cpu and not torch.compiler.is_compiling():  # elsewhere the host would have to wait
+            _refuse_out_of_range(target, flat.shape[1], ignore_index)
         total = F.cross_entropy(
             flat,
             target,
@@ -256,6 +364,15 @@ def _cross_entropy(
         else:
             count = torch.where(counted, class_weights[target.masked_fill(~counted, 0)], 0).sum()
     return total, count
+
+
+def _refuse_out_of_range(labels: Tensor, classes: int, ignore_index: int) -> None:
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != ignore_index)]
+    if len(wrong):
+        raise ValueError(
+            f"labels must be class indices from 0 to {classes - 1}, for logits of {classes} classes, or "
+            f"ignore_index {ignore_index}, got {int(wrong[0])}"
+        )
 
 
 def clce_loss(
@@ -302,6 +419,7 @@ def clce_loss(
     """
     try:
         check_mixing_weight(weight)
+        label_smoothing = _label_smoothing(label_smoothing)
         total, count = _cross_entropy(logits, labels, targets, label_smoothing, class_weights, ignore_index)
     except (TypeError, ValueError, IndexError, RuntimeError) as problem:
         _refuse(problem, distributed, process_group)

@@ -34,6 +34,7 @@ class GradCache:
             returns a scalar. Its own parameters (a learnable temperature) receive gradients too.
         micro_batch_size: images per forward pass.
         scaler: ``torch.amp.GradScaler`` where float16 needs loss scaling; ``.grad`` is then scaled too.
+        return_outputs: return the model's outputs too, such as the embeddings that an EmbeddingQueue takes.
 
     BatchNorm in training mode computes its statistics within each micro-batch (as with any accumulation), so
     they differ from the whole batch's, and its running averages are updated twice per step. In evaluation
@@ -57,6 +58,7 @@ class GradCache:
         criterion: Callable[..., Tensor],
         micro_batch_size: int = 64,
         scaler: torch.amp.GradScaler | None = None,
+        return_outputs: bool = False,
     ) -> None:
         if (
             isinstance(micro_batch_size, bool)
@@ -68,18 +70,20 @@ class GradCache:
         self.criterion = criterion
         self.micro_batch_size = micro_batch_size
         self.scaler = scaler
+        self.return_outputs = return_outputs
 
-    def __call__(self, inputs: Any, labels: Tensor | None = None, **kwargs: Any) -> Tensor:
+    def __call__(self, inputs: Any, labels: Tensor | None = None, **kwargs: Any) -> Any:
         """Adds the whole batch's gradients to ``.grad`` and returns its loss.
 
         Args:
             inputs: tensor, or tuple / list / dict of tensors, with the batch in the first dimension. They may
                 lie on the CPU: a micro-batch is moved to the model's device when its turn comes.
             labels: passed on to the criterion unless None.
-            **kwargs: passed on to the criterion (e.g. ``targets=`` for mixup).
+            **kwargs: passed on to the criterion (e.g. ``targets=`` for mixup, ``queue=``).
 
         Returns:
-            The detached scalar loss.
+            The detached scalar loss; with ``return_outputs`` also the model's outputs for the whole batch, as
+            a detached tensor or tuple of them.
         """
         # Its parameters say where the model is: wrappers such as DDP and torch.compile hide its attributes.
         device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
@@ -92,6 +96,8 @@ class GradCache:
         after_criterion = _RandomState(device)
         self._backward(micro_batches, random_states, gradients, single, device, autocast)
         after_criterion.restore()
+        if self.return_outputs:
+            return loss, outputs[0] if single else tuple(outputs)
         return loss
 
     def _forward_without_graph(self, micro_batches, device, autocast):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from clce_ext.arguments import CLCE_DEFAULTS, DEFAULTS
-from clce_ext.functional import check_mixing_weight, clce_loss, hard_negative_contrastive_loss
+from clce_ext.functional import check_clce_options, check_options, clce_loss, hard_negative_contrastive_loss
 from clce_ext.queue import EmbeddingQueue
 
 __all__ = [
@@ -14,6 +18,7 @@ __all__ = [
     "HCLLoss",
     "HardNegativeContrastiveLoss",
     "LaCViTLoss",
+    "MatryoshkaLoss",
     "NTXentLoss",
     "SCHaNeLoss",
     "SupConLoss",
@@ -25,6 +30,7 @@ class _Criterion(nn.Module):
 
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, **options):
         super().__init__()
+        self._check(temperature=temperature, **options)
         if learnable_temperature:
             self.temperature = nn.Parameter(
                 torch.as_tensor(temperature, dtype=torch.float32).detach().clone()
@@ -38,6 +44,17 @@ class _Criterion(nn.Module):
             if isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
         self._options = options
+
+    def _check(self, **options) -> None:
+        check_options(options)
+
+    def _with_beta_zero(self, options: dict) -> dict:
+        if "beta" in options:
+            raise TypeError(
+                f"beta of {type(self).__name__} is 0, got beta={options['beta']!r}; "
+                "HardNegativeContrastiveLoss accepts any beta >= 0"
+            )
+        return {"beta": 0.0, **options}
 
     @property
     def options(self) -> dict:
@@ -65,12 +82,12 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: hardness, >= 0.
         summation: "in" or "out".
         denominator: "all" or "negatives".
-        debias: HCL's tau+, in [0, 1).
+        debias: HCL's tau+, in [0, 1): a number, or a tensor with one for each image of a batch.
         detach_weights, normalize, ignore_index, reduction, distributed, process_group: see the function.
         learnable_temperature: hold the temperature as a Parameter.
 
-    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None)`` returns
-    the loss.
+    ``forward(embeddings, labels=None, keys=None, key_labels=None, key_offset=None, queue=None,
+    debias=None)`` returns the loss; ``debias`` stands for the module's in this call.
     """
 
     def __init__(
@@ -79,7 +96,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         beta: float = DEFAULTS.beta,
         summation: str = DEFAULTS.summation,
         denominator: str = DEFAULTS.denominator,
-        debias: float = DEFAULTS.debias,
+        debias: float | Tensor = DEFAULTS.debias,
         detach_weights: bool = DEFAULTS.detach_weights,
         normalize: bool = DEFAULTS.normalize,
         ignore_index: int = DEFAULTS.ignore_index,
@@ -87,6 +104,7 @@ class HardNegativeContrastiveLoss(_Criterion):
         learnable_temperature: bool = False,
         distributed: str | None = None,
         process_group=None,
+        **unknown,
     ):
         super().__init__(
             temperature,
@@ -101,6 +119,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             reduction=reduction,
             distributed=distributed,
             process_group=process_group,
+            **unknown,
         )
 
     def forward(
@@ -112,7 +131,9 @@ class HardNegativeContrastiveLoss(_Criterion):
         key_labels: Tensor | None = None,
         key_offset: int | None = None,
         queue: EmbeddingQueue | None = None,
+        debias: float | Tensor | None = None,
     ) -> Tensor:
+        options = self.options if debias is None else self.options | {"debias": debias}
         return hard_negative_contrastive_loss(
             embeddings,
             labels,
@@ -120,7 +141,7 @@ class HardNegativeContrastiveLoss(_Criterion):
             key_labels=key_labels,
             key_offset=key_offset,
             queue=queue,
-            **self.options,
+            **options,
         )
 
 
@@ -140,7 +161,7 @@ class SupConLoss(HardNegativeContrastiveLoss):
     """Supervised contrastive loss, L_out (arXiv 2004.11362): beta = 0; no base-temperature factor."""
 
     def __init__(self, temperature: float | Tensor = 0.07, summation: str = "out", **options):
-        super().__init__(temperature, 0.0, summation, **options)
+        super().__init__(temperature, summation=summation, **self._with_beta_zero(options))
 
 
 class LaCViTLoss(SupConLoss):
@@ -161,7 +182,7 @@ class NTXentLoss(HardNegativeContrastiveLoss):
     """NT-Xent (SimCLR, 2002.05709) on [B, V, D]; with ``keys`` of the batch's size, one half of CLIP."""
 
     def __init__(self, temperature: float | Tensor = 0.5, **options):
-        super().__init__(temperature, 0.0, **options)
+        super().__init__(temperature, **self._with_beta_zero(options))
 
 
 class CLCELoss(_Criterion):
@@ -186,7 +207,6 @@ class CLCELoss(_Criterion):
         learnable_temperature: bool = False,
         **options,
     ):
-        check_mixing_weight(weight)
         super().__init__(
             temperature,
             learnable_temperature,
@@ -197,7 +217,78 @@ class CLCELoss(_Criterion):
             **options,
         )
 
+    def _check(self, **options) -> None:
+        check_clce_options(options)
+
     def forward(
         self, logits: Tensor, embeddings: Tensor, labels: Tensor, targets: Tensor | None = None, **keys
     ) -> Tensor:
         return clce_loss(logits, embeddings, labels, targets=targets, **self.options, **keys)
+
+
+class MatryoshkaLoss(nn.Module):
+    r"""Any loss on prefixes of the embeddings (Matryoshka representations, arXiv 2205.13147)::
+
+        sum_m weights[m] * loss(embeddings[..., :dims[m]], ...)
+
+    A model trained by it has embeddings that may be cut to any of the ``dims``. Prefixes are slices, not
+    copies; each is normalised by itself, if the loss normalises.
+
+    Args:
+        loss: a module such as :class:`SupConLoss` or :class:`CLCELoss`. What its ``forward`` calls
+            ``embeddings`` (where there is no such argument, the first) and ``keys`` is cut, all else is
+            passed on. So both halves of :class:`CLCELoss` count once for each prefix.
+        dims: the prefixes' numbers of columns, each at least 1; usually with the full D among them.
+        weights: of each prefix, finite and at least 0; None: 1 each, as in the paper.
+
+    ``forward`` takes what the loss takes and returns what it returns, summed over prefixes.
+
+    Raises:
+        ValueError: dims or weights as above; at a call, embeddings (or keys) with fewer columns than a
+            prefix, or a queue: its entries are not cut.
+    """
+
+    def __init__(self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None):
+        super().__init__()
+        dims = tuple(dims)
+        if not dims or not all(isinstance(dim, int) and dim >= 1 for dim in dims):
+            raise ValueError(f"dims must be at least one number of columns, each at least 1, got {dims}")
+        weights = (1.0,) * len(dims) if weights is None else tuple(float(weight) for weight in weights)
+        if len(weights) != len(dims):
+            raise ValueError(f"weights must be {len(dims)}, one for each of dims, got {len(weights)}")
+        if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+            raise ValueError(f"weights must be finite and at least 0, got {weights}")
+        self.loss, self.dims, self.weights = loss, dims, weights
+        names = list(inspect.signature(loss.forward).parameters)
+        self._place = names.index("embeddings") if "embeddings" in names else 0
+
+    def forward(self, *args, **options) -> Tensor:
+        if options.get("queue") is not None:
+            raise ValueError(
+                "MatryoshkaLoss cuts no queue: give keys=queue.embeddings, key_labels=queue.labels instead"
+            )
+        total = None
+        for dim, weight in zip(self.dims, self.weights, strict=True):
+            cut_args = list(args)
+            if self._place < len(args):
+                cut_args[self._place] = self._prefix(args[self._place], dim, "embeddings")
+            cut = {
+                name: self._prefix(value, dim, name) if name in ("embeddings", "keys") else value
+                for name, value in options.items()
+            }
+            term = weight * self.loss(*cut_args, **cut)
+            total = term if total is None else total + term
+        return total
+
+    def _prefix(self, rows: Tensor | None, dim: int, name: str) -> Tensor | None:
+        if rows is None:
+            return None
+        if rows.shape[-1] < dim:
+            got = tuple(rows.shape)
+            raise ValueError(
+                f"{name} must have at least as many columns as dims {self.dims} ask for, got {got}"
+            )
+        return rows[..., :dim]
+
+    def extra_repr(self) -> str:
+        return f"dims={self.dims}, weights={self.weights}"

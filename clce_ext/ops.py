@@ -1,21 +1,22 @@
 """The ops of ``torch.ops.clce_ext``: schemas, what they return (fake kernels), the one autograd formula.
 
-What computes them is in ``csrc/binding/ops.cpp`` (kernels) and ``clce_ext/portable/ops.py``, which check
-arguments alike. :mod:`clce_ext.backends` says which one serves a device.
+Each checks its arguments (:mod:`clce_ext.checks`) and calls the op of the same name in
+``torch.ops.clce_ext_backend``, which computes: ``csrc/binding/ops.cpp`` (kernels) or
+``clce_ext/portable/ops.py``. :mod:`clce_ext.backends` says which one serves a device.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
-from clce_ext import backends
+from clce_ext import backends, checks
 from clce_ext.arguments import (
     BackwardOptions,
-    CheckArgumentsInputs,
     ContrastiveLossBackwardInputs,
     ContrastiveLossInputs,
     ContrastiveLossOutputs,
@@ -28,12 +29,13 @@ from clce_ext.arguments import (
     padded,
 )
 from clce_ext.portable.ops import OPS as PORTABLE_OPS
-from clce_ext.portable.rows import acc_dtype
+from clce_ext.portable.rows import acc_dtype, wide_dtype
 
-_ops = torch.ops.clce_ext
+_backend_ops = torch.ops.clce_ext_backend
 
 NUM_STATISTICS = len(Statistics._fields)
 NUM_DERIVATIVES = len(Derivatives._fields)
+_BY_SCALE = Derivatives._fields.index("scale")
 
 
 # ---- schemas: the arguments are the records of clce_ext.arguments ----
@@ -41,8 +43,8 @@ NUM_DERIVATIVES = len(Derivatives._fields)
 _SCHEMAS = """
 contrastive_loss(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
     Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
-    str summation, str denominator, float debias, bool detach_weights, bool normalize, int ignore_index,
-    str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    bool normalize, int ignore_index, str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor statistics, Tensor derivatives, Tensor z, Tensor norms,
        Tensor key_z, Tensor key_norms)
 contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics, Tensor derivatives,
@@ -51,31 +53,68 @@ contrastive_loss_backward(Tensor grad_loss, Tensor num_terms, Tensor statistics,
     bool normalize, int ignore_index, str reduction, bool need_embeddings, bool need_keys,
     bool need_temperature)
     -> (Tensor embeddings, Tensor keys, Tensor temperature)
-check_arguments(Tensor embeddings, Tensor? labels, Tensor? keys, Tensor? key_labels,
-    Tensor? temperature_tensor, float temperature, int views, int? key_offset, float beta,
-    str summation, str denominator, float debias, str reduction)
-    -> ()
 prepare(Tensor x, bool normalize) -> (Tensor z, Tensor norms)
 prepare_backward(Tensor dz, Tensor z, Tensor norms, SymInt dim, bool normalize) -> Tensor
 statistics(Tensor z, Tensor? key_z, Tensor? labels, Tensor? key_labels, Tensor? temperature_tensor,
     float temperature, SymInt dim, int? key_offset, float beta, bool normalized, int ignore_index)
     -> Tensor
 loss_from_statistics(Tensor statistics, Tensor? temperature_tensor, float temperature, float beta,
-    str summation, str denominator, float debias, bool detach_weights, str reduction)
+    str summation, str denominator, Tensor? debias_tensor, float debias, bool detach_weights,
+    str reduction)
     -> (Tensor loss, Tensor num_terms, Tensor derivatives)
 statistics_backward(Tensor derivatives, Tensor statistics, Tensor z, Tensor? key_z, Tensor? labels,
     Tensor? key_labels, Tensor? temperature_tensor, float temperature, SymInt dim, int? key_offset,
     float beta, bool normalized, int ignore_index, bool need_anchors, bool need_keys)
     -> (Tensor dz, Tensor dkeys)
-temperature_gradient(Tensor dots, Tensor by_scale, bool symmetric, Tensor temperature) -> Tensor
 """
-# The kernels were registered by name when the compiled part was imported; torch compares them with these.
-_library = torch.library.Library("clce_ext", "DEF")
+_CHECKS: dict[str, Callable] = {
+    "contrastive_loss": checks.contrastive_loss,
+    "prepare": checks.prepare,
+    "prepare_backward": checks.prepare_backward,
+    "statistics": checks.statistics,
+    "loss_from_statistics": checks.loss_from_statistics,
+    "statistics_backward": checks.statistics_backward,
+}
+
+
+def _checked(name: str) -> Callable:
+    if name == "contrastive_loss_backward":
+        return lambda *args: _loss_backward(args)
+    compute, check = getattr(_backend_ops, name).default, _CHECKS.get(name)
+
+    def call(*args):
+        if check is not None:
+            check(*args)
+        backends.follow_switches(args[0])
+        return compute(*args)
+
+    return call
+
+
+# The compiled part registered its kernels by name when it was loaded.
+_libraries = [torch.library.Library(name, "DEF") for name in ("clce_ext", "clce_ext_backend")]
 for _schema in re.sub(r"\n +", " ", _SCHEMAS).strip().splitlines():
-    _library.define(_schema)
+    _libraries[0].define(_schema)
+    # Backends give the dots that the temperature's gradient is made of.
+    _libraries[1].define(_schema.replace("Tensor keys, Tensor temperature)", "Tensor keys, Tensor dots)"))
+    _name = _schema.partition("(")[0]
+    _libraries[0].impl(_name, _checked(_name), "CompositeExplicitAutograd")
+# What a kernel asks of a library: c = a b, or c += a b.
+_libraries[1].define("multiply(Tensor(c!) c, Tensor a, Tensor b, bool accumulate) -> ()")
 backends.register()
 
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----
+
+
+def _fake(name: str, *namespaces: str) -> Callable[[Callable], Callable]:
+    def register(function: Callable) -> Callable:
+        for library in _libraries:
+            if namespaces and library.ns not in namespaces:
+                continue
+            torch.library.register_fake(f"{library.ns}::{name}", function, lib=library)
+        return function
+
+    return register
 
 
 def _fake_prepared(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -90,7 +129,7 @@ def _fake_loss(anchors: int, reduction: str, like: Tensor) -> tuple[Tensor, Tens
     return loss, like.new_empty((), dtype=acc), like.new_empty((NUM_DERIVATIVES, anchors), dtype=acc)
 
 
-@torch.library.register_fake("clce_ext::contrastive_loss")
+@_fake("contrastive_loss")
 def _(*args):
     inputs = ContrastiveLossInputs(*args)
     z, norms = _fake_prepared(inputs.embeddings, inputs.normalize)
@@ -104,38 +143,45 @@ def _(*args):
     return loss, num_terms, statistics, derivatives, z, norms, key_z, key_norms
 
 
-@torch.library.register_fake("clce_ext::contrastive_loss_backward")
+@_fake("contrastive_loss_backward", "clce_ext")
 def _(*args):
+    dx, dkeys, dots = _fake_backward(*args)
+    return dx, dkeys, dots.new_empty(()) if ContrastiveLossBackwardInputs(*args).need_temperature else dots
+
+
+@_fake("contrastive_loss_backward", "clce_ext_backend")
+def _fake_backward(*args):
     inputs = ContrastiveLossBackwardInputs(*args)
     z, key_z, dim = inputs.z, inputs.key_z, inputs.dim
     dx = z.new_empty((z.shape[0] if inputs.need_embeddings else 0, dim))
     dkeys = z.new_empty((key_z.shape[0] if inputs.need_keys and key_z is not None else 0, dim))
-    return dx, dkeys, inputs.statistics.new_empty(() if inputs.need_temperature else (0,))
+    dots = dkeys if inputs.need_keys and not inputs.need_embeddings else z
+    return dx, dkeys, inputs.statistics.new_empty((dots.shape[0] if inputs.need_temperature else 0,))
 
 
-@torch.library.register_fake("clce_ext::prepare")
+@_fake("prepare")
 def _(x, normalize):
     return _fake_prepared(x, normalize)
 
 
-@torch.library.register_fake("clce_ext::prepare_backward")
+@_fake("prepare_backward")
 def _(dz, z, norms, dim, normalize):
     return z.new_empty((z.shape[0], dim))
 
 
-@torch.library.register_fake("clce_ext::statistics")
+@_fake("statistics")
 def _(*args):
     z = StatisticsInputs(*args).z
     return z.new_empty((NUM_STATISTICS, z.shape[0]), dtype=acc_dtype(z.dtype))
 
 
-@torch.library.register_fake("clce_ext::loss_from_statistics")
+@_fake("loss_from_statistics")
 def _(*args):
     inputs = LossFromStatisticsInputs(*args)
     return _fake_loss(inputs.statistics.shape[1], inputs.reduction, inputs.statistics)
 
 
-@torch.library.register_fake("clce_ext::statistics_backward")
+@_fake("statistics_backward")
 def _(*args):
     inputs = StatisticsBackwardInputs(*args)
     z, key_z, acc = inputs.z, inputs.key_z, acc_dtype(inputs.z.dtype)
@@ -146,14 +192,15 @@ def _(*args):
 
 def check_arguments(inputs: ContrastiveLossInputs) -> None:
     """Refuses what ``contrastive_loss(*inputs)`` refuses, and does nothing else."""
-    _ops.check_arguments(*(getattr(inputs, name) for name in CheckArgumentsInputs._fields))
+    checks.contrastive_loss(*inputs)
+    backends.check_device(inputs.embeddings.device)
 
 
 # ---- the one autograd formula ----
 
 # An overload called by its name costs the host less than the search for one.
-_contrastive_loss = _ops.contrastive_loss.default
-_contrastive_loss_backward = _ops.contrastive_loss_backward.default
+_contrastive_loss = _backend_ops.contrastive_loss.default
+_contrastive_loss_backward = _backend_ops.contrastive_loss_backward.default
 
 # Where what has a gradient stands among the inputs.
 _EMBEDDINGS, _KEYS, _TEMPERATURE = (
@@ -232,7 +279,37 @@ def only_first_derivative(
     return _OnlyFirstDerivative.apply(inputs, grad_output, *grads)
 
 
-def _backward(ctx, grad_loss, *_, op=_contrastive_loss_backward):
+def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, temperature: Tensor) -> Tensor:
+    """By the temperature t. Through the logits: d(1/t) = t sum_i z_i . dz_i, and d(1/t) is -dt / t^2.
+
+    Args:
+        dots: [M], z_i . dz_i of the rows of one side, or [], their sum.
+        by_scale: [], what the loss takes from 1 / t directly.
+        symmetric: dz holds both sides' gradient, as in self-contrast.
+        temperature: [].
+    """
+    by_logits = dots.sum(dtype=wide_dtype(dots.device.type)).to(by_scale.dtype)
+    if symmetric:
+        by_logits = by_logits / 2
+    return torch.addcdiv(by_logits, by_scale, temperature) / -temperature
+
+
+def _loss_backward(args: tuple, compute: Callable = _contrastive_loss_backward) -> tuple[Tensor, ...]:
+    """Gradients by embeddings, keys and temperature [], as ``contrastive_loss_backward`` gives them."""
+    dx, dkeys, dots = compute(*args)
+    inputs = ContrastiveLossBackwardInputs(*args)
+    if not inputs.need_temperature:
+        return dx, dkeys, dots
+    acc = inputs.statistics.dtype
+    of_terms = inputs.grad_loss.to(acc)
+    if inputs.reduction == "mean":
+        of_terms = of_terms / inputs.num_terms.clamp_min(1)
+    by_scale = (inputs.derivatives[_BY_SCALE] * of_terms).sum()
+    t = inputs.temperature_tensor.detach().to(acc).reshape(())
+    return dx, dkeys, temperature_gradient(dots, by_scale, inputs.key_z is None, t)
+
+
+def _backward(ctx, grad_loss, *_, compute=_contrastive_loss_backward):
     grads: list[Tensor | None] = [None] * len(ContrastiveLossInputs._fields)
     needs = [ctx.needs_input_grad[place] for place in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
     if grad_loss is None or not any(needs):
@@ -241,7 +318,7 @@ def _backward(ctx, grad_loss, *_, op=_contrastive_loss_backward):
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     # Autograd is off already unless a graph of the gradients is built; switching it off costs the host time.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        of_inputs = op(grad_loss, *saved, *ctx.options, *needs)
+        of_inputs = _loss_backward((grad_loss, *saved, *ctx.options, *needs), compute)
     dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, of_inputs)
     if need_embeddings:
         grads[_EMBEDDINGS] = dx
@@ -267,6 +344,10 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args):
+        if torch.compiler.is_compiling():
+            return torch.ops.clce_ext.contrastive_loss(*args)
+        checks.contrastive_loss(*args)
+        backends.follow_switches(args[0])
         return _contrastive_loss(*args)
 
     setup_context = staticmethod(_setup_context)
@@ -290,4 +371,4 @@ class PortableFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_loss, *_):
-        return _backward(ctx, grad_loss, op=PORTABLE_OPS["contrastive_loss_backward"])
+        return _backward(ctx, grad_loss, compute=PORTABLE_OPS["contrastive_loss_backward"])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from clce_ext.arguments import DEFAULTS
 from clce_ext.distributed.ranks import gather_rows, refuse
-from clce_ext.labels import IGNORED, UNLABELLED
+from clce_ext.labels import IGNORED, UNLABELLED, shape_hint
 
 __all__ = ["EmbeddingQueue"]
 
@@ -122,7 +122,8 @@ class EmbeddingQueue(nn.Module):
         if labels is None:
             labels = torch.full((images,), UNLABELLED, dtype=torch.int64, device=self.classes.device)
         elif labels.shape != (images,):
-            raise ValueError(f"labels must have shape [{images}], got {tuple(labels.shape)}")
+            hint = shape_hint(labels, embeddings.shape)
+            raise ValueError(f"labels must have shape [{images}], got {tuple(labels.shape)}{hint}")
         elif labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"labels must be integers (class indices), got {labels.dtype}")
         rows = embeddings.detach().reshape(-1, dim).to(self.embeddings)

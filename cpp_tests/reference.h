@@ -106,6 +106,13 @@ struct Problem {
   int64_t views = 1, key_views = 1, ignore_index = -100;
   double temperature = 1;
   LossConfig config;
+  std::vector<double> debias;  // of each anchor, instead of the config's; or empty
+
+  LossConfig config_of(int64_t i) const {
+    LossConfig of_anchor = config;
+    if (!debias.empty()) of_anchor.debias = debias[i];
+    return of_anchor;
+  }
 
   const std::vector<double>& key_rows() const { return symmetric ? anchors : keys; }
 
@@ -181,7 +188,7 @@ Result evaluate(const Problem& p, const std::vector<double>& upstream, const Ari
       if (pairs[j] == Pair::kPositive) magnitude += std::abs(s[j]);
     }
     r.sum_pos_magnitude = std::max(r.sum_pos_magnitude, magnitude);
-    Anchor a = anchor(s, pairs, p.config, p.temperature);
+    Anchor a = anchor(s, pairs, p.config_of(i), p.temperature);
     r.num_terms += a.is_term;
     r.d_scale += upstream[i] * a.d_scale;
     for (int64_t j = 0; j < n; ++j) {

@@ -181,6 +181,7 @@ struct Case {
   Layout layout = Layout::kContiguous;
   Data data = Data::kNormal;
   LossConfig config;
+  bool debias_of_anchors = false;  // each anchor has its own, up to the config's
   Reduction reduction = Reduction::kMean;
   bool with_grad = true;                      // grad_loss given
   int64_t panel_rows = 0, panel_columns = 0;  // 0: no panels but fused tiles
@@ -198,9 +199,9 @@ struct Case {
     text << ", t " << temperature << (temperature_on_device ? " on device" : "")
          << (unbounded ? ", unbounded" : "") << (normalize ? "" : ", unnormalized") << layouts[int(layout)]
          << kinds[int(data)] << ", beta " << config.beta << (config.debias > 0 ? ", debias" : "")
-         << (config.mean_inside_log ? ", in" : ", out") << (config.negatives_only ? ", negatives" : "")
-         << (config.detach_weights ? ", detached" : "") << ", " << reductions[int(reduction)]
-         << (with_grad ? "" : ", no grad_loss");
+         << (debias_of_anchors ? " of anchors" : "") << (config.mean_inside_log ? ", in" : ", out")
+         << (config.negatives_only ? ", negatives" : "") << (config.detach_weights ? ", detached" : "")
+         << ", " << reductions[int(reduction)] << (with_grad ? "" : ", no grad_loss");
     if (panel_rows) text << ", panels " << panel_rows << "x" << panel_columns;
     return text.str();
   }
@@ -333,6 +334,10 @@ class Experiment {
     }
     temperature_ = c_.temperature_on_device ? double(A(c_.temperature)) : c_.temperature;
     temperature_memory_ = std::make_unique<GlobalArray<A>>(std::vector<A>{A(c_.temperature)});
+    if (c_.debias_of_anchors) {
+      for (int64_t i = 0; i < c_.m; ++i) debias_.push_back(A(c_.config.debias * double(i % 4) / 3));
+      debias_memory_ = std::make_unique<GlobalArray<A>>(debias_);
+    }
     std::normal_distribution<double> normal(0, 1);
     grad_.resize(c_.reduction == Reduction::kNone ? c_.m : 1);
     for (A& g : grad_) g = A(normal(random_));
@@ -409,6 +414,10 @@ class Experiment {
     l.dtype = Format::kDType;
     l.num_anchors = m;
     l.config = c_.config;
+    if (debias_memory_) {
+      l.config.debias = 0.99;  // not to be looked at
+      l.debias = debias_memory_->data();
+    }
     l.reduction = c_.reduction;
     l.temperature = k.temperature;
     l.temperature_ptr = k.temperature_ptr;
@@ -490,6 +499,7 @@ class Experiment {
     p.key_views = c_.key_views;
     p.temperature = temperature_;
     p.config = c_.config;
+    p.debias.assign(debias_.begin(), debias_.end());
 
     // Weights of the anchors' losses.
     std::vector<double> weights(c_.m, 1.0);
@@ -646,10 +656,12 @@ class Experiment {
   double condition(const reference::Result& r) const {
     double largest = 1;
     if (c_.config.debias > 0) {
-      for (const auto& a : r.anchors) {
+      for (size_t i = 0; i < r.anchors.size(); ++i) {
+        const auto& a = r.anchors[i];
         if (!a.is_term || a.n_neg == 0) continue;
         const double h = a.n_neg * a.wn / a.w;
-        largest = std::max(largest, h / std::abs(h - c_.config.debias * a.n_neg * a.pos / a.n_pos));
+        const double debias = debias_.empty() ? c_.config.debias : double(debias_[i]);
+        largest = std::max(largest, h / std::abs(h - debias * a.n_neg * a.pos / a.n_pos));
       }
     }
     return largest;
@@ -780,8 +792,8 @@ class Experiment {
   std::unique_ptr<Rows<Format>> anchors_, keys_;
   std::vector<int64_t> anchor_labels_, key_labels_;
   std::unique_ptr<GlobalArray<int64_t>> anchor_label_memory_, key_label_memory_;
-  std::unique_ptr<GlobalArray<A>> temperature_memory_, grad_memory_;
-  std::vector<A> grad_;
+  std::unique_ptr<GlobalArray<A>> temperature_memory_, grad_memory_, debias_memory_;
+  std::vector<A> grad_, debias_;
 };
 
 template <class Format>
@@ -894,13 +906,14 @@ void add_all() {
     c.config.beta = std::array{0.0, 1.0, 0.5, 2.0}[flags / 32];
     c.config.detach_weights = (flags * 5 / 16) % 3 == 1;
     c.config.debias = (flags * 3 / 8) % 5 == 2 ? 0.1 : 0;
+    c.debias_of_anchors = c.config.debias > 0 && flags % 2 == 0;
     c.reduction = static_cast<Reduction>(flags % 3);
     add<Format>("options", c);
   }
 
   // Edges.
   for (Geometry geometry : {Geometry::kSelf, Geometry::kDisjoint, Geometry::kOffset}) {
-    for (int edge = 0; edge < 14; ++edge) {
+    for (int edge = 0; edge < 15; ++edge) {
       Case c;
       c.geometry = geometry;
       c.m = 35;
@@ -962,6 +975,12 @@ void add_all() {
           c.views = c.key_views = 2;
           c.config.debias = 0.6;
           c.reduction = Reduction::kSum;
+          break;
+        case 14:  // the same, each with its own
+          c.labels = Labels::kNone;
+          c.views = c.key_views = 2;
+          c.config.debias = 0.8;
+          c.debias_of_anchors = true;
           break;
       }
       add<Format>("edges", c);
@@ -1114,6 +1133,41 @@ void test_not_numbers() {
     for (size_t i = 0; i < gradient.size(); ++i) {
       const bool padding = i % experiment.stride() >= 21;
       CHECK(padding ? gradient[i] == 0 : std::isnan(double(gradient[i])));
+    }
+  }
+}
+
+// Logits of 1e9 where beta is no float32: one rounding of beta and of 1 + beta in sums, logarithms and
+// gradients, or exponents are no longer below 0. Each anchor's hardest negative leads by far more than a
+// rounding, so that float32 gives the gradients of float64; 16 bits of the embeddings may choose others.
+template <class Format>
+void test_huge_logits() {
+  for (double beta : {0.3, 0.1, 1.7}) {
+    for (bool panels : {false, true}) {
+      Case c;
+      if (panels) c = with_panels(c);
+      c.m = 40;
+      c.d = 64;
+      c.normalize = false;
+      c.temperature = 1e-10;
+      c.config.beta = beta;
+      c.reduction = Reduction::kSum;
+      c.with_grad = false;
+      const auto found = Experiment<Format>(c, 1).run();
+      const auto exact = Experiment<Float64>(c, 1).run();
+      CHECK(std::isfinite(double(found.loss[0])));
+      double error = 0, size = 0;
+      for (int64_t i = 0; i < c.m; ++i) {
+        for (int64_t d = 0; d < c.d; ++d) {
+          const double ours = found.danchors[i * padded_dim(c.d) + d];
+          const double truth = exact.danchors[i * padded_dim(c.d) + d];
+          CHECK(std::isfinite(ours));
+          error += (ours - truth) * (ours - truth);
+          size += truth * truth;
+        }
+      }
+      CHECK(size > 1e18);  // one over the temperature
+      if (Format::kUnitE <= 0x1p-24 && !Format::kTf32) CHECK(std::sqrt(error / size) <= 1e-6 * (1 + beta));
     }
   }
 }
@@ -1307,6 +1361,29 @@ TEST("plan/panels") {
   }
 }
 
+// A backend allocates nothing: the workspace is all the scratch there is. Whichever engine, it never grows
+// with the number of pairs.
+TEST("plan/scratch is linear in the batch") {
+  for (DType dtype : kDTypes) {
+    for (EngineChoice engine : {EngineChoice::kFused, EngineChoice::kPanels}) {
+      for (bool symmetric : {false, true}) {
+        const auto bytes = [&](int64_t rows) {
+          ContrastArgs args = plan_args(dtype, rows, rows, 768, symmetric);
+          args.engine = engine;
+          args.product = plain_product<BFloat16>();
+          const auto forward = cuda::plan_forward(args, Architecture::kSm80);
+          CHECK_EQ(forward.panels, engine == EngineChoice::kPanels);
+          return forward.workspace_bytes + cuda::plan_backward(args, Architecture::kSm80).workspace_bytes;
+        };
+        for (int64_t rows : {1 << 14, 1 << 17, 1 << 20}) CHECK(bytes(8 * rows) <= 8 * bytes(rows));
+        // Of a row less than its embedding and gradient take, and a panel or two.
+        const size_t row = 768 * size_t(dtype == DType::kFloat64 ? 16 : 8);
+        CHECK(bytes(1 << 20) <= (row << 20) + (size_t(64) << 20));
+      }
+    }
+  }
+}
+
 // Sizes whose plans docs/cuda.md speaks of.
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
@@ -1335,6 +1412,8 @@ template <class Format>
 void add_others() {
   static const check::Registration logits(std::string(Format::kName) + "/same logits in both passes",
                                           test_same_logits_in_both_passes<Format>);
+  static const check::Registration huge(std::string(Format::kName) + "/huge logits",
+                                        test_huge_logits<Format>);
   static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
                                             test_launches<Format>);
   static const check::Registration panels(std::string(Format::kName) + "/launches of panels",

@@ -117,6 +117,7 @@ struct LossArgs {
   DType dtype = DType::kFloat32;  // of the embeddings: gives acc
   int64_t num_anchors = 0;
   LossConfig config;
+  const void* debias = nullptr;  // acc [M]: of each anchor; null: config.debias of all
   Reduction reduction = Reduction::kMean;
   double temperature = 1.0;
   const void* temperature_ptr = nullptr;

@@ -11,6 +11,14 @@ namespace clce {
 template <class T>
 using AccumulationType = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// Bytes of an element, and of the type that it is accumulated in.
+constexpr int64_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+constexpr int64_t acc_bytes(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : 4;
+}
+
 // Calls use(T()) with the type of the elements, for use to take decltype of. A backend brings its own types
 // of 16 bits.
 template <class BFloat16, class Float16, class Use>

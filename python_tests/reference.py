@@ -44,7 +44,7 @@ def hard_negative_contrastive_loss(
     beta: float = 1.0,
     summation: str = "out",
     denominator: str = "all",
-    debias: float = 0.0,
+    debias: float | Tensor = 0.0,
     detach_weights: bool = False,
     normalize: bool = True,
     ignore_index: int = -100,
@@ -75,11 +75,18 @@ def hard_negative_contrastive_loss(
         beta * s + n_neg.clamp_min(1).log()[:, None] - torch.where(n_neg > 0, lse(neg, beta * s), 0)[:, None]
     )
     log_h = lse(neg, s + (log_w.detach() if detach_weights else log_w))
-    if debias > 0:
+    debias_of_images = isinstance(debias, Tensor)
+    if debias_of_images:
+        debias = debias.to(s).repeat_interleave(len(s) // max(1, len(debias)))
+    if debias_of_images or debias > 0:
         mean_pos = lse_pos.exp() / n_pos.clamp_min(1)
         h = (log_h.exp() - debias * n_neg * mean_pos) / (1 - debias)
         floor = n_neg * torch.exp(-1 / torch.as_tensor(temperature, dtype=s.dtype, device=s.device))
-        h = torch.maximum(h, floor)
+        h = (
+            torch.where(debias > 0, torch.maximum(h, floor), h)
+            if debias_of_images
+            else torch.maximum(h, floor)
+        )
         log_h = torch.where(n_neg > 0, torch.where(n_neg > 0, h, 1).log(), empty)
     with_terms = torch.where(terms, lse_pos, 0)
     if denominator == "all":

@@ -41,6 +41,14 @@ KEY_LABELS = torch.arange(9) % 2
         (ValueError, "summation must be 'in' or 'out', got 'inside'", {"summation": "inside"}),
         (ValueError, "denominator must be 'all' or 'negatives', got 'none'", {"denominator": "none"}),
         (ValueError, r"debias must be in \[0, 1\), got 1", {"debias": 1.0}),
+        (ValueError, r"debias must be a number or have shape \[6\], .* got \[5\]",
+         {"debias": torch.full((5,), 0.1)}),
+        (ValueError, r"debias must be in \[0, 1\), got -0.1 for anchor 2",
+         {"debias": torch.tensor([0.1, 0.1, -0.1, 0.1, 0.1, 1.0])}),
+        (ValueError, r"debias must be in \[0, 1\), got nan for anchor 0",
+         {"debias": torch.full((6,), float("nan"))}),
+        (TypeError, "debias must be a floating-point tensor, got Long", {"debias": torch.zeros(6).long()}),
+        (ValueError, "debias must not require grad", {"debias": torch.zeros(6, requires_grad=True)}),
         (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'max'", {"reduction": "max"}),
         (ValueError, "key_labels are given without keys", {"key_labels": KEY_LABELS}),
         (ValueError, "key_offset is given without keys", {"key_offset": 0}),
@@ -85,6 +93,97 @@ def test_bad_clce_arguments():
         clce_ext.clce_loss(torch.randn(5, 3), X, LABELS, targets=torch.rand(5, 3))
     with pytest.raises(TypeError, match="labels must be a tensor, got list"):
         clce_ext.clce_loss(logits, X, [0] * 6)
+
+
+@pytest.mark.parametrize("loss", ["HardNegativeContrastiveLoss", "SCHaNeLoss", "CLCELoss", "HCLLoss"])
+@pytest.mark.parametrize(
+    ("error", "message", "options"),
+    [
+        (TypeError, r"unknown option temprature \(did you mean temperature\?\); accepted are .*beta",
+         {"temprature": 0.1}),
+        (ValueError, "temperature must be finite and greater than 0, got 0", {"temperature": 0}),
+        (TypeError, "temperature must be a number, got '0.1'", {"temperature": "0.1"}),
+        (ValueError, "temperature must be a number or a tensor of one element",
+         {"temperature": torch.ones(2)}),
+        (TypeError, "beta must be a number, got '1'", {"beta": "1"}),
+        (ValueError, "reduction must be 'mean', 'sum' or 'none', got 'avg'", {"reduction": "avg"}),
+        (TypeError, "reduction must be a string, got None", {"reduction": None}),
+        (ValueError, "summation must be 'in' or 'out', got 'inside'", {"summation": "inside"}),
+        (ValueError, "denominator must be 'all' or 'negatives', got 'none'", {"denominator": "none"}),
+        (TypeError, "normalize must be True or False, got 'no'", {"normalize": "no"}),
+        (TypeError, "ignore_index must be an integer, got None", {"ignore_index": None}),
+        (ValueError, "distributed must be None, 'gather' or 'ring', got 'all'", {"distributed": "all"}),
+        (ValueError, "process_group is given without distributed", {"process_group": object()}),
+    ],
+)  # fmt: skip
+def test_wrong_options_fail_in_the_constructor(loss, error, message, options):
+    with pytest.raises(error, match=message):
+        getattr(clce_ext, loss)(**options)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (TypeError, r"beta of SupConLoss is 0, got beta=1; Hard.* accepts any",
+         lambda: clce_ext.SupConLoss(beta=1)),
+        (TypeError, "weight .* must be a number, got '0.5'", lambda: clce_ext.CLCELoss(weight="0.5")),
+        (TypeError, "label_smoothing must be a number, got None",
+         lambda: clce_ext.CLCELoss(label_smoothing=None)),
+        (ValueError, r"label_smoothing must be in \[0, 1\], got 2",
+         lambda: clce_ext.CLCELoss(label_smoothing=2)),
+        (TypeError, "class_weights must be a tensor or None, got list",
+         lambda: clce_ext.CLCELoss(class_weights=[1, 2])),
+    ],
+)  # fmt: skip
+def test_wrong_options_of_one_loss(error, message, make):
+    with pytest.raises(error, match=message):
+        make()
+
+
+ONE_HOT = torch.nn.functional.one_hot(LABELS, 3)
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    [
+        (r"labels must have shape \[6\].*got \[6, 3\]; one-hot .* labels.argmax",
+         lambda: clce_ext.SupConLoss()(X, ONE_HOT)),
+        (r"labels must have shape \[6\].*got \[6, 3\]; one-hot",
+         lambda: clce_ext.CLCELoss()(torch.randn(6, 3), X, ONE_HOT)),
+        (r"labels must have shape \[6\].*got \(6, 3\); one-hot",
+         lambda: clce_ext.EmbeddingQueue(9, 4).enqueue(X, ONE_HOT)),
+        (r"got \[6\]; \[2, 6, 4\] looks like \[views, images, ...\].*transpose\(0, 1\)",
+         lambda: clce_ext.SupConLoss()(torch.randn(2, 6, 4), LABELS)),
+        (r"got \[6\]; \[2, 6, 3\] looks like \[views, images",
+         lambda: clce_ext.CLCELoss()(torch.randn(2, 6, 3), torch.randn(2, 6, 4), LABELS)),
+        (r"\[12\], .*got \[6\]; two views .* torch.stack\(\[first, second\], dim=1\)",
+         lambda: clce_ext.SupConLoss()(torch.randn(12, 4), LABELS)),
+        ("labels must be class indices from 0 to 2, for logits of 3 classes, or ignore_index -100, got 3",
+         lambda: clce_ext.CLCELoss()(torch.randn(6, 3), X, torch.tensor([0, 1, 2, 3, 0, 1]))),
+        ("labels must be class indices from 0 to 2, .* got -1",
+         lambda: clce_ext.CLCELoss()(torch.randn(6, 3), X, torch.tensor([0, 1, 2, -1, 0, 1]))),
+    ],
+)  # fmt: skip
+def test_labels_of_a_wrong_shape_get_a_hint(message, call):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_bad_matryoshka_arguments():
+    loss = clce_ext.SupConLoss()
+    for dims in ((), (0, 4), (-1,), (2.0,)):
+        with pytest.raises(ValueError, match="dims must be at least one number of columns, each at least 1"):
+            clce_ext.MatryoshkaLoss(loss, dims)
+    with pytest.raises(ValueError, match="weights must be 2, one for each of dims, got 1"):
+        clce_ext.MatryoshkaLoss(loss, (2, 4), (1.0,))
+    for weights in ((1.0, -1.0), (1.0, float("nan"))):
+        with pytest.raises(ValueError, match="weights must be finite and at least 0"):
+            clce_ext.MatryoshkaLoss(loss, (2, 4), weights)
+    nested = clce_ext.MatryoshkaLoss(loss, (2, 8))
+    with pytest.raises(ValueError, match=r"embeddings must have at least as many columns .* got \(6, 4\)"):
+        nested(X, LABELS)
+    with pytest.raises(ValueError, match="MatryoshkaLoss cuts no queue"):
+        nested(X, LABELS, queue=clce_ext.EmbeddingQueue(4, 4))
 
 
 @pytest.mark.skipif(clce_ext.build_info()["cuda"] is not None, reason="this build has CUDA kernels")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
+import types
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from bench import memory, panel_model, report, table
 from bench.cases import Case, copies_to_leave_cache, make_inputs
@@ -42,7 +45,8 @@ def test_every_competitor_ran_or_said_why_not(run):
         assert set(of) == {"mm", *COMPETITORS} - {"compile"}
         for name in ("mm", "ours", "eager", "chunked"):
             assert of[name]["status"] == "ok"
-        assert of["inf-cl"]["status"] == "skipped" and "CUDA" in of["inf-cl"]["note"]
+        for name in ("inf-cl", "memeff", "siglip-kernel"):
+            assert of[name]["status"] == "skipped" and of[name]["note"] == f"{name} runs on CUDA only"
         if importlib.util.find_spec("pytorch_metric_learning"):
             assert of["metric-learning"]["status"] == ("ok" if beta == 0 else "skipped")
 
@@ -136,6 +140,45 @@ def test_competitors_agree_with_float64(problem, dtype):
             Checker(4096)(competitor, case, competitor.build(case), inputs)
             checked += 1
     assert checked >= 3
+
+
+def test_peers_of_other_losses_have_a_truth_of_their_own(monkeypatch):
+    """Stand-ins for packages that need a GPU: called as they are to be, compared with what they compute."""
+    asked = {}
+
+    class Clip:
+        def __init__(self, **options):
+            asked.update(options)
+
+        def __call__(self, x, y):
+            s = F.normalize(x) @ F.normalize(y).T / asked["temperature"]
+            target = torch.arange(len(s))
+            return (F.cross_entropy(s, target) + F.cross_entropy(s.T, target)) / 2
+
+    def siglip(x, y, log_scale, bias):
+        target = 2 * torch.eye(len(x)) - 1
+        return -F.logsigmoid(target * (x @ y.T * log_scale.exp() + bias)).sum() / len(x)
+
+    monkeypatch.setitem(sys.modules, "memeff", types.SimpleNamespace(MemoryEfficientCLIPLoss=Clip))
+    monkeypatch.setitem(sys.modules, "siglip_kernel", types.SimpleNamespace(fused_siglip_loss=siglip))
+    case = replace(SELF, problem="clip", beta=0.0)
+    (inputs,) = make_inputs(case)
+    checker = Checker(4096)
+    for name in ("memeff", "siglip-kernel"):
+        competitor = COMPETITORS[name]
+        assert checker(competitor, case, competitor.build(case), inputs)["grad_error"] < 1e-5
+        with pytest.raises(Disagreement):
+            # The benchmark's own loss is not theirs.
+            exact = replace(case, dtype="float64")
+            Checker(4096)(competitor, exact, COMPETITORS["eager"].build(exact), inputs.to(torch.float64))
+    assert asked == {"temperature": case.temperature, "stable": False}
+    on_gpu = replace(case, device="cuda")
+    for name in ("inf-cl", "memeff", "siglip-kernel"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        assert COMPETITORS[name].refuses(on_gpu) == f"{name} is not installed"
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: "there")
+        assert COMPETITORS[name].refuses(replace(on_gpu, dim=32)) is None
+        assert "beta=0" in COMPETITORS[name].refuses(replace(on_gpu, beta=1.0))
 
 
 def test_chunked_is_the_reference(monkeypatch):

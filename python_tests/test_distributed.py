@@ -64,14 +64,14 @@ def leaf(x):
 
 def evaluate(tensors: dict, options: dict, factor=1.0, function=hard_negative_contrastive_loss):
     """Loss and the gradients of all that is floating point, temperature included."""
-    tensors = {k: leaf(v) if v.is_floating_point() else v for k, v in tensors.items()}
+    constants = {k: v for k, v in tensors.items() if not v.is_floating_point() or k == "debias"}
+    tensors = {k: leaf(v) for k, v in tensors.items() if k not in constants}
     options = dict(options)
     if isinstance(options.get("temperature"), torch.Tensor):
         tensors["temperature"] = leaf(options.pop("temperature"))
-    loss = function(**tensors, **options)
+    loss = function(**tensors, **constants, **options)
     (loss * factor).sum().backward()
-    grads = {k: v.grad for k, v in tensors.items() if v.is_floating_point()}
-    return loss.detach(), grads
+    return loss.detach(), {k: v.grad for k, v in tensors.items()}
 
 
 def on_rank(tensors, options, transport, members, factor=1.0, function=hard_negative_contrastive_loss):
@@ -149,6 +149,19 @@ def test_every_option(world, transport, options):
     shares = make_batch((5, 2, 4))
     whole = evaluate(end_to_end(shares), options)
     assert_same(across(world, transport, shares, options), whole, 3, options.get("reduction", "mean"))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_debias_of_each_image(world, transport):
+    options = {"temperature": torch.tensor(0.4, dtype=torch.float64)}
+    shares = make_batch((5, 0, 4), views=2)
+    for share in shares:
+        images = len(share["embeddings"])
+        share["debias"] = torch.linspace(0, 0.7, images, dtype=torch.float64)
+    whole = evaluate(end_to_end(shares), options)
+    assert_same(across(world, transport, shares, options), whole, 3)
+    constant = evaluate(end_to_end(make_batch((5, 0, 4), views=2)), options)
+    assert not torch.allclose(whole[0], constant[0])
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

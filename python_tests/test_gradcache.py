@@ -305,3 +305,24 @@ def test_distributed_data_parallel(tmp_path):
 
 def test_is_public():
     assert "GradCache" in clce_ext.__all__
+
+
+def test_outputs_for_a_queue():
+    """Without dropout they are the model's, and the queue that takes them changes the next loss."""
+    model, criterion = Net(drop=0.0), CLCELoss()
+    images, labels = torch.randn(BATCH, 12), torch.arange(BATCH) % CLASSES
+    queue = clce_ext.EmbeddingQueue(40, WIDTH)
+    step = GradCache(model, criterion, micro_batch_size=5, return_outputs=True)
+    losses = []
+    for _ in range(2):
+        wanted = criterion(*model(images), labels, queue=queue)
+        loss, (logits, embeddings) = step(images, labels, queue=queue)
+        assert torch.allclose(loss, wanted, rtol=1e-5)
+        assert torch.allclose(embeddings, model(images)[1], atol=1e-6)
+        assert logits.shape == (BATCH, CLASSES) and not embeddings.requires_grad
+        queue.enqueue(embeddings, labels)
+        losses.append(loss.item())
+    assert losses[0] != losses[1]
+    single = nn.Linear(12, WIDTH)
+    _, embeddings = GradCache(single, SCHaNeLoss(), 5, return_outputs=True)(images, labels)
+    assert torch.equal(embeddings, single(images))

@@ -35,7 +35,7 @@ def imports(module: str, path: Path, known: set[str]) -> set[str]:
                 base = ".".join([*above, base] if base else above)
             for alias in node.names:  # a name is a module below, or something in the module itself
                 below = f"{base}.{alias.name}"
-                found.add(below if below in known or alias.name == "_C" else base)
+                found.add(below if below in known else base)
     return (found & known) - {module}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -11,7 +12,7 @@ import clce_ext
 from clce_ext.arguments import DEFAULTS, LossFromStatisticsInputs, Temperature
 from python_tests import reference
 from python_tests.conftest import DEVICES
-from python_tests.oracle import Case, check
+from python_tests.oracle import Case, check, run
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 ROWS = [1, 2, 7, 33, 97, 130, 257]
@@ -110,6 +111,50 @@ def test_debias(normalize, device):
         embeddings = torch.randn(40, 2, 24, dtype=torch.float64) / (1 if normalize else 5)
         options = {"debias": 0.1 + 0.08 * seed, "beta": 1.0, "normalize": normalize}
         check(Case(embeddings, None, temperature=0.5, options=options), torch.float64, device)
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_debias_of_each_image(views, device):
+    """Zeros among them, and on both sides of the floor."""
+    for seed in range(5):
+        torch.manual_seed(seed)
+        labels = torch.arange(40) % 9
+        options = {"debias": torch.rand(40, dtype=torch.float64).mul(0.9).clamp_min(0.3) - 0.3}
+        options |= {"beta": 1.0 - seed / 4, "summation": ["in", "out"][seed % 2], "detach_weights": seed == 3}
+        assert (options["debias"] == 0).any() and (options["debias"] > 0.5).any()
+        embeddings = torch.randn(40, views, 24, dtype=torch.float64)
+        options["debias"] = options["debias"].to(device)
+        truth = run(
+            reference.hard_negative_contrastive_loss,
+            Case(embeddings, labels, options=options | {"debias": options["debias"].cpu()}),
+            torch.float64,
+            "cpu",
+        )
+        found = run(
+            clce_ext.hard_negative_contrastive_loss, Case(embeddings, labels, options=options),
+            torch.float64, device,
+        )  # fmt: skip
+        for name, value in found.items():
+            torch.testing.assert_close(value, truth[name], rtol=1e-8, atol=1e-11)
+
+
+def test_debias_as_a_tensor(device):
+    x, labels = torch.randn(12, 8, device=device), torch.arange(12, device=device) % 3
+    loss = functools.partial(clce_ext.hard_negative_contrastive_loss, x, labels, reduction="none")
+    alike = loss(debias=0.2)
+    of_one = torch.full((12,), 0.2, device=device)
+    # float32's 0.2 is not float64's
+    for debias in (of_one, of_one.double(), of_one[0]):
+        torch.testing.assert_close(loss(debias=debias), alike, rtol=1e-6, atol=0)
+    assert torch.equal(loss(debias=torch.zeros(12, device=device)), loss())
+    each = torch.linspace(0, 0.6, 12, device=device)
+    one_by_one = torch.stack([loss(debias=d.item())[i] for i, d in enumerate(each)])
+    torch.testing.assert_close(loss(debias=each), one_by_one, rtol=1e-6, atol=0)
+    # A view's own; a module's, and for one call.
+    pairs = x.reshape(6, 2, 8)
+    direct = clce_ext.hard_negative_contrastive_loss(pairs, labels[:6], debias=each)
+    assert torch.equal(clce_ext.HardNegativeContrastiveLoss(debias=each)(pairs, labels[:6]), direct)
+    assert torch.equal(clce_ext.HardNegativeContrastiveLoss()(pairs, labels[:6], debias=each), direct)
 
 
 @pytest.mark.parametrize("layout", ["transposed", "expanded", "sliced", "reversed rows"])
@@ -223,6 +268,46 @@ def test_tensors_among_the_options_move_with_the_module(device):
     assert "temperature=0.07" in repr(learnable) and "temperature=<" in repr(learnable.to("meta"))
 
 
+def test_matryoshka(device):
+    """The weighted sum over prefixes, each normalised by itself; slices with any stride, keys, views."""
+    dims, weights = (3, 8, 20), (1.0, 0.5, 2.0)
+    leaves = [torch.randn(*shape, 20, device=device, requires_grad=True) for shape in ((9, 2), (14,))]
+    labels, key_labels = torch.arange(9, device=device) % 3, torch.arange(14, device=device) % 3
+    loss = clce_ext.SupConLoss(temperature=0.3)
+    nested = clce_ext.MatryoshkaLoss(loss, dims, weights)
+
+    def one_by_one(x, labels, keys, key_labels):
+        cut = [
+            loss(x[..., :d].clone(), labels, keys=keys[:, :d].clone(), key_labels=key_labels) for d in dims
+        ]
+        return sum(weight * term for weight, term in zip(weights, cut, strict=True))
+
+    given = (leaves[0], labels), {"keys": leaves[1], "key_labels": key_labels}
+    results = []
+    for function in (nested, lambda x, labels, **keys: one_by_one(x, labels, *keys.values())):
+        value = function(*given[0], **given[1])
+        results.append([value, *torch.autograd.grad(value, leaves)])
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+    assert torch.equal(nested(embeddings=leaves[0], labels=labels, **given[1]), results[0][0])
+    assert results[0][0] != loss(*given[0], **given[1])
+    assert torch.equal(clce_ext.MatryoshkaLoss(loss, [20])(*given[0]), loss(*given[0]))
+
+
+def test_matryoshka_of_clce_and_compiled(device):
+    """CLCE's embeddings are its second argument; both halves count once for each prefix."""
+    torch._dynamo.reset()
+    x, logits = torch.randn(12, 16, device=device), torch.randn(12, 3, device=device)
+    labels = torch.arange(12, device=device) % 3
+    clce = clce_ext.CLCELoss(learnable_temperature=True).to(device)
+    nested = clce_ext.MatryoshkaLoss(clce, (4, 16))
+    both = clce(logits, x[:, :4], labels) + clce(logits, x, labels)
+    torch.testing.assert_close(nested(logits, x, labels), both)
+    assert [name for name, _ in nested.named_parameters()] == ["loss.temperature"]
+    compiled = torch.compile(nested, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(logits, x, labels), both)
+    assert "dims=(4, 16)" in repr(nested)
+
+
 def test_debias_close_to_one(device):
     x = torch.randn(40, 2, 24, dtype=torch.float64, device=device)
     options = {"beta": 1.0, "debias": 1 - 1e-6}
@@ -255,18 +340,26 @@ def test_same_bits_every_run(device):
                 assert torch.equal(loss, runs[0][0]) and torch.equal(grad, runs[0][1])
 
 
-def test_tiles_are_shared_out_alike_for_any_number_of_threads():
-    """Which sums are added to which, and in which order, does not depend on the threads."""
-    x, labels = torch.randn(700, 64), torch.randint(9, (700,))
-    before, results = torch.get_num_threads(), []
+# Small batches of wide rows are those whose products a BLAS is tempted to share among threads.
+@pytest.mark.parametrize(
+    "shape", [(6, 805), (10, 490), (25, 780), (64, 1024), (300, 805), (700, 64)], ids=str
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.skipif("cpu" not in clce_ext.build_info()["features"], reason="torch promises less")
+def test_any_number_of_threads_gives_the_same_bits(shape, dtype):
+    x, labels = torch.randn(shape, dtype=dtype), torch.randint(4, shape[:1])
+    keys = torch.randn(40, shape[1], dtype=dtype, requires_grad=True)
+    before = torch.get_num_threads()
     try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            leaf = x.clone().requires_grad_()
-            clce_ext.hard_negative_contrastive_loss(leaf, labels).backward()
-            results.append(leaf.grad)
+        for options in ({}, {"keys": keys, "key_labels": torch.arange(40) % 4}, {"normalize": False}):
+            runs = []
+            for threads in (1, 2, 3):
+                torch.set_num_threads(threads)
+                leaf = x.clone().requires_grad_()
+                loss = clce_ext.hard_negative_contrastive_loss(leaf, labels, beta=0.5, **options)
+                wanted = [leaf, *(v for v in options.values() if v is keys)]
+                runs.append((loss.detach(), *torch.autograd.grad(loss, wanted)))
+            for run in runs[1:]:
+                assert all(map(torch.equal, run, runs[0]))
     finally:
         torch.set_num_threads(before)
-    for grad in results[1:]:
-        # The BLAS may round differently by its own number of threads, not more.
-        torch.testing.assert_close(grad, results[0], rtol=1e-4, atol=1e-7)

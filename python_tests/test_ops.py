@@ -21,7 +21,7 @@ OPS = torch.ops.clce_ext
 def arguments(x, labels, keys=None, key_labels=None, temperature=0.5, views=1, key_offset=None, **changed):
     """The arguments of the op, in its order."""
     tensor, number = Temperature.of(temperature)
-    options = DEFAULTS._asdict() | {"temperature": number} | changed
+    options = DEFAULTS._asdict() | {"temperature": number, "debias_tensor": None} | changed
     return tuple(
         ContrastiveLossInputs(
             x, labels, keys, key_labels, tensor, views=views, key_offset=key_offset, **options
@@ -39,6 +39,7 @@ def samples(device, requires_grad):
     yield arguments(x, labels, keys, key_labels, t, reduction="none")
     yield arguments(x, labels, keys, key_labels, key_offset=4, normalize=False, summation="in")
     yield arguments(x, None, views=3, debias=0.1, reduction="sum")
+    yield arguments(x, None, views=3, debias_tensor=torch.rand(12, device=device) / 2, debias=0.0)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -220,7 +221,8 @@ def test_compile_with_keys_and_learnable_temperature(device):
     leaves = [torch.randn(n, 8, device=device, requires_grad=True) for n in (12, 30)]
     t = torch.tensor(0.2, device=device, requires_grad=True)
     labels, key_labels = torch.arange(12, device=device) % 3, torch.arange(30, device=device) % 3
-    options = {"keys": leaves[1], "key_labels": key_labels, "temperature": t}
+    debias = torch.linspace(0, 0.3, 12, device=device)
+    options = {"keys": leaves[1], "key_labels": key_labels, "temperature": t, "debias": debias}
     want = torch.autograd.grad(
         clce_ext.hard_negative_contrastive_loss(leaves[0], labels, **options), [*leaves, t]
     )
@@ -283,6 +285,17 @@ def test_parts_refuse_what_kernels_cannot_read(device):
             call()
 
 
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_product_for_kernels(accumulate, device):
+    """What kernels ask torch for, with results in the memory that they give."""
+    a, b = torch.randn(5, 7, device=device), torch.randn(6, 7, device=device).t()
+    memory = torch.randn(5, 9, device=device)
+    want = memory.clone()
+    want[:, :6] = a @ b + (memory[:, :6] if accumulate else 0)
+    torch.ops.clce_ext_backend.multiply(memory[:, :6], a, b, accumulate)
+    torch.testing.assert_close(memory, want)
+
+
 def test_inference_mode_and_meta(device):
     x, labels = torch.randn(10, 4, device=device), torch.arange(10, device=device) % 3
     with torch.inference_mode():
@@ -292,3 +305,19 @@ def test_inference_mode_and_meta(device):
         )
     meta = clce_ext.hard_negative_contrastive_loss(x.to("meta"), labels.to("meta"), reduction="none")
     assert meta.device.type == "meta" and meta.shape == (10,)
+
+
+@pytest.mark.parametrize(
+    ("product", "schema"),
+    [
+        ("mm", "aten::mm.dtype_out(Tensor self, Tensor mat2, ScalarType out_dtype, *, Tensor(a!) out)"),
+        (
+            "addmm",
+            "aten::addmm.dtype_out(Tensor self, Tensor mat1, Tensor mat2, ScalarType out_dtype, *, "
+            "Scalar beta=1, Scalar alpha=1, Tensor(a!) out)",
+        ),
+    ],
+)
+def test_torch_has_the_products_that_panels_ask_for(product, schema):
+    """16-bit operands and a float32 result, as csrc/binding/product.cpp calls them on a GPU."""
+    assert str(getattr(torch.ops.aten, product).dtype_out._schema).startswith(schema)

@@ -6,14 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
 import torch
 
 import clce_ext
-from clce_ext import arguments, backends, compiled
+from clce_ext import arguments, backends, checks, compiled
 from clce_ext.portable import panels, rows
 
 needs_kernels = pytest.mark.skipif(compiled.C is None, reason="nothing is compiled here")
@@ -21,12 +20,9 @@ ROOT = Path(clce_ext.__file__).parent.parent
 
 # In a process that imports clce_ext as if nothing had been compiled.
 NOTHING_COMPILED = """
-import sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name == "clce_ext._C":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Hide())
+import pathlib
+exists = pathlib.Path.exists
+pathlib.Path.exists = lambda self, **options: "libclce_ext" not in self.name and exists(self, **options)
 """
 STEP = """
 import warnings, torch
@@ -60,12 +56,13 @@ def same_numbers(line: str) -> bool:
 
 @needs_kernels
 def test_constants_are_those_of_the_compiled_part():
-    extension = compiled.C
-    assert list(arguments.Statistics._fields) == extension.STATISTICS
-    assert list(arguments.Derivatives._fields) == extension.DERIVATIVES
-    assert arguments.ROW_PADDING == extension.ROW_PADDING
-    assert rows.NORM_EPS == extension.NORM_EPS
-    assert panels.BOUNDED_LOGIT == extension.BOUNDED_LOGIT
+    facts = compiled.C.facts
+    assert list(arguments.Statistics._fields) == facts["statistics"]
+    assert list(arguments.Derivatives._fields) == facts["derivatives"]
+    assert facts["row_padding"] == arguments.ROW_PADDING
+    assert facts["norm_eps"] == rows.NORM_EPS
+    assert facts["bounded_logit"] == panels.BOUNDED_LOGIT
+    assert facts["largest_beta"] == checks.LARGEST_BETA
 
 
 @needs_kernels
@@ -119,16 +116,16 @@ def test_without_a_compiled_part_and_without_leave():
 
 
 def test_broken_compiled_part(tmp_path):
-    """As one built for another torch: its reason is told at the import, and all works."""
+    """As one that a torch is too old for: its reason is told at the import, and all works."""
     shutil.copytree(
         ROOT / "clce_ext",
         tmp_path / "clce_ext",
         ignore=shutil.ignore_patterns("*.so", "__pycache__", "train"),
     )
-    (tmp_path / "clce_ext" / f"_C{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
+    (tmp_path / "clce_ext" / compiled.PATH.name).write_bytes(b"not a library")
     done = run(STEP, path=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "compiled part was built for another torch, or is broken" in done.stderr
+    assert f"compiled part does not load with torch {torch.__version__}" in done.stderr
     assert same_numbers(done.stdout.splitlines()[1])
 
 
@@ -204,10 +201,10 @@ def test_kernels_agree_where_no_matrix_of_all_pairs_fits():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("size", [64, 256])
-def test_several_panels(size, monkeypatch):
+@pytest.mark.parametrize("shape", [(64, 64), (64, 200), (256, 256), (96, 1000)])
+def test_several_panels(shape, monkeypatch):
     """Panels that rows do not fill, beside and across classes, with selves in any of them."""
-    monkeypatch.setattr(panels, "panel_size", lambda *_: size)
+    monkeypatch.setattr(panels, "panel_shape", lambda *_: shape)
     x, keys = torch.randn(500, 20, dtype=torch.float64), torch.randn(700, 20, dtype=torch.float64)
     labels, key_labels = torch.randint(7, (500,)), torch.randint(7, (700,))
     labels[torch.rand(500) < 0.1] = -100

@@ -13,7 +13,6 @@ from clce_ext import arguments
 RECORDS = {
     "contrastive_loss": (arguments.ContrastiveLossInputs, arguments.ContrastiveLossOutputs),
     "contrastive_loss_backward": (arguments.ContrastiveLossBackwardInputs, None),
-    "check_arguments": (arguments.CheckArgumentsInputs, None),
     "statistics": (arguments.StatisticsInputs, None),
     "loss_from_statistics": (arguments.LossFromStatisticsInputs, arguments.LossFromStatisticsOutputs),
     "statistics_backward": (arguments.StatisticsBackwardInputs, arguments.StatisticsBackwardOutputs),
@@ -35,7 +34,15 @@ def test_rows_have_the_extensions_names():
     x, labels = torch.randn(4, 3), torch.tensor([0, 0, 1, 1])
     options = arguments.DEFAULTS._asdict()
     inputs = arguments.ContrastiveLossInputs(
-        x, labels, None, None, temperature_tensor=None, views=1, key_offset=None, **options
+        x,
+        labels,
+        None,
+        None,
+        temperature_tensor=None,
+        debias_tensor=None,
+        views=1,
+        key_offset=None,
+        **options,
     )
     outputs = arguments.ContrastiveLossOutputs(*clce_ext.HardNegativeContrastiveFunction.apply(*inputs))
     rows, by = arguments.Statistics(*outputs.statistics), arguments.Derivatives(*outputs.derivatives)

@@ -5,15 +5,28 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
+from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.data import EpochSampler, evaluation_loader, load_classes, load_data, training_loader
+from clce_ext.train.data import (
+    EpochSampler,
+    evaluation_loader,
+    load_classes,
+    load_data,
+    sources,
+    training_loader,
+)
 from clce_ext.train.errors import TrainingError, UnreadableImageError
+from clce_ext.train.models import FineTuner
+from clce_ext.train.start import start_lines
 
 from .training import write_digit_images
 
@@ -97,9 +110,43 @@ def test_class_balanced_batches():
 
 def test_processes_share_a_global_batch():
     labels = np.repeat(np.arange(6), 10)
-    _, whole = batches(labels, batch_size=12, images_per_class=3)
-    parts = [batches(labels, batch_size=6, images_per_class=3, rank=r, world_size=2)[1] for r in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+    options = {"batch_size": 12, "images_per_class": 3}
+    _, whole = batches(labels, **options)
+    for ranks in (2, 5):
+        parts = [batches(labels, rank=r, world_size=ranks, **options) for r in range(ranks)]
+        assert sorted({sampler.share for sampler, _ in parts}) == {2: [6], 5: [2, 3]}[ranks]
+        joined = [sorted(chain(*shares)) for shares in zip(*(found for _, found in parts), strict=True)]
+        assert joined == [sorted(batch) for batch in whole]
+    with pytest.raises(
+        TrainingError, match="--batch-size 12 leaves some of the 13 processes without an image"
+    ):
+        batches(labels, batch_size=12, world_size=13)
+
+
+def test_items_are_the_batches_in_pieces():
+    labels = np.repeat(np.arange(6), 10)
+    _, whole = batches(labels, batch_size=25)
+    sampler, items = batches(labels, batch_size=25, item_size=8)
+    assert [len(item) for item in items] == [8, 8, 8, 1] * 2 and len(sampler) == 8
+    assert [list(chain(*items[:4])), list(chain(*items[4:]))] == whole
+
+
+def test_a_class_is_spread_over_its_batch():
+    """Mixup takes neighbours: of images sorted by class they would be of one class."""
+    labels = np.repeat(np.arange(8), 16)
+    _, found = batches(labels, batch_size=32, images_per_class=8)
+    same = np.mean([labels[batch] == np.roll(labels[batch], 1) for batch in found])
+    assert same < 0.5  # sorted: 7/8 and more; in no order: 7/31
+
+
+def test_an_image_that_comes_again_is_augmented_otherwise():
+    labels = np.repeat([0, 1], [3, 29])  # class 0 comes in every batch
+    sampler = EpochSampler(labels, 4, 2, seed=0)
+    drawn = [item for batch in sampler for item in batch]
+    assert len(drawn) == 32 > len({image for image, _ in drawn})
+    assert len(set(drawn)) == 32
+    sampler.set_position(0, 3)
+    assert [item for batch in sampler for item in batch] == drawn[12:]
 
 
 def test_batches_that_cannot_be_made():
@@ -216,6 +263,27 @@ def test_image_folder_of_capital_endings(copy):
     assert len(load_data(config(data=str(copy))).train) == 12
 
 
+def test_formats_and_files_that_are_no_images(copy):
+    first, second, third, _ = sorted((copy / "train" / "digit_0").iterdir())
+    for path, suffix in ((first, ".webp"), (second, ".bmp"), (third, ".gif")):
+        Image.open(path).save(path.with_suffix(suffix))
+        path.unlink()
+    (copy / "train" / "digit_0" / "._0001.jpg").write_bytes(b"\0\5\x16\7")
+    (copy / "train" / "digit_0" / "notes.txt").write_text("blurred")
+    data = load_data(config(data=str(copy)))
+    assert len(data.train) == 12 and all(data.train.source.image(i).mode == "RGB" for i in range(12))
+    assert data.train.source.passed_over == {"hidden": 1, ".txt": 1} and not data.val.source.passed_over
+    said = "\n".join(start_lines(config(data=str(copy)), data, FineTuner(timm.create_model("resnet10t"))))
+    for line in (
+        "3 classes (digit_0, digit_1, digit_2)",
+        "12 images, 4 of each class",
+        "1 .txt, 1 hidden: these",
+        "val      6 images, watched",
+        "weights  none given: from scratch",
+    ):
+        assert line in said
+
+
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_workers_started_either_way(copy, start):
     """macOS spawns the processes of loaders, and so does Python 3.14."""
@@ -252,9 +320,21 @@ def test_folder_without_splits_serves_for_episodes(folder):
         (lambda f: shutil.rmtree(f / "val"), "no val/valid/.* folder in it; it holds train"),
         (lambda f: [p.unlink() for p in (f / "train" / "digit_2").iterdir()], "digit_2: no images"),
         (lambda f: [shutil.rmtree(p) for p in (f / "train").iterdir()], "train: empty"),
+        (
+            lambda f: next((f / "train" / "digit_0").iterdir()).rename(f / "train" / "a.png"),
+            r"train: images lie directly in it \(a.png\); each must lie in .*CLASS/IMAGE",
+        ),
         (lambda f: shutil.rmtree(f), "no such directory; give digits, torchvision:NAME"),
     ],
-    ids=["class missing in val", "class missing in train", "no val", "empty class", "empty split", "nothing"],
+    ids=[
+        "class missing in val",
+        "class missing in train",
+        "no val",
+        "empty class",
+        "empty split",
+        "images directly in a split",
+        "nothing",
+    ],
 )
 def test_broken_folders(copy, damage, message):
     damage(copy)
@@ -323,3 +403,79 @@ def test_torchvision(monkeypatch):
 def test_torchvision_not_downloaded(tmp_path):
     with pytest.raises(TrainingError, match=r"CIFAR10 in .*(see --data-dir, --download)"):
         load_data(config(data="torchvision:CIFAR10", data_dir=str(tmp_path)))
+
+
+class FakeHuggingFace:
+    """What is asked of the package datasets: a set whose columns have names of their own."""
+
+    class Image:
+        def __init__(self, decode=True):
+            pass
+
+    class ClassLabel:
+        names = ("cat", "dog")
+
+    class Value:
+        pass
+
+    def __init__(self, features=None):
+        self.info = SimpleNamespace(
+            features=features or {"id": self.Value(), "img": self.Image(), "fine_label": self.ClassLabel()}
+        )
+
+    def load_dataset_builder(self, name, cache_dir):
+        assert name == "owner/pets"
+        return self
+
+
+def test_hugging_face_columns_of_other_names(monkeypatch):
+    def create_dataset(name, root, split, input_key, target_key):
+        assert (name, input_key, target_key) == ("hfds/owner/pets", "img", "fine_label")
+        if split not in ("train", "test"):
+            raise ValueError(f"unknown split {split}")
+        rows = {"fine_label": [0, 1, 1, 0]}
+        reader = SimpleNamespace(dataset=rows, label_key=target_key, class_to_idx={"cat": 0, "dog": 1})
+        return SimpleNamespace(reader=reader)
+
+    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace())
+    monkeypatch.setattr(sources, "create_dataset", create_dataset)
+    data = load_data(config(data="hfds/owner/pets"))
+    assert data.classes == ["cat", "dog"] and data.train.labels.tolist() == [0, 1, 1, 0]
+    assert data.watched == "test"
+    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace({"text": FakeHuggingFace.Value()}))
+    with pytest.raises(TrainingError, match=r"of images and one of class labels are wanted, it has text \(V"):
+        load_data(config(data="hfds/owner/pets"))
+
+
+class FakeStream:
+    """What timm makes of WebDataset or TensorFlow data sets: images in one order, from the beginning only."""
+
+    def __init__(self, name, root, split):
+        if split not in ("train", "test"):
+            raise ValueError(f"unknown split {split}")
+        self.reader = SimpleNamespace(class_to_idx={"cat": 0, "dog": 1} if name == "tfds/pets" else {})
+        self.count = 6 if split == "train" else 3
+
+    def __iter__(self):
+        return ((Image.new("L", (8 + i, 8), 10 * i), i % 2) for i in range(self.count))
+
+
+@pytest.mark.parametrize(("name", "classes"), [("tfds/pets", ["cat", "dog"]), ("wds/", ["0", "1"])])
+def test_data_sets_that_are_streams(monkeypatch, name, classes):
+    monkeypatch.setattr(sources, "create_dataset", FakeStream)
+    data = load_data(config(data=name, data_dir="somewhere"))
+    assert data.classes == classes and data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
+    assert data.watched == "test" and len(data.test) == 3
+    assert (
+        data.train.source.image(3).size == (11, 8)
+        and data.train.source.image(3).getpixel((0, 0)) == (30,) * 3
+    )
+
+    def not_installed(*_, **__):
+        raise ImportError
+
+    monkeypatch.setattr(sources, "create_dataset", not_installed)
+    with pytest.raises(
+        TrainingError, match=r"needs the package (webdataset|tensorflow-datasets) \(pip install"
+    ):
+        load_data(config(data=name))

@@ -71,9 +71,9 @@ def test_neighbours_and_centroids(generator):
     order = generator.permutation(len(x))
     train, test = order[:90], order[90:]
     shuffled = generator.permutation(labels)
-    for accuracy in (metrics.knn_accuracy, metrics.centroid_accuracy, metrics.probe_accuracy):
-        assert accuracy(x[train], labels[train], x[test], labels[test]) > 0.99
-        assert accuracy(x[train], shuffled[train], x[test], shuffled[test]) < 0.5
+    for correct in (metrics.knn_correct, metrics.centroid_correct, metrics.probe_correct):
+        assert correct(x[train], labels[train], x[test], labels[test]).mean() > 0.99
+        assert correct(x[train], shuffled[train], x[test], shuffled[test]).mean() < 0.5
 
 
 def test_confidence_interval_against_scipy():
@@ -86,18 +86,61 @@ def test_confidence_interval_against_scipy():
 
 def test_few_shot_episodes(generator):
     x, labels = clusters(generator, noise=0.6)
-    one, five = (metrics.few_shot_episodes(x, labels, 5, shots, 15, 40) for shots in (1, 5))
+    one, five = (metrics.few_shot_episodes(x, labels, np.arange(6), 5, shots, 15, 40) for shots in (1, 5))
     for head in ("centroid", "logistic"):
         assert 0.5 < one[head].mean < five[head].mean <= 1.0
         assert 0 < five[head].half_width < 0.08 and five[head].count == 40
-    chance = metrics.few_shot_episodes(x, generator.permutation(labels), 5, 1, 15, 40)
+    chance = metrics.few_shot_episodes(x, generator.permutation(labels), np.arange(6), 5, 1, 15, 40)
     assert abs(chance["centroid"].mean - 0.2) < 0.05
-    assert metrics.few_shot_episodes(x, labels, 5, 1, 15, 40) == one
+    assert metrics.few_shot_episodes(x, labels, np.arange(6), 5, 1, 15, 40) == one
 
 
-def test_few_shot_episodes_need_enough_classes(generator):
-    x, labels = clusters(generator, classes=3)
-    with pytest.raises(TrainingError, match="at least 5 classes of 20 images; 3 of 3 classes"):
-        metrics.few_shot_episodes(x, labels, ways=5, shots=5)
-    with pytest.raises(TrainingError, match="0 of 3 classes are large enough"):
-        metrics.few_shot_episodes(x, labels, ways=2, shots=20, queries=15)
+def test_few_shot_episodes_need_enough_classes():
+    labels = np.repeat(np.arange(3), [30, 30, 18])
+    with pytest.raises(TrainingError, match="at least 5 classes of 20 images; 2 of 3 classes"):
+        metrics.episode_classes(labels, ways=5, shots=5, queries=15)
+    with pytest.raises(TrainingError, match=r"0 of 3 classes are large enough, too small are a \(30\), b"):
+        metrics.episode_classes(labels, ways=2, shots=20, queries=15, names="abc")
+    large, small = metrics.episode_classes(labels, ways=2, shots=5, queries=15, names="abc")
+    assert large.tolist() == [0, 1] and small == ["c (18)"]
+
+
+def test_neighbours_vote_as_in_dinos_protocol(generator):
+    x, labels = generator.normal(size=(60, 5)), generator.integers(4, size=60)
+    query, truth = generator.normal(size=(25, 5)), generator.integers(4, size=25)
+    z, q = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, query))
+    wanted = []
+    for row in q:
+        cosines = z @ row
+        votes = np.zeros(4)
+        for i in np.argsort(-cosines)[:20]:
+            votes[labels[i]] += np.exp(cosines[i] / 0.07)
+        wanted.append(votes.argmax())
+    assert np.array_equal(metrics.knn_correct(x, labels, query, truth), np.array(wanted) == truth)
+
+
+def test_retrieval_by_brute_force(generator):
+    x, labels = generator.normal(size=(30, 4)), np.append(generator.integers(4, size=29), 9)  # 9 is alone
+    z = x / np.linalg.norm(x, axis=1, keepdims=True)
+    cosines = z @ z.T - 3 * np.eye(30)
+    first, four, average = [], [], []
+    for i in range(29):
+        same = labels[np.argsort(-cosines[i])[:-1]] == labels[i]
+        others = (labels == labels[i]).sum() - 1
+        precision = np.cumsum(same[:others]) / np.arange(1, others + 1)
+        first.append(same[0]), four.append(same[:4].any())
+        average.append((precision * same[:others]).sum() / others)
+    found = metrics.retrieval(x, labels)
+    wanted = {"recall@1": np.mean(first), "recall@4": np.mean(four), "map@r": np.mean(average)}
+    assert found == pytest.approx(wanted, abs=1e-6)
+
+
+def test_hardest_pairs(generator, monkeypatch):
+    x, labels = clusters(generator, classes=3, per_class=5)
+    x[7], x[12] = x[1], x[4]  # two images of another class look like ones of the first
+    for block in (1024, 4):
+        monkeypatch.setattr(metrics, "_BLOCK", block)
+        found = metrics.hardest_pairs(x, labels, 2)
+        assert {pair[:2] for pair in found} == {(1, 7), (4, 12)}
+        assert all(pair[2] == pytest.approx(1, abs=1e-5) for pair in found)
+    assert metrics.hardest_pairs(x[:5], labels[:5], 2) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
@@ -43,6 +44,18 @@ def test_any_backbone_classifies_what_it_embeds(name):
     logits, embeddings = model(x)
     assert embeddings.shape == (2, model.backbone.get_classifier().in_features)
     assert torch.allclose(logits, model.backbone(x), atol=1e-5)
+
+
+def test_distilled_deit_has_two_classifiers():
+    model = create("deit_tiny_distilled_patch16_224", image_size=32).eval()
+    logits, embeddings = model(x := torch.randn(2, 3, 32, 32))
+    assert embeddings.shape == (2, 2 * 192)
+    assert torch.allclose(logits, model.backbone(x), atol=1e-5)
+    model.set_mode("head")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        f"backbone.{head}.{kind}" for head in ("head", "head_dist") for kind in ("weight", "bias")
+    }
 
 
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "efficientvim_m1"])
@@ -205,6 +218,9 @@ def test_weights_with_code_are_refused(tmp_path):
 def test_names_that_timm_does_not_have():
     with pytest.raises(TrainingError, match=r"timm has no such model; near it: .*beit"):
         create("beit_enormous")
+    for wrong, meant in (("tf_efficientnet_light0", "tf_efficientnet_lite0"), ("resnet_50", "resnet50")):
+        with pytest.raises(TrainingError, match=rf"near it: .*\b{meant}\b"):
+            create(wrong)
     with pytest.raises(TrainingError, match="give one"):
         create(pretrained=True, checkpoint="x.pth")
 
@@ -339,3 +355,158 @@ def test_run_directories_serve_as_weights(tmp_path):
     checkpoint.write_weights(tmp_path / "model.safetensors", saved.state_dict())
     loaded = create(checkpoint=str(tmp_path)).backbone
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), saved.parameters(), strict=True))
+
+
+# Checkpoints as they are published
+
+
+def beit_as_published(version: int) -> tuple[dict[str, torch.Tensor], nn.Module]:
+    """Masked-image modelling of a small BEiT or BEiT v2 under the published names, and its timm model."""
+    model = timm.create_model("beit_tiny_digits", use_abs_pos_emb=False)
+    state = {k: torch.randn_like(v) for k, v in model.state_dict().items()}
+    table = state["blocks.0.attn.relative_position_bias_table"]
+    state = {k: v for k, v in state.items() if not k.startswith(("head.", "fc_norm.")) and "table" not in k}
+    state |= {
+        "mask_token": torch.randn(1, 1, 96),
+        "rel_pos_bias.relative_position_bias_table": table,
+        "rel_pos_bias.relative_position_index": torch.zeros(17, 17, dtype=torch.long),
+        "norm.weight": torch.randn(96),
+        "norm.bias": torch.randn(96),
+        "lm_head.weight": torch.randn(64, 96),
+        "lm_head.bias": torch.randn(64),
+    }
+    if version == 2:
+        for layer in range(2):
+            state |= {
+                k.replace("blocks.0", f"cls_pt_layers.{layer}"): v
+                for k, v in state.items()
+                if k.startswith("blocks.0")
+            }
+    return state, model
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("pool", [None, "token"])
+def test_masked_image_modelling_of_beit_loads(tmp_path, monkeypatch, version, pool):
+    state, plain = beit_as_published(version)
+    torch.save({"model": state}, tmp_path / "beit.pth")
+    monkeypatch.setattr(models.timm, "create_model", lambda *_, **__: plain)
+    plain.reset_classifier(7)
+    model = create(checkpoint=str(tmp_path / "beit.pth"), global_pool=pool)
+    found = model.backbone.state_dict()
+    for block in range(4):
+        assert torch.equal(
+            found[f"blocks.{block}.attn.relative_position_bias_table"],
+            state["rel_pos_bias.relative_position_bias_table"],
+        )
+    assert torch.equal(found["blocks.3.mlp.fc2.weight"], state["blocks.3.mlp.fc2.weight"])
+    norm = state["norm.weight"] if pool == "token" else torch.ones(96)
+    assert torch.equal(found["fc_norm.weight"], norm)
+    notes = "; ".join(model.notes)
+    assert "mask_token" in notes and "lm_head" in notes and ("cls_pt_layers" in notes) == (version == 2)
+    assert "classifier new" in notes and ("fc_norm new" in notes) == (pool is None)
+
+
+def test_masked_image_modelling_of_beit3_loads(tmp_path):
+    """Under torchscale's names: images in branch A, text in branch B."""
+    saved = timm.create_model("beit3_base_patch16_224", img_size=32, embed_dim=24, depth=2, num_heads=2)
+    own = {k: torch.randn_like(v) for k, v in saved.state_dict().items()}
+    state = {
+        "beit3.text_embed.weight": torch.randn(10, 24),
+        "beit3.vision_embed.mask_token": torch.randn(1, 1, 24),
+        "beit3.vision_embed.cls_token": own["cls_token"],
+        "beit3.vision_embed.proj.weight": own["patch_embed.proj.weight"],
+        "beit3.vision_embed.proj.bias": own["patch_embed.proj.bias"],
+        "beit3.encoder.embed_positions.A.weight": torch.cat([torch.zeros(2, 24), own["pos_embed"][0]]),
+        "beit3.encoder.embed_positions.B.weight": torch.randn(12, 24),
+        "mlm_head.weight": torch.randn(10, 24),
+        "mim_head.weight": torch.randn(64, 24),
+    }
+    names = {
+        "norm1": "self_attn_layer_norm.{}",
+        "norm2": "final_layer_norm.{}",
+        "attn.proj": "self_attn.out_proj.{}",
+        "attn.norm": "self_attn.inner_attn_ln.{}",
+        "mlp.fc1": "ffn.{}.fc1",
+        "mlp.fc2": "ffn.{}.fc2",
+        "mlp.norm": "ffn.{}.ffn_layernorm",
+    }
+    for kind in ("weight", "bias"):
+        state[f"beit3.encoder.layer_norm.A.{kind}"] = torch.randn(24)
+        state[f"beit3.encoder.layer_norm.B.{kind}"] = torch.randn(24)
+        for block in range(2):
+            layer = f"beit3.encoder.layers.{block}"
+            for name, theirs in names.items():
+                tensor = own[f"blocks.{block}.{name}.{kind}"]
+                state[f"{layer}.{theirs.format('A')}.{kind}"] = tensor
+                state[f"{layer}.{theirs.format('B')}.{kind}"] = torch.randn_like(tensor)
+            for part, tensor in zip("qkv", own[f"blocks.{block}.attn.qkv.{kind}"].chunk(3), strict=True):
+                state[f"{layer}.self_attn.{part}_proj.A.{kind}"] = tensor
+                state[f"{layer}.self_attn.{part}_proj.B.{kind}"] = torch.randn_like(tensor)
+    torch.save({"model": state}, tmp_path / "beit3.pth")
+    has_classifier, notes = models.load_backbone(saved, tmp_path / "beit3.pth", "beit3_base_patch16_224")
+    found = saved.state_dict()
+    loaded = [k for k in own if not k.startswith(("head.", "fc_norm."))]
+    assert len(loaded) > 30 and all(torch.equal(found[k], own[k]) for k in loaded)
+    assert not has_classifier and "fc_norm new" in notes
+
+
+def test_what_became_of_the_classifier_is_said(tmp_path):
+    """As many classes by accident: kept where nobody knows better, replaced where the names differ."""
+    state = timm.create_model("beit_tiny_digits", num_classes=3).state_dict()
+    state["head.weight"] = torch.randn(3, 96)
+    plain, named = tmp_path / "plain.safetensors", tmp_path / "named.safetensors"
+    checkpoint.write_weights(plain, state)
+    checkpoint.write_weights(named, state, {"classes": '["a", "b", "c"]'})
+    for path, names, kept, said in (
+        (plain, ["x", "y", "z"], True, "classifier kept, of 3 classes; if they are other"),
+        (named, ["a", "b", "c"], True, "classifier kept, of 3 classes"),
+        (named, ["x", "y", "z"], False, "classifier new: the weights' is of 3 other classes (a, b, c)"),
+        (named, ["x", "y"], False, "classifier new: the weights' is of 3 classes, not 2"),
+    ):
+        config = TrainConfig.from_dict({"model": "beit_tiny_digits", "checkpoint": str(path)})
+        model = models.create_model(config, len(names), False, names)
+        head = model.backbone.head.weight
+        assert torch.equal(head, state["head.weight"]) if kept else not head.any()
+        assert said in "; ".join(model.notes)
+
+
+def test_pooling_by_another_rule():
+    images = torch.randn(2, 3, 32, 32)
+    model = create(global_pool="token").eval()
+    tokens = model.backbone.forward_features(images)
+    assert torch.allclose(model.embed(images), model.backbone.fc_norm(tokens[:, 0]), atol=1e-6)
+    with pytest.raises(TrainingError, match="--global-pool: timm refuses"):
+        create(global_pool="median")
+
+
+def test_models_of_a_directory(tmp_path):
+    from timm.models import save_for_hf
+
+    save_for_hf(timm.create_model("resnet10t", num_classes=3), tmp_path, model_config={"num_classes": 3})
+    model = create(f"local-dir:{tmp_path}", classes=3, pretrained=True, image_size=32)
+    assert model(torch.randn(1, 3, 32, 32))[0].shape == (1, 3)
+    assert any("classifier kept" in note for note in model.notes)
+
+
+def test_convolutional_backbones_keep_channels_side_by_side():
+    """A faster layout in memory, the same numbers within rounding; a transformer stays as it is."""
+    torch.manual_seed(0)
+    model = create("mobilenetv3_small_050", batch_norm="frozen")
+    usual = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    images = torch.rand(4, 3, 64, 64)
+    found = {}
+    for name, net in (("channels last", model), ("usual", usual)):
+        net.set_mode("joint")
+        net.train()
+        features = net.backbone.forward_features(images)
+        assert features.is_contiguous(memory_format=torch.channels_last) == (name == "channels last")
+        embeddings = net(images)[1]
+        embeddings.square().mean().backward()
+        found[name] = [
+            embeddings.detach(),
+            *(p.grad for p in net.backbone.parameters() if p.grad is not None),
+        ]
+    for a, b in zip(*found.values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    assert all(p.is_contiguous() for p in create().parameters())

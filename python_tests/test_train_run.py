@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -23,7 +24,9 @@ from clce_ext.train import compare, evaluate
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
+from clce_ext.train.data import epoch_sampler
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
 from clce_ext.train.report import _standing
@@ -85,17 +88,18 @@ def test_mixup_and_ema_and_clipping(tmp_path):
 
 
 def test_amp(tmp_path):
-    figures = train(quick_config(tmp_path, amp="bfloat16"))
+    figures = train(quick_config(tmp_path, amp="bfloat16", queue_size=30, micro_batch_size=7))
     assert figures["steps"] == 4
 
 
-def test_micro_batches_change_nothing_but_rounding(tmp_path):
+@pytest.mark.parametrize("objective", ["ce", "clce"])
+def test_micro_batches_change_nothing_but_rounding(tmp_path, objective):
     """Without dropout: with it the micro-batches draw other numbers, which test_gradcache.py accounts for.
 
     And without Adam, whose first steps are the gradients' signs: where a gradient is nothing but rounding,
     so is its sign.
     """
-    options = {"objective": "clce", "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
+    options = {"objective": objective, "drop_path": 0.0, "opt": "sgd", "lr": 0.05}
     train(quick_config(tmp_path / "whole", **options))
     train(quick_config(tmp_path / "micro", micro_batch_size=6, **options))
     a, b = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "micro"))
@@ -127,7 +131,11 @@ def same_run(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(
     "objective, extra",
-    [("clce", {"mixup": 0.5, "ema": 0.9}), ("lacvit", {}), ("supcon", {"clip_grad": 0.1, "ema": 0.9})],
+    [
+        ("clce", {"mixup": 0.5, "ema": 0.9, "queue_size": 50}),
+        ("lacvit", {}),
+        ("supcon", {"clip_grad": 0.1, "ema": 0.9}),
+    ],
 )
 def test_resume_from_every_checkpoint(tmp_path, objective, extra):
     """In the middle of an epoch, at its end, between two stages: the numbers of the unbroken run."""
@@ -199,20 +207,6 @@ def test_finished_runs_are_kept(tmp_path):
     assert results(tmp_path)["seed"] == 3
 
 
-def test_damaged_checkpoint_of_a_run(tmp_path):
-    train(quick_config(tmp_path))
-    (tmp_path / "results.json").unlink()
-    last = checkpoints(tmp_path)[-1]
-    for name in ("training.pt", "model.safetensors"):
-        content = (last / name).read_bytes()
-        (last / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(TrainingError, match=f"{last.name}: damaged checkpoint .*delete this directory"):
-            train(quick_config(tmp_path, resume=True))
-        (last / name).write_bytes(content)
-    shutil.rmtree(last)  # as the message says
-    assert train(quick_config(tmp_path, resume=True))["steps"] == 4
-
-
 def test_checkpoints_hold_no_code(tmp_path):
     train(quick_config(tmp_path, objective="clce"))
     for folder in checkpoints(tmp_path):
@@ -249,7 +243,15 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--temperature", "0"], "--temperature must be a number > 0, got 0.0"),
         (["--objective", "lacvit", "--epochs", "1"], "--head-epochs must lie in [1, --epochs), got 1 of 1"),
         (["--batch-size", "10", "--images-per-class", "4"], "must be a multiple of --images-per-class 4"),
-        (["--mixup", "0.5", "--batch-size", "7"], "need an even --batch-size, got 7"),
+        (["--lr", "1e-3", "--lr-base", "1e-3"], "--lr and --lr-base both give the learning rate: give one"),
+        (
+            ["--temperature", "0.1", "--objective", "ce"],
+            "--temperature is an option of supcon, lacvit, schane, clce; --objective ce has none",
+        ),
+        (
+            ["--weight", "0.5", "--objective", "supcon"],
+            "--weight is an option of clce; --objective supcon has",
+        ),
         (["--mixup", "0.5", "--objective", "clce", "--views", "2"], "use --views 1"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
         (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
@@ -355,17 +357,55 @@ def test_recipes_are_overruled_by_the_command_line(tmp_path):
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+# Classes of the training split, and images of each: all alike, or the smallest and the largest class's.
+SHAPES = {
+    "torchvision:CIFAR100": (100, 500, 500),
+    "data/cub200": (200, 29, 30),
+    "torchvision:Flowers102": (102, 10, 10),
+    "data/imagenet": (1000, 732, 1300),
+    "torchvision:OxfordIIITPet": (37, 93, 100),
+    "clothing-dataset-small": (10, 106, 748),
+    "digits": (10, 119, 120),
+    "letters": (52, 150, 150),
+}
+
+
+def options_of(recipe: Path) -> TrainConfig:
+    if recipe.stem == "demo":
+        return TrainConfig.from_dict(compare.parse(["--config", str(recipe)]).options)
+    return parse(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
+def test_recipes_draw_an_epoch_at_1_2_and_8_processes(recipe):
+    """With as many classes and images of each as the data sets have."""
+    config = options_of(recipe)
+    classes, *sizes = SHAPES[config.data]
+    counts = np.linspace(*sizes, classes).astype(int)
+    if config.val_fraction:
+        counts -= np.maximum(1, (config.val_fraction * counts).round().astype(int))
+    labels = np.repeat(np.arange(classes), np.minimum(counts, config.shots or counts))
+    for ranks in (1, 2, 8):
+        shares = []
+        for rank in {0, ranks - 1}:
+            sampler = epoch_sampler(labels, config, rank, ranks)
+            sampler.set_position(epoch=0, first_batch=max(0, sampler.steps - 3))
+            items = list(sampler)
+            per_step = len(sampler) // sampler.steps
+            assert len(items) == per_step * min(3, sampler.steps)
+            shares.append([{i for item in items[:per_step] for i, _ in item}, sampler.share])
+        assert all(len(images) == share > 0 for images, share in shares)  # none twice in a batch
+        assert ranks == 1 or not shares[0][0] & shares[1][0]
+        assert abs(shares[0][1] * ranks - config.batch_size) < ranks
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda p: p.stem)
 def test_recipes_parse(recipe):
+    config = options_of(recipe)
     if recipe.stem == "demo":
         asked = compare.parse(["--config", str(recipe)])
         assert asked.objectives == ["ce", "supcon", "schane", "clce"]
         assert len(asked.seeds) >= 3 and asked.baseline == "ce"
-        config = TrainConfig.from_dict(asked.options)
-    else:
-        config = parse(["--config", str(recipe)])
     # Somewhere there is a split that may choose: these bring one of their own.
     own = ("torchvision:Flowers102", "letters", "clothing-dataset-small")
     assert config.val_fraction or config.data in own
@@ -413,7 +453,14 @@ def test_eval(finished, tmp_path, capsys):
     assert figures["novel_classes"] == 3
     for head in ("centroid", "logistic"):
         assert 0.3 < figures[f"3way_5shot_{head}"] <= 1 and figures[f"3way_5shot_{head}_ci95"] > 0
-    assert "3way_1shot_centroid" in capsys.readouterr().out
+    assert {"recall@1", "recall@4", "map@r"} <= set(figures)
+    by_class = {row["class"]: row for row in figures["by_class"]}
+    assert list(by_class) == ["0", "1", "2", "3", "4", "5", "6"]
+    right = sum(row["accuracy"] * row["images"] for row in by_class.values())
+    assert right / sum(row["images"] for row in by_class.values()) == pytest.approx(figures["top1"])
+    worst = min(by_class.values(), key=lambda row: row["accuracy"])
+    said = capsys.readouterr().out
+    assert "3way_1shot_centroid" in said and f"  {worst['class']}: {100 * worst['accuracy']:.1f} % of" in said
 
 
 def test_eval_on_another_folder(finished, tmp_path):
@@ -484,7 +531,7 @@ def test_eval_errors(finished, tmp_path, capsys):
     assert "has not finished" in capsys.readouterr().err
 
 
-def test_compare(tmp_path, monkeypatch):
+def test_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
     options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
     arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
@@ -511,6 +558,11 @@ def test_compare(tmp_path, monkeypatch):
     found = {
         (o, s): results(tmp_path / "runs" / f"{o}-seed{s}")["top1"] for o in ("ce", "clce") for s in (0, 1)
     }
+    assert "Options shared by the runs" in report and "epochs: 2" in report
+    assert not re.search(r"^(seed|objective|output|resume|overwrite):", report, re.M)
+    assert "4 training images of each class; batches of 20 images, 2 of a class" in report
+    said = capsys.readouterr().out.splitlines()[-4:]
+    assert said[0].split()[:2] == ["Top-1", "Top-5"] and said[1].startswith("ce ") and "±" in said[2]
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
     # Again: nothing is trained, the report is made again.
@@ -518,18 +570,33 @@ def test_compare(tmp_path, monkeypatch):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
+    # Results of other versions are not taken for those of these.
+    path = tmp_path / "runs" / "ce-seed0" / "results.json"
+    changed = json.loads(path.read_text())
+    path.write_text(json.dumps(changed | {"torch": "1.0"}))
+    capsys.readouterr()
+    with pytest.raises(TypeError, match="NoneType"):  # it is about to train
+        compare.main(arguments)
+    assert "made by other versions (torch 1.0, now" in capsys.readouterr().out
 
 
-def test_a_report_calls_nothing_better_whose_interval_holds_zero():
+def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():
     def runs_of(name, gains):
         return [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(gains)]
 
-    gains = {"ce": [0, 0, 0], "supcon": [0.03, -0.02, 0.01], "schane": [-0.02, -0.03, -0.02]}
-    runs = {name: runs_of(name, of) for name, of in (gains | {"clce": [0.02, 0.03, 0.02]}).items()}
-    assert _standing(runs, "ce", "top1") == (
-        " Top-1: supcon not distinguishable from ce; schane below ce; clce above ce."
+    def standing(seeds):
+        others = ("supcon", "schane", "lacvit", "clce")
+        found = [difference(runs[name][:seeds], runs["ce"][:seeds], "top1") for name in others]
+        return _standing(corrected(found), "ce", "top1")
+
+    gains = {"ce": [0, 0, 0, 0], "supcon": [0.03, -0.02, 0.01, 0.0], "schane": [-0.02, -0.03, -0.02, -0.03]}
+    # p = 0.03 for lacvit by itself, too little among four comparisons.
+    gains |= {"lacvit": [0.01, 0.02, 0.03, 0.04], "clce": [0.02, 0.03, 0.02, 0.03]}
+    runs = {name: runs_of(name, of) for name, of in gains.items()}
+    assert standing(4) == (
+        " Top-1: supcon, lacvit not distinguishable from ce; schane below ce; clce above ce."
     )
-    assert _standing({name: of[:1] for name, of in runs.items()}, "ce", "top1") == ""
+    assert standing(1) == ""
 
 
 def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
@@ -550,6 +617,20 @@ def test_the_untouched_backbone_is_a_row_of_its_own(tmp_path, capsys):
     assert [row["objective"] for row in table] == ["untouched", "untouched", "ce", "ce", "clce", "clce"]
     assert float(table[1]["centroid"]) == untouched["ce", 1]["centroid"] and table[1]["top1"] == ""
     assert all(row["split"] == "val" and row["images"] == "600" for row in table)
+    with (tmp_path / "differences.csv").open(newline="") as file:
+        differences = list(csv.DictReader(file))
+    # All 600 images are judged in every run, so the intervals hold their variation too.
+    assert {row["images"] for row in differences} == {"600"}
+    assert [(row["objective"], row["reference"], row["figure"]) for row in differences] == [
+        ("clce", "ce", "top1"), ("clce", "ce", "knn"), ("ce", "untouched", "centroid"),
+        ("clce", "untouched", "centroid"), ("ce", "untouched", "probe"), ("clce", "untouched", "probe"),
+    ]  # fmt: skip
+    for row in differences:
+        before = untouched if row["reference"] == "untouched" else {k: results(f) for k, f in runs.items()}
+        by_seed = [
+            results(runs[row["objective"], s])[row["figure"]] - before["ce", s][row["figure"]] for s in (0, 1)
+        ]
+        assert float(row["difference"]) == pytest.approx(sum(by_seed) / 2)
     report = (tmp_path / "report.html").read_text()
     assert "Untouched is the given backbone" in report and "Centroid against untouched" in report
     assert "Untouched is the given backbone" in (runs["ce", 0] / "report.html").read_text()
@@ -655,6 +736,17 @@ def test_patience_ends_the_last_stage(tmp_path):
     assert figures["best_epoch"] == 4
 
 
+def test_options_of_a_loss_in_a_recipe_are_its_objectives(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("objective: clce\nweight: 0.7\ntemperature: 0.3\nlr: 1e-3\n")
+    arguments = ["--config", str(recipe), "--objectives", "ce", "supcon", "clce"]
+    asked = compare.parse([*arguments, "--set", "supcon.temperature=0.2"])
+    found = {o: asked.config(o, 0, tmp_path) for o in asked.objectives}
+    assert {o: (c.weight, c.temperature, c.lr) for o, c in found.items()} == {
+        "ce": (0.9, None, 1e-3), "supcon": (0.9, 0.2, 1e-3), "clce": (0.7, 0.3, 1e-3),
+    }  # fmt: skip
+
+
 def test_compare_errors(capsys, tmp_path):
     for arguments, message in (
         (["--seeds", "1", "1"], "--seeds: each only once"),
@@ -663,6 +755,10 @@ def test_compare_errors(capsys, tmp_path):
             "--baseline schane is none of --objectives ce clce",
         ),
         (["--eval-embeddings", "never"], "leaves nothing to compare"),
+        (
+            ["--temperature", "0.1"],
+            "--temperature belongs to an objective, not to all of a comparison: give --set",
+        ),
     ):
         assert compare.main([*arguments, "--output", str(tmp_path)]) == 2
         assert message in capsys.readouterr().err
@@ -702,32 +798,23 @@ def test_base_models_from_a_checkpoint_of_timm(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective, distributed_loss", [("ce", "none"), ("clce", "gather")])
-def test_torchrun_matches_one_process(tmp_path, objective, distributed_loss):
-    """Two processes of 10 images are one of 20, the contrast included."""
-    options = QUICK | {"objective": objective, "drop_path": 0.0, "eval_embeddings": "final"}
-    train(TrainConfig.from_dict(options | {"output": str(tmp_path / "one")}))
-    port = 20000 + os.getpid() % 20000
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        "2",
-        "--master-port",
-        str(port),
-    ]
-    command += [
-        "-m",
-        "clce_ext.train",
-        *command_line(options | {"batch_size": 10, "distributed_loss": distributed_loss}),
-    ]
-    command += ["--output", str(tmp_path / "two")]
+def test_a_comparison_of_two_processes_is_that_of_one(tmp_path):
+    """Of 7 and 8 images, which are a batch of 15: contrast and queue included."""
+    options = QUICK | {"drop_path": 0.0, "eval_embeddings": "final", "batch_size": 15, "images_per_class": 3}
+    for objective, own in (("ce", {}), ("clce", {"queue_size": 30})):
+        output = {"objective": objective, "output": str(tmp_path / "one" / f"{objective}-seed0")}
+        train(TrainConfig.from_dict(options | own | output))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(20000 + os.getpid() % 20000), "-m", "clce_ext.train.compare"]
+    command += [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0"]
+    command += ["--set", "clce.queue_size=30", "--output", str(tmp_path / "two")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    one, two = results(tmp_path / "one"), results(tmp_path / "two")
-    for name in ("val_loss", "top1", "silhouette", "uniformity"):
-        assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-3)
-    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    assert done.stdout.count("report: ") == 1 and (tmp_path / "two" / "report.html").exists()
+    for objective in ("ce", "clce"):
+        one, two = (tmp_path / n / f"{objective}-seed0" for n in ("one", "two/runs"))
+        for name in ("val_loss", "top1", "silhouette", "uniformity"):
+            assert results(two)[name] == pytest.approx(results(one)[name], rel=1e-3, abs=1e-3)
+        for a, b in zip(rows(one), rows(two), strict=True):
+            assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)

@@ -55,18 +55,18 @@ def sanitizer_suite() -> None:
     """Small cases through every CUDA kernel, forward and backward. compute-sanitizer runs this."""
     import torch
 
-    from clce_ext import _C, hard_negative_contrastive_loss
+    from clce_ext import backends, hard_negative_contrastive_loss
 
     torch.manual_seed(0)
     dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    _C.use_engine("panels")  # which small batches are not computed by otherwise
+    backends.use_engine("panels")  # which small batches are not computed by otherwise
     for dtype in dtypes:
         z = torch.randn(70, 33, device="cuda", dtype=dtype, requires_grad=True)
         keys = torch.randn(300, 33, device="cuda", dtype=dtype, requires_grad=True)
         labels, key_labels = torch.arange(70, device="cuda") % 5, torch.arange(300, device="cuda") % 5
         hard_negative_contrastive_loss(z, labels).backward()
         hard_negative_contrastive_loss(z, labels, keys=keys, key_labels=key_labels).backward()
-    _C.use_engine("")
+    backends.use_engine(None)
     for dtype in dtypes:
         for rows, dim, options in (
             (70, 33, {}),

@@ -111,36 +111,35 @@ MUTATIONS = [
     ),
     Mutation(
         "any integer labels", "labels not widened", "csrc/binding/calls.cpp",
-        "labels->to(at::kLong).contiguous()", "labels->contiguous()", "label_types",
+        "contiguous_as(*labels, ScalarType::Long)", "labels", "label_types",
     ),
     Mutation(
         "any integer labels", "labels cut to 32 bits", "csrc/cpu/rows.cpp",
         "labels[image] : image", "static_cast<int32_t>(labels[image]) : image", "labels_of_any_size",
     ),
     Mutation(
-        "t <= 0", "temperature unchecked", "csrc/binding/checks.cpp",
-        "TORCH_CHECK_VALUE(value > 0 && std::isfinite(value)", "TORCH_CHECK_VALUE(true",
-        "temperature_below_zero",
+        "t <= 0", "temperature unchecked", "clce_ext/checks.py",
+        "if not (number > 0 and math.isfinite(number)):", "if False:", "temperature_below_zero",
     ),
     Mutation(
-        "wrong rank", "rank unchecked", "csrc/binding/checks.cpp",
-        "TORCH_CHECK_VALUE(tensor.dim() == 2,", "TORCH_CHECK_VALUE(true,", "bad_arguments",
+        "wrong rank", "rank unchecked", "clce_ext/checks.py",
+        "if tensor.dim() != 2:", "if False:", "bad_arguments",
     ),
     Mutation(
-        "label length", "length unchecked", "csrc/binding/checks.cpp",
-        "labels.dim() == 1 && labels.size(0) == length", "true", "bad_arguments",
+        "label length", "length unchecked", "clce_ext/checks.py",
+        "if labels.shape != (length,):", "if False:", "bad_arguments",
     ),
     Mutation(
-        "float labels", "type unchecked", "csrc/binding/checks.cpp",
-        "at::isIntegralType(labels.scalar_type(), /*includeBool=*/false)", "true", "bad_arguments",
+        "float labels", "type unchecked", "clce_ext/checks.py",
+        "if labels.dtype not in _INTEGERS:", "if False:", "bad_arguments",
     ),
     Mutation(
-        "mixed dtypes", "keys' dtype unchecked", "csrc/binding/checks.cpp",
-        'dtype_of(*keys, "keys") == dtype', "true", "bad_arguments",
+        "mixed dtypes", "keys' dtype unchecked", "clce_ext/checks.py",
+        "if keys.dtype != anchors.dtype:", "if False:", "bad_arguments",
     ),
     Mutation(
-        "beta < 0", "beta unchecked", "csrc/binding/checks.cpp",
-        "options.beta >= 0 && std::isfinite(options.beta)", "true", "bad_arguments",
+        "beta < 0", "beta unchecked", "clce_ext/checks.py",
+        "if not (beta >= 0 and math.isfinite(beta)):", "if False:", "bad_arguments",
     ),
     Mutation(
         "lambda outside [0, 1]", "mixing weight unchecked", "clce_ext/functional.py",

@@ -62,6 +62,7 @@ class Shape:
     logits: Fragment
     depth: int  # columns of embeddings per step
     stages: int
+    band: int = 0  # forward: columns of tiles that are walked together
     dims: int = 0  # backward: columns of the gradient per block
     step: int = 0  # backward: rows of the other side per step of the second product
     resident: bool = False
@@ -114,8 +115,8 @@ def parse_shape(name: str) -> Shape | None:
     numbers = [int(x) for x in re.findall(r"\b\d+", arguments)]
     common = dict(kernel=kernel, dtype=_DTYPES[product + (element or "")], unbounded=unbounded == "true")
     if kind == "ForwardShape":
-        m, warps_m, warps_n, depth, stages, _ = numbers
-        return Shape(**common, logits=Fragment(m, m, warps_m, warps_n), depth=depth, stages=stages)
+        m, warps_m, warps_n, depth, stages, _, band = numbers
+        return Shape(**common, logits=Fragment(m, m, warps_m, warps_n), depth=depth, stages=stages, band=band)
     logits, gradients = Fragment(*numbers[:4]), Fragment(*numbers[4:8])
     if kind == "ResidentShape":
         stages, _ = numbers[8:]
@@ -159,6 +160,16 @@ class Case:
             return self.positives
         pairs = shape.logits.m * shape.chunk / shape.logits.warps
         return 1 - math.exp(-pairs * (self.per_class - 1) / max(self.batch - 1, 1))
+
+    def columns_with_positives(self, shape: Shape) -> float:
+        """In a warp's tile that holds a positive pair: how many of a lane's columns hold one for any lane.
+
+        A lane has two columns in each piece. In any order positives are so few that most have none.
+        """
+        pairs = shape.logits.m * shape.logits.n / shape.logits.warps
+        lines = 2 * shape.logits.pieces_n
+        expected = max(pairs * (self.per_class - 1) / max(self.batch - 1, 1), 1e-9)
+        return (1 - math.exp(-expected / lines)) / (1 - math.exp(-expected))
 
 
 @dataclass

@@ -6,6 +6,8 @@ Where a kernel changes, its new branches need rules here; the model refuses to c
 
 from __future__ import annotations
 
+import math
+
 from sass_flow import Rule
 
 
@@ -18,10 +20,32 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
     second = 0 if shape.kernel == "forward" or shape.resident else logits.n // shape.step
     positives = case.share_with_positives(shape)
     one_exponential = case.beta in (0, 1)
+    band, rows = max(shape.band, 1), max(math.sqrt(tiles), 1)
     always, never = 1.0, 0.0
     return [
         # The walk.
-        Rule("while (at.row < all.row_end) {", trips=tiles, walk=True),
+        Rule("while (at.is_within(all)) {", trips=tiles, walk=True),
+        Rule("for (Place at(all); at.is_within(all); at.next(all)) {", trips=tiles, walk=True),
+        # In a band of tiles the walk goes row by row; a block has about as many rows of tiles as columns.
+        Rule("if (!ends_row(all)) {", share=1 - 1 / band),
+        Rule("if (++row == all.rows_end(band)) {", share=1 / rows),
+        Rule("if (at.begins_row(all)) {", share=1 / band),
+        Rule("if (at.row == all.row_begin) store_col_labels(", share=1 / rows),
+        Rule("if (t < kM) labels.store_row(", share=logits.m / threads),
+        Rule("for (int t = thread(); t < Traits::kColumns", trips=band * logits.n / threads),
+        Rule("if (place % 32 == 0) {", share=always),
+        Rule("if (at.ends_row(all)) {", share=1 / band),
+        Rule("if (t >= kM) return;", share=1 - logits.m / threads, leaves=True),
+        Rule("if (p.symmetric && at.ends_band(all)) {", share=1 / rows),
+        Rule("for (int t = thread(); t < columns", trips=band * logits.n / threads),
+        Rule("for (int i = int(threadIdx.x); i < kNumbers;", trips=10),  # before the walk: not counted
+        # One fused pass: what is left out, what is positive, then the negatives.
+        Rule("if ((flags & LabelsOfWalk::kNotAllValid) != 0", share=never),
+        Rule("for (int bit = 0; bit < 32 &&", trips=32),
+        Rule("if ((flags & LabelsOfWalk::kWide) != 0) add_unlike", share=never),
+        Rule("if (ptx::any_sync(any)) {", share=case.columns_with_positives(shape)),
+        Rule("if (f.group == 0) ptx::shared_store", share=always),
+        Rule("if (by_column) ", share=always),
         Rule("for (int tile = begin; tile < end; ++tile) {", trips=tiles, walk=True),
         Rule("for (int step = 0; step < steps; ++step) {", trips=steps),
         Rule("for (int step = 0; step < kN / Traits::kStep; ++step) {", trips=second),
@@ -30,8 +54,8 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (steps.left()) steps.load(place(stage));", share=always),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
         Rule("if (++step == steps) {", share=1 / steps),
-        Rule("if (++col < all.col_end) return;", share=7 / 8, leaves=True),
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),
+        Rule("return x < limit ? int(x) : limit;", share=always),
         # Once per tile.
         Rule("if (step == 0) store_label(label);", share=1 / steps),
         # One branch of the machine code decides this and what load_other asks: a thread for each row.

@@ -22,7 +22,7 @@ PIPES = {
 }
 
 _FMA = {"FFMA", "FADD", "FMUL", "HFMA2", "HADD2", "HMUL2", "FFMA32I", "FADD32I", "FMUL32I"}
-_HALF_ALU = {"F2F", "F2FP", "F2I", "I2F", "POPC", "FLO", "I2I", "FRND"}
+_HALF_ALU = {"F2F", "F2FP", "F2I", "I2F", "I2FP", "POPC", "FLO", "I2I", "FRND"}
 _ALU = {
     "IADD3", "IABS", "IMNMX", "VIMNMX", "VIADD", "VIADDMNMX", "ISETP", "FSETP", "FSET", "FMNMX", "FSEL",
     "SEL", "LOP3", "PLOP3", "SHF", "LEA", "PRMT", "BMSK", "SGXT", "MOV", "BREV", "P2R", "R2P", "FCHK", "LOP",

@@ -23,7 +23,7 @@ from clce_ext.distributed.merge import MergedStatistics
 from clce_ext.distributed.ranks import Ranks, refuse
 from clce_ext.distributed.transports import TRANSPORTS, Shard
 from clce_ext.labels import own_class_labels
-from clce_ext.ops import check_arguments, only_first_derivative
+from clce_ext.ops import check_arguments, only_first_derivative, temperature_gradient
 
 _ops = torch.ops.clce_ext
 
@@ -86,6 +86,7 @@ class _Constants(NamedTuple):
     key_labels: Tensor | None
     queue: Tensor | None
     queue_labels: Tensor | None
+    debias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class _LossOfAllRanks(torch.autograd.Function):
         transport = setting.start_transport(own or Shard(z, labels), None)
 
         temperature = Temperature(temperature_tensor, options.temperature)
+        if constants.debias is not None:
+            options = options._replace(debias=constants.debias)
         anchors = _Anchors(z, labels, temperature, setting.dim, options)
         merged = MergedStatistics(anchors.statistics(own, setting.key_offset))
         if constants.queue is not None:
@@ -231,7 +234,7 @@ def _gradients(
         t = saved.temperature_tensor.detach()
         by_scale = Derivatives(*derivatives).scale.sum(dtype=torch.float64)
         dots = _dot(saved.z, dz) - keys_side
-        dtemperature = _ops.temperature_gradient(dots, by_scale, False, t.double().reshape(()))
+        dtemperature = temperature_gradient(dots, by_scale, False, t.double().reshape(()))
         dtemperature = dtemperature.to(t.dtype).reshape(t.shape)
     returned = transport.own_gradient(setting.sizes[setting.ranks.rank])
     if returned is not None:
@@ -282,6 +285,7 @@ def loss_of_all_ranks(
         "labels being given": inputs.labels is not None,
         "keys being given": keys is not None,
         "a queue being given": queue is not None,
+        "debias being a tensor": inputs.debias_tensor is not None,
         **options._asdict(),
     }
     for name, tensor in (("embeddings", embeddings), ("keys", keys), ("temperature", temperature)):
@@ -296,7 +300,7 @@ def loss_of_all_ranks(
         labels = key_labels = own_class_labels(images, options.ignore_index, embeddings.device, ranks.rank)
     labels = labels.long().repeat_interleave(views) if views > 1 else labels.long()
     key_labels = None if keys is None else key_labels.long()
-    constants = _Constants(labels, key_labels, *(queue or (None, None)))
+    constants = _Constants(labels, key_labels, *(queue or (None, None)), inputs.debias_tensor)
     setting = _Setting(ranks, transport, sizes, inputs.key_offset, embeddings.shape[1], options)
     loss, _ = _LossOfAllRanks.apply(embeddings, keys, temperature, constants, setting)
     return loss

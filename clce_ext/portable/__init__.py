@@ -9,6 +9,5 @@ sides. A panel is the largest thing that it holds: memory is O(B D) and a consta
     sums.py      panels to statistics
     loss.py      statistics to losses and derivatives
     gradient.py  derivatives and panels to the gradients of rows
-    checks.py    what is refused
-    ops.py       the functions above composed to the ops of torch.ops.clce_ext
+    ops.py       the functions above composed to the ops of torch.ops.clce_ext_backend
 """

@@ -18,20 +18,29 @@ def gradients(
     In self-contrast the anchors' holds both sides'.
     """
     rows, key_rows = c.anchors.rows, c.keys.rows
-    danchors = torch.zeros_like(rows) if need_anchors else None
-    dkeys = torch.zeros_like(key_rows) if need_keys and not c.symmetric else None
+    need_keys = need_keys and not c.symmetric
+    # Each row's first product is put in its place, further ones are added; without pairs there is none.
+    new = torch.empty_like if c.anchors.count and c.keys.count else torch.zeros_like
+    danchors = new(rows) if need_anchors else None
+    dkeys = new(key_rows) if need_keys else None
     if danchors is None and dkeys is None:
         return None, None
+
+    def add(to: Tensor, at: slice, g: Tensor, other: Tensor, first: bool) -> None:
+        torch.addmm(to[at], g, other, beta=0 if first else 1, alpha=c.scale, out=to[at])
+
     of_logits = (_Bounded if c.bounded else _Unbounded)(c, statistics, derivatives)
     for panel in c.panels():
         g = of_logits(panel)
         panel.set_selves(g, 0)
+        first = panel.rows.start == 0
         if danchors is not None:
-            danchors[panel.rows].addmm_(g, key_rows[panel.columns], alpha=c.scale)
-            if panel.mirrored:
-                danchors[panel.columns].addmm_(g.T, rows[panel.rows], alpha=c.scale)
+            of_rows = panel.columns.start == 0 if first or not c.symmetric else False
+            add(danchors, panel.rows, g, key_rows[panel.columns], of_rows)
+            if panel.mirror < g.shape[1]:
+                add(danchors, panel.mirrored, g[:, panel.mirror :].T, rows[panel.rows], first)
         if dkeys is not None:
-            dkeys[panel.columns].addmm_(g.T, rows[panel.rows], alpha=c.scale)
+            add(dkeys, panel.columns, g.T, rows[panel.rows], first)
     c.release()
     return danchors, dkeys
 
@@ -63,34 +72,43 @@ class _Bounded(_Coefficients):
         self.pos, self.w, self.wn = (self.by_logs * torch.exp(-self.logs)).to(acc)
         self.by_sum = self.by_sum.to(acc)
 
-    def _pairs(self, of_anchor: Tensor, panel: Panel, which: int) -> Tensor:
+    def _of_pairs(self, of_anchor: Tensor, panel: Panel, which: int, columns: slice | None = None) -> Tensor:
         """[P, Q] in scratch, or [P, 1]."""
         rows = of_anchor[panel.rows, None]
         if not self.c.symmetric:
             return rows
-        return torch.add(rows, of_anchor[None, panel.columns], out=self.c.scratch(which, panel))
+        keys = of_anchor[panel.columns]
+        if columns is not None:
+            keys = keys[columns]
+        return torch.add(rows, keys, out=self.c.scratch(which, panel, columns))
 
     def __call__(self, panel: Panel) -> Tensor:
-        c, differ = self.c, panel.negative
+        c, near = self.c, panel.near
         s, g = c.logits(panel), c.scratch(1, panel)
         w = torch.mul(s, c.beta, out=c.scratch(3, panel)).exp_() if c.beta not in (0, 1) else None
         e = s.exp_()
-        positive = None
-        if differ is not None:
+        if near is not None:
             # Exponentials are 0 where they are another kind of pair's: their gradient might overflow.
-            positive = torch.addcmul(e, e, differ, value=-1, out=c.scratch(5, panel))
-            e.mul_(differ)
+            differ, positive = panel.negative, c.scratch(5, panel, near)
+            torch.addcmul(e[:, near], e[:, near], differ, value=-1, out=positive)
+            e[:, near].mul_(differ)
             if w is not None:
-                w.mul_(differ)
-            by_sum = self._pairs(self.by_sum, panel, 2)
-            by_sum = torch.addcmul(by_sum, by_sum, differ, value=-1, out=c.scratch(2, panel))
-            torch.addcmul(by_sum, self._pairs(self.pos, panel, 1), positive, out=positive)
-        wn = self._pairs(self.wn, panel, 1)
-        if c.beta == 0:
-            torch.mul(wn, e, out=g)
-        else:
-            torch.addcmul(self._pairs(self.w, panel, 2), wn, e, out=g).mul_(e if w is None else w)
-        return g if positive is None else g.add_(positive)
+                w[:, near].mul_(differ)
+            positive.mul_(self._of_pairs(self.pos, panel, 1, near))
+            by_sum = self._of_pairs(self.by_sum, panel, 2, near)
+            positive.add_(torch.addcmul(by_sum, by_sum, differ, value=-1, out=c.scratch(2, panel, near)))
+        wn = self._of_pairs(self.wn, panel, 1)
+        if c.symmetric and c.beta != 0:
+            torch.addcmul(self._of_pairs(self.w, panel, 2), wn, e, out=g)
+        else:  # as fast for a column of numbers as for a matrix
+            torch.mul(e, wn, out=g)
+            if c.beta != 0:
+                g.add_(self._of_pairs(self.w, panel, 2))
+        if c.beta != 0:
+            g.mul_(e if w is None else w)
+        if near is not None:
+            g[:, near].add_(positive)
+        return g
 
 
 class _Unbounded(_Coefficients):
@@ -99,18 +117,24 @@ class _Unbounded(_Coefficients):
     def __call__(self, panel: Panel) -> Tensor:
         logits = self.c.logits(panel)
         s = logits.to(self.logs.dtype)
-        g = self._of_side(panel, s, lambda x: x[panel.rows, None])
+        g = self._of_side(panel, s, lambda x: x[panel.rows, None], lambda x: x)
         if self.c.symmetric:
-            g += self._of_side(panel, s, lambda x: x[None, panel.columns])
+            near = panel.near or slice(None)
+            g += self._of_side(panel, s, lambda x: x[panel.columns], lambda x: x[near])
         return g.to(logits.dtype)
 
-    def _of_side(self, panel: Panel, s: Tensor, at) -> Tensor:
+    def _of_side(self, panel: Panel, s: Tensor, at, of_near) -> Tensor:
+        """``at`` takes the numbers of the side's rows, ``of_near`` of these those near the panel's rows."""
+
         def term(which: int, factor: float) -> Tensor:
             return at(self.by_logs[which]) * torch.exp(s * factor - at(self.logs[which]))
 
         g = term(2, self.c.one_plus_beta)
         if self.c.beta != 0:
             g += term(1, self.c.beta)
-        if panel.negative is None:
-            return g
-        return torch.where(panel.positive, at(self.by_sum) + term(0, 1.0), g)
+        near = panel.near
+        if near is not None:
+            exponent = s[:, near] - of_near(at(self.logs[0]))
+            of_positive = of_near(at(self.by_sum)) + of_near(at(self.by_logs[0])) * torch.exp(exponent)
+            g[:, near] = torch.where(panel.negative == 0, of_positive, g[:, near])
+        return g

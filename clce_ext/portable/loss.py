@@ -12,12 +12,12 @@ from clce_ext.portable.rows import wide_dtype
 
 
 def loss_of_anchors(
-    statistics: Tensor, temperature: float, beta: float, summation: str, denominator: str, debias: float,
-    detach_weights: bool,
+    statistics: Tensor, temperature: float, beta: float, summation: str, denominator: str,
+    debias: float | Tensor, detach_weights: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Each anchor's loss [M], whether it has a term [M], and its derivatives [5, M]."""
-    acc = statistics.dtype
-    s = Statistics(*statistics.to(wide_dtype(statistics.device.type)))
+    acc, wide = statistics.dtype, wide_dtype(statistics.device.type)
+    s = Statistics(*statistics.to(wide))
     lse_pos, sum_pos = s.lse_pos, s.sum_pos
     has_negatives = s.n_neg > 0
     is_term = (s.n_pos > 0) & (has_negatives | (denominator == "all"))
@@ -27,12 +27,17 @@ def loss_of_anchors(
     log_n_neg = s.n_neg.log()
     log_h = log_n_neg + ((s.lse_wn - s.lse_w) + (s.lse_wn_low - s.lse_w_low))
     h_by_weighted, h_by_pos, h_by_scale = torch.ones_like(zero), zero, zero
-    if debias > 0:
+    per_anchor = isinstance(debias, Tensor)
+    if per_anchor or debias > 0:
+        debias = debias.to(wide) if per_anchor else debias
+        log_true = torch.log1p(-debias) if per_anchor else math.log1p(-debias)
         floor = log_n_neg - 1 / temperature
         # The share of H that the false negatives are expected to make up.
         share = torch.exp((debias * s.n_neg / s.n_pos).log() + lse_pos - log_h)
-        debiased = log_h + torch.log1p(-share) - math.log(1 - debias)
+        debiased = log_h + torch.log1p(-share) - log_true
         on_floor = (share >= 1) | (debiased <= floor)  # NaN is not
+        if per_anchor:
+            on_floor &= debias > 0
         log_h = torch.where(on_floor, floor, debiased)
         h_by_weighted = torch.where(on_floor, 0, 1 / (1 - share))
         h_by_pos = torch.where(on_floor, 0, -share / (1 - share))

@@ -1,4 +1,4 @@
-"""The ops of torch.ops.clce_ext, made of the backend's parts as in ``csrc/binding/ops.cpp``."""
+"""The ops of torch.ops.clce_ext_backend, made of the backend's parts as in ``csrc/binding/ops.cpp``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ import torch
 from torch import Tensor
 
 from clce_ext.arguments import (
-    CheckArgumentsInputs,
     ContrastiveLossBackwardInputs,
     ContrastiveLossInputs,
-    Derivatives,
     LossFromStatisticsInputs,
     StatisticsBackwardInputs,
     StatisticsInputs,
 )
-from clce_ext.portable import checks
 from clce_ext.portable.gradient import gradients
 from clce_ext.portable.loss import loss_of_anchors, reduce_loss
 from clce_ext.portable.panels import Contrast
-from clce_ext.portable.rows import prepare, prepare_backward, wide_dtype
+from clce_ext.portable.rows import prepare, prepare_backward
 from clce_ext.portable.sums import statistics
 
 
@@ -29,11 +26,6 @@ def _number(inputs) -> float:
 
 
 def _contrast_of_rows(inputs: StatisticsInputs | StatisticsBackwardInputs) -> Contrast:
-    checks.check_prepared(inputs.z, inputs.key_z, inputs.dim)
-    checks.check_contrast(
-        inputs.z, inputs.labels, inputs.key_z, inputs.key_labels, inputs.temperature_tensor,
-        inputs.temperature, 1, inputs.key_offset, inputs.beta,
-    )  # fmt: skip
     return Contrast(
         inputs.z, inputs.key_z, inputs.labels, inputs.key_labels, temperature=_number(inputs),
         beta=inputs.beta, normalized=inputs.normalized, ignore_index=inputs.ignore_index,
@@ -41,30 +33,18 @@ def _contrast_of_rows(inputs: StatisticsInputs | StatisticsBackwardInputs) -> Co
     )  # fmt: skip
 
 
-def _check(inputs: ContrastiveLossInputs | CheckArgumentsInputs) -> None:
-    checks.check_contrast(
-        inputs.embeddings, inputs.labels, inputs.keys, inputs.key_labels, inputs.temperature_tensor,
-        inputs.temperature, inputs.views, inputs.key_offset, inputs.beta,
-    )  # fmt: skip
-    checks.check_form(inputs.summation, inputs.denominator, inputs.debias, inputs.reduction)
-
-
 def _loss(numbers: Tensor, inputs: ContrastiveLossInputs | LossFromStatisticsInputs) -> tuple[Tensor, ...]:
     """loss, num_terms, derivatives"""
+    debias = inputs.debias if inputs.debias_tensor is None else inputs.debias_tensor.to(numbers.dtype)
     value, is_term, derivatives = loss_of_anchors(
-        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator, inputs.debias,
-        inputs.detach_weights,
+        numbers, _number(inputs), inputs.beta, inputs.summation, inputs.denominator,
+        debias, inputs.detach_weights,
     )  # fmt: skip
     return *reduce_loss(value, is_term, inputs.reduction), derivatives
 
 
-def check_arguments(*args) -> None:
-    _check(CheckArgumentsInputs(*args))
-
-
 def contrastive_loss(*args) -> tuple[Tensor, ...]:
     inputs = ContrastiveLossInputs(*args)
-    _check(inputs)
     z, norms = prepare(inputs.embeddings, inputs.normalize)
     key_z, key_norms = z.new_empty((0, z.shape[1])), norms.new_empty(0)
     if inputs.keys is not None:
@@ -92,7 +72,7 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         upstream = upstream / inputs.num_terms.clamp_min(1)
     derivatives = inputs.derivatives * upstream
 
-    # The temperature's gradient is a row-wise dot of either side's gradient.
+    # The temperature's gradient is made of a row-wise dot of either side's gradient.
     keys_give_dots = inputs.need_keys and not inputs.need_embeddings
     need_anchors = inputs.need_embeddings or (inputs.need_temperature and not keys_give_dots)
     danchors, dkeys = gradients(contrast, inputs.statistics, derivatives, need_anchors, inputs.need_keys)
@@ -101,38 +81,23 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         if dz is None:
             return z.new_empty((0, inputs.dim))
         norms = side.ordered(norms, 0) if norms.numel() else norms
-        return side.put_back(prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim), 0)
+        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.places, side.total)
 
-    dtemperature = inputs.statistics.new_empty(0)
+    dots = inputs.statistics.new_empty(0)
     if inputs.need_temperature:
         side, dz = (contrast.keys, dkeys) if keys_give_dots else (contrast.anchors, danchors)
-        t = inputs.temperature_tensor
-        t = upstream.new_full((), inputs.temperature) if t is None else t.detach().to(acc).reshape(())
-        by_scale = Derivatives(*derivatives).scale.sum()
-        dtemperature = temperature_gradient(
-            torch.linalg.vecdot(side.rows, dz), by_scale, contrast.symmetric, t
-        )
+        dots = side.put_back(torch.linalg.vecdot(side.rows, dz), 0)
     dx = of_embeddings(danchors if inputs.need_embeddings else None, contrast.anchors, inputs.norms)
-    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dtemperature
-
-
-def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, t: Tensor) -> Tensor:
-    by_logits = dots.sum(dtype=wide_dtype(dots.device.type)).to(by_scale.dtype)
-    if symmetric:
-        by_logits = by_logits / 2  # dz holds both sides' gradient
-    return -(by_logits + by_scale / t) / t
+    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dots
 
 
 def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
-    checks.check_x(x)
     return prepare(x, normalize)
 
 
 def prepare_backward_op(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normalize: bool) -> Tensor:
-    checks.check_prepared(z, None, dim)
-    checks.check_rows_of(z, dz, "dz", tuple(z.shape))
-    checks.check_rows_of(z, norms, "norms", (z.shape[0] if normalize else 0,))
-    return prepare_backward(dz.clone(), z, norms, z.dtype, dim)
+    rows = z.shape[0]
+    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, torch.arange(rows, device=z.device), rows)
 
 
 def statistics_op(*args) -> Tensor:
@@ -141,16 +106,12 @@ def statistics_op(*args) -> Tensor:
 
 def loss_from_statistics(*args) -> tuple[Tensor, Tensor, Tensor]:
     inputs = LossFromStatisticsInputs(*args)
-    checks.check_statistics(inputs.statistics)
-    checks.check_temperature(inputs.temperature_tensor, inputs.temperature, inputs.statistics.device)
-    checks.check_form(inputs.summation, inputs.denominator, inputs.debias, inputs.reduction)
     return _loss(inputs.statistics, inputs)
 
 
 def statistics_backward(*args) -> tuple[Tensor, Tensor]:
     inputs = StatisticsBackwardInputs(*args)
     contrast = _contrast_of_rows(inputs)
-    checks.check_numbers_of_anchors(inputs.z, inputs.statistics, inputs.derivatives)
     found = gradients(contrast, inputs.statistics, inputs.derivatives, inputs.need_anchors, inputs.need_keys)
     empty = inputs.statistics.new_empty((0, inputs.z.shape[1]))
     sides = (contrast.anchors, contrast.keys)
@@ -160,7 +121,6 @@ def statistics_backward(*args) -> tuple[Tensor, Tensor]:
 
 
 OPS = {
-    "check_arguments": check_arguments,
     "contrastive_loss": contrastive_loss,
     "contrastive_loss_backward": contrastive_loss_backward,
     "prepare": prepare_op,

@@ -13,17 +13,22 @@ from clce_ext.portable.rows import acc_dtype
 
 # Largest (1 + beta) / temperature at which sums of plain exponentials of logits are safe in float32.
 BOUNDED_LOGIT = 43.5
+# Columns between the rows of a panel: rows a power of two apart would share few places of a cache.
+_GAP = 16
 
 
-def panel_size(device_type: str, count: int, dim: int) -> int:
-    """Rows and columns of a panel: on a CPU a panel fits a core's cache, elsewhere launches shall be few.
+def panel_shape(device_type: str, count: int, dim: int) -> tuple[int, int]:
+    """Rows and columns of a panel: on a CPU it fits a core's cache, elsewhere launches shall be few.
 
-    Of few rows a third: small panels leave more below the diagonal out, but are more calls. Of wide rows
-    more: their time goes to products, which like large panels.
+    Of few rows a fourth, against all keys at once: more panels would leave more below the diagonal out, but
+    are more calls. Of wide rows more: their time goes to products, which like large panels. Columns are never
+    fewer than rows.
     """
     if device_type != "cpu":
-        return 2048
-    return min(512 if dim < 512 else 704, max(256, math.ceil(count / 48) * 16))
+        return 2048, 2048
+    side = 512 if dim < 512 else 704
+    rows = min(side, max(256, math.ceil(count / 64) * 16))
+    return rows, side * side // rows
 
 
 class Side:
@@ -50,6 +55,11 @@ class Side:
         """``x`` has something of every anchor (or key) along ``dim``."""
         return x if self.order is None else x.index_select(dim, self.order)
 
+    @property
+    def places(self) -> Tensor:
+        """Where its rows were."""
+        return torch.arange(self.total, device=self.rows.device) if self.order is None else self.order
+
     def put_back(self, x: Tensor, dim: int, ignored: float = 0) -> Tensor:
         """The inverse of ``ordered``, with a value for what was left out."""
         if self.order is None:
@@ -63,18 +73,29 @@ class Side:
 class Panel:
     rows: slice
     columns: slice
-    mirrored: bool  # stands for the panel below the diagonal too
-    # 1 where labels differ, 0 where they agree; None: they differ everywhere. Numbers, as on a CPU a product
-    # takes a fifth of the time that a choice by a mask takes.
-    negative: Tensor | None
-    selves: tuple[Tensor, Tensor] | None  # where an anchor meets itself
+    # The columns of the panel from here on stand for pairs below the diagonal too.
+    mirror: int
+    # The columns of the panel where some row has positives, or None; and of these pairs, 1 where labels
+    # differ, 0 where they agree. Numbers, as on a CPU a product takes a fifth of the time of a choice.
+    near: slice | None = None
+    negative: Tensor | None = None
+    # Where an anchor meets itself: on the diagonal, or at these rows and columns.
+    on_diagonal: bool = False
+    selves: tuple[Tensor, Tensor] | None = None
 
     @property
-    def positive(self) -> Tensor:
-        return self.negative == 0
+    def shape(self) -> tuple[int, int]:
+        return self.rows.stop - self.rows.start, self.columns.stop - self.columns.start
+
+    @property
+    def mirrored(self) -> slice:
+        """Of the keys, those that are anchors of pairs below the diagonal."""
+        return slice(self.columns.start + self.mirror, self.columns.stop)
 
     def set_selves(self, values: Tensor, value: float) -> None:
-        if self.selves is not None:
+        if self.on_diagonal:
+            values.diagonal().fill_(value)
+        elif self.selves is not None:
             values[self.selves] = value
 
 
@@ -102,23 +123,23 @@ class Contrast:
         # Of each anchor: where its positives begin and end among the keys.
         self.begin = torch.searchsorted(key_labels, labels)
         self.end = torch.searchsorted(key_labels, labels, right=True)
-        # Labels as numbers that are alike where labels are; odd ones are those of no key.
+        # Labels as numbers that are alike where labels are; -1 is that of no key.
         acc = self.anchors.rows.dtype
-        self.classes = (2 * self.begin + (self.begin == self.end)).to(acc)
+        self.classes = self.begin.masked_fill(self.begin == self.end, -1).to(acc)
         self.key_classes = (
-            self.classes if self.symmetric else (2 * torch.searchsorted(key_labels, key_labels)).to(acc)
+            self.classes if self.symmetric else torch.searchsorted(key_labels, key_labels).to(acc)
         )
-        self.size = panel_size(z.device.type, max(self.anchors.count, self.keys.count), z.shape[1])
-        self._area = min(self.size, self.anchors.count) * min(self.size, self.keys.count)
+        count = max(self.anchors.count, self.keys.count)
+        self.panel_rows, self.panel_columns = panel_shape(z.device.type, count, z.shape[1])
+        columns = min(self.panel_columns, self.keys.count) + _GAP
+        self._area = min(self.panel_rows, self.anchors.count) * columns
         self._scratch: dict[int, Tensor] = {}
 
     def _places_of_selves(self, key_offset: int | None) -> Tensor | None:
-        """Of every anchor its place among the keys, or -1; None where no anchor is a key."""
-        places = torch.arange(self.keys.count, device=self.keys.rows.device)
-        if self.symmetric:
-            return places
+        """Of every anchor its place among the keys, or -1; None where no anchor is a key of others."""
         if key_offset is None:
             return None
+        places = torch.arange(self.keys.count, device=self.keys.rows.device)
         if self.keys.order is not None:
             places = places.new_full((self.keys.total,), -1).index_copy_(0, self.keys.order, places)
         return self.anchors.ordered(places[key_offset : key_offset + self.anchors.total], 0)
@@ -126,6 +147,8 @@ class Contrast:
     def counts(self) -> tuple[Tensor, Tensor]:
         """Numbers of positives and of negatives of each anchor."""
         positives, keys = self.end - self.begin, self.keys.count
+        if self.symmetric:
+            return positives - 1, keys - positives
         if self.itself is not None:
             is_key = self.itself >= 0
             positives = positives - (is_key & (self.begin <= self.itself) & (self.itself < self.end)).long()
@@ -133,42 +156,49 @@ class Contrast:
         return positives, keys - positives
 
     def panels(self) -> Iterator[Panel]:
-        rows, columns = self._blocks(self.anchors.count), self._blocks(self.keys.count)
-        # Intervals of classes, and of places of selves, tell which panels need not look for such pairs.
-        classes = _intervals(self.classes, rows)
-        selves = [(0, -1)] * len(rows) if self.itself is None else _intervals(self.itself, rows)
-        key_classes = _intervals(self.key_classes, columns)
-        for block, (first, last), (lowest, highest) in zip(rows, classes, selves, strict=True):
-            for other, (key_first, key_last) in zip(columns, key_classes, strict=True):
-                if self.symmetric and other.start < block.start:
-                    continue
-                mirrored = self.symmetric and other.start > block.start
-                panel = Panel(block, other, mirrored, None, None)
-                if first <= key_last and key_first <= last:
-                    panel.negative = self._differ(panel)
-                if lowest < other.stop and highest >= other.start:
+        rows = _blocks(0, self.anchors.count, self.panel_rows)
+        if not rows:
+            return
+        # Where the positives of a block's rows begin and end, and their places among the keys.
+        ends = [torch.stack([self.begin[block.start], self.end[block.stop - 1]]) for block in rows]
+        near = torch.stack(ends).tolist()
+        selves = None
+        if self.itself is not None:
+            selves = torch.stack([torch.stack(self.itself[block].aminmax()) for block in rows]).tolist()
+        for i, block in enumerate(rows):
+            start = block.start if self.symmetric else 0
+            for columns in _blocks(start, self.keys.count, self.panel_columns):
+                width = columns.stop - columns.start
+                panel = Panel(block, columns, width)
+                if self.symmetric:
+                    panel.on_diagonal = columns.start == block.start
+                    panel.mirror = max(0, min(block.stop - columns.start, width))
+                elif selves is not None and selves[i][0] < columns.stop and selves[i][1] >= columns.start:
                     panel.selves = self._selves(panel)
+                begin, end = (min(max(place - columns.start, 0), width) for place in near[i])
+                if begin < end:
+                    panel.near = slice(begin, end)
+                    panel.negative = self._negative(panel)
                 yield panel
 
-    def _differ(self, panel: Panel) -> Tensor:
-        of_rows, of_columns = self.classes[panel.rows, None], self.key_classes[None, panel.columns]
-        return torch.sub(of_rows, of_columns, out=self.scratch(4, panel)).abs_().clamp_max_(1)
+    def _negative(self, panel: Panel) -> Tensor:
+        of_keys = self.key_classes[panel.columns][panel.near]
+        return torch.ne(self.classes[panel.rows, None], of_keys, out=self.scratch(4, panel, panel.near))
 
     def _selves(self, panel: Panel) -> tuple[Tensor, Tensor]:
         place = self.itself[panel.rows] - panel.columns.start
-        if self.symmetric:
-            return place, place
-        row = torch.nonzero((place >= 0) & (place < panel.columns.stop - panel.columns.start))[:, 0]
+        row = torch.nonzero((place >= 0) & (place < panel.shape[1]))[:, 0]
         return row, place[row]
 
-    def _blocks(self, count: int) -> list[slice]:
-        return [slice(i, min(i + self.size, count)) for i in range(0, count, self.size)]
-
-    def scratch(self, which: int, panel: Panel) -> Tensor:
-        shape = (panel.rows.stop - panel.rows.start, panel.columns.stop - panel.columns.start)
+    def scratch(self, which: int, panel: Panel, columns: slice | None = None) -> Tensor:
+        """[rows, columns] of the panel, or those columns of it."""
+        height, width = panel.shape
+        if columns is not None:
+            width = columns.stop - columns.start
         if which not in self._scratch:
             self._scratch[which] = self.anchors.rows.new_empty(self._area)
-        return self._scratch[which][: shape[0] * shape[1]].view(shape)
+        stride = width + (_GAP if width % 1024 == 0 else 0)
+        return self._scratch[which][: height * stride].view(height, stride)[:, :width]
 
     def release(self) -> None:
         """Gives the scratch back: what follows a walk over panels needs memory too."""
@@ -181,8 +211,5 @@ class Contrast:
         return torch.addmm(out, a, b.T, beta=0, alpha=self.scale, out=out)
 
 
-def _intervals(numbers: Tensor, blocks: list[slice]) -> list[list[int]]:
-    """The least and the largest of the numbers of each block."""
-    if not blocks:
-        return []
-    return torch.stack([torch.stack(torch.aminmax(numbers[block])) for block in blocks]).cpu().tolist()
+def _blocks(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(i, min(i + size, stop)) for i in range(start, stop, size)]

@@ -45,20 +45,37 @@ def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     return z, norms
 
 
-def prepare_backward(dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int) -> Tensor:
-    """The gradient [M, dim] of what :func:`prepare` was given, by that of its rows, which it may overwrite.
+def prepare_backward(
+    dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int, order: Tensor, total: int
+) -> Tensor:
+    """The gradient [total, dim] of what :func:`prepare` was given, by that of its rows, which is overwritten.
 
-    Empty ``norms`` say that rows were not normalised.
+    Empty ``norms`` say that rows were not normalised. Row i belongs at ``order[i]``; further ones have none.
     """
-    grad = dz[:, :dim]
-    if norms.numel() == 0:
-        return grad.to(dtype).contiguous()
-    rows = rows[:, :dim].to(grad.dtype)
-    tiny = norms < NORM_EPS
-    # Normalisation drops what lies along the row, but a row shorter than eps was divided by eps, no more.
-    along = torch.where(tiny, 0, torch.linalg.vecdot(rows, grad))[:, None]
-    grad.addcmul_(rows, along, value=-1).div_(norms.clamp_min(NORM_EPS)[:, None])
-    # What was divided by eps is too large for a float16, and a zero vector must not make a step infinite.
-    largest = torch.finfo(torch.float16 if dtype == torch.float16 else grad.dtype).max
-    bound = torch.full_like(norms, torch.inf).masked_fill_(tiny, largest)[:, None]
-    return grad.clamp_(-bound, bound).to(dtype).contiguous()
+    grad, rows = dz[:, :dim], rows[:, :dim]
+    count = grad.shape[0]
+    out = (
+        dz.new_empty((total, dim), dtype=dtype) if count == total else dz.new_zeros((total, dim), dtype=dtype)
+    )
+    normalized = norms.numel() > 0
+    if normalized:
+        lengths, tiny = norms.clamp_min(NORM_EPS)[:, None], norms < NORM_EPS
+    # A few rows at a time, which stay in a CPU's cache.
+    block = max(1, 2**16 // dim) if dz.is_cpu else max(1, count)
+    for start in range(0, count, block):
+        of = slice(start, start + block)
+        g = grad[of]
+        if normalized:
+            z = rows[of].to(g.dtype)
+            product = g * z
+            # Normalisation drops what lies along the row, but a row shorter than eps was divided by eps, no
+            # more.
+            along = product.sum(1).masked_fill_(tiny[of], 0)[:, None]
+            g.sub_(torch.mul(z, along, out=product)).div_(lengths[of])
+        out.index_copy_(0, order[of], g.to(dtype))
+    few = torch.nonzero(tiny)[:, 0] if normalized else ()
+    if len(few):
+        # What was divided by eps is too large for a float16, and a zero vector must not make a step infinite.
+        largest = torch.finfo(torch.float16 if dtype == torch.float16 else dz.dtype).max
+        out[order[few]] = grad[few].clamp(-largest, largest).to(dtype)
+    return out

@@ -31,32 +31,50 @@ def statistics(c: Contrast) -> Tensor:
     return out
 
 
-def _add(total: Tensor, panel: Panel, values: Tensor) -> None:
+def _add(total: Tensor, panel: Panel, values: Tensor, columns: slice | None = None) -> None:
+    """Sums of a panel, or of those columns of it, to anchors' totals."""
     total[panel.rows].add_(values.sum(1))
-    if panel.mirrored:
-        total[panel.columns].add_(values.sum(0))
+    mirrored, at = _mirrored(panel, values, columns)
+    if mirrored is not None:
+        total[at].add_(mirrored.sum(0))
+
+
+def _mirrored(
+    panel: Panel, values: Tensor, columns: slice | None = None
+) -> tuple[Tensor, slice] | tuple[None, None]:
+    """What of the values belongs to pairs below the diagonal too, and whose they are; or None."""
+    first = 0 if columns is None else columns.start
+    start = max(panel.mirror - first, 0)
+    if start >= values.shape[1]:
+        return None, None
+    place = panel.columns.start + first
+    return values[:, start:], slice(place + start, place + values.shape[1])
 
 
 def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_wn: Tensor) -> None:
     """Sums of plain exponentials, then their logarithms."""
     for panel in c.panels():
-        s = c.logits(panel)
-        e = torch.exp(s, out=c.scratch(1, panel))
-        panel.set_selves(s, 0)
+        s, near = c.logits(panel), panel.near
+        if near is not None:
+            panel.set_selves(s, 0)
+            of_near = torch.addcmul(
+                s[:, near], s[:, near], panel.negative, value=-1, out=c.scratch(3, panel, near)
+            )
+            _add(sum_pos, panel, of_near, near)
+        w = torch.mul(s, c.beta, out=c.scratch(1, panel)).exp_() if c.beta not in (0, 1) else None
+        e = s.exp_()
         panel.set_selves(e, 0)
-        if panel.negative is not None:
-            _add(sum_pos, panel, torch.addcmul(s, s, panel.negative, value=-1))
-            positives = e.clone()
-            e.mul_(panel.negative)
-            _add(lse_pos, panel, positives.sub_(e))
+        if near is not None:
+            torch.addcmul(e[:, near], e[:, near], panel.negative, value=-1, out=of_near)
+            _add(lse_pos, panel, of_near, near)
+            e[:, near].mul_(panel.negative)
         if c.beta == 1:
             _add(lse_w, panel, e)
             e.mul_(e)
-        elif c.beta != 0:
-            w = s.mul_(c.beta).exp_()
+        elif w is not None:
             panel.set_selves(w, 0)
-            if panel.negative is not None:
-                w.mul_(panel.negative)
+            if near is not None:
+                w[:, near].mul_(panel.negative)
             _add(lse_w, panel, w)
             e.mul_(w)
         _add(lse_wn, panel, e)
@@ -70,19 +88,21 @@ def _unbounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse
     for logs in (lse_pos, lse_w, lse_wn):
         logs.fill_(-torch.inf)
 
-    def add(logs: Tensor, panel: Panel, x: Tensor) -> None:
+    def add(logs: Tensor, panel: Panel, x: Tensor, columns: slice | None = None) -> None:
         logs[panel.rows] = torch.logaddexp(logs[panel.rows], x.logsumexp(1))
-        if panel.mirrored:
-            logs[panel.columns] = torch.logaddexp(logs[panel.columns], x.logsumexp(0))
+        mirrored, at = _mirrored(panel, x, columns)
+        if mirrored is not None:
+            logs[at] = torch.logaddexp(logs[at], mirrored.logsumexp(0))
 
     for panel in c.panels():
-        s = c.logits(panel).to(sum_pos.dtype)
-        if panel.negative is not None:
+        s, near = c.logits(panel).to(sum_pos.dtype), panel.near
+        if near is not None:
+            positive = panel.negative == 0
             panel.set_selves(s, 0)
-            _add(sum_pos, panel, torch.where(panel.positive, s, 0))
+            _add(sum_pos, panel, torch.where(positive, s[:, near], 0), near)
         panel.set_selves(s, -torch.inf)
-        if panel.negative is not None:
-            add(lse_pos, panel, torch.where(panel.positive, s, -torch.inf))
-            s = s.masked_fill(panel.positive, -torch.inf)
+        if near is not None:
+            add(lse_pos, panel, torch.where(positive, s[:, near], -torch.inf), near)
+            s[:, near].masked_fill_(positive, -torch.inf)
         for logs, factor in factors:
             add(logs, panel, s * factor)

@@ -1,17 +1,22 @@
 """Files that are either whole or absent, and clear words about those that are broken.
 
-A checkpoint is a directory, ``checkpoints/step-00000120/``, of ``model.safetensors`` (all weights) and
+A checkpoint is a directory, ``checkpoints/step-00000120/``, of ``model.safetensors`` (all weights),
 ``training.pt`` (optimizer, averaged weights, position in the run, metrics so far; loads with
-``weights_only=True``). It is written under another name, flushed to the disk and renamed: whenever a run is
-killed, the newest directory of that name is complete.
+``weights_only=True``) and ``checksums.json`` (of which run it is, and each file's SHA-256). It is written
+under another name, flushed to the disk and renamed: whenever a run is killed, the newest directory of that
+name is complete. What becomes of it later on the disk, its checksums tell.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import sys
+import zipfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +26,45 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from .errors import TrainingError, first_line
+from .errors import TrainingError, first_line, listing
 
 _PREFIX = "step-"
+_CHECKSUMS = "checksums.json"
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """``write(temporary path)``, then rename to ``path``: readers never see a part of it."""
+    """``write(temporary path)``, then rename to ``path``: readers never see a part of it.
+
+    Raises:
+        TrainingError: it cannot be written; a full disk is the usual reason.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    _flush(temporary)
-    os.replace(temporary, path)
-    _flush(path.parent)
+    try:
+        write(temporary)
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    # torch and safetensors have errors of their own for a full disk.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # room for others
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise TrainingError(
+            f"{path}: cannot be written ({reason}; {_room(path.parent)}): make room, then the same command "
+            "with --resume goes on"
+        ) from error
+
+
+def _room(folder: Path) -> str:
+    try:
+        return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
+    except OSError:
+        return "free space unknown"
 
 
 def write_text(path: Path, text: str) -> None:
-    write_file(path, lambda p: p.write_text(text))
+    """In UTF-8; what a file's name may have that is no text is written as an escape."""
+    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -45,21 +73,61 @@ def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str]
     write_file(path, lambda p: safetensors.torch.save_file(state, p, metadata))
 
 
+def write_checksums(folder: Path, run: str, names: Sequence[str]) -> None:
+    """``checksums.json``: of which run the files are (:func:`run_folder.run_id`), and their SHA-256."""
+    files = {name: _sha256(folder / name) for name in names}
+    write_text(folder / _CHECKSUMS, json.dumps({"run": run, "sha256": files}, indent=2) + "\n")
+
+
+def damage(folder: Path, run: str) -> str | None:
+    """What is wrong with files that :func:`write_checksums` was called for, in words; None if nothing is."""
+    try:
+        recorded = json.loads((folder / _CHECKSUMS).read_text())
+        of_run, files = recorded["run"], dict(recorded["sha256"])
+    except FileNotFoundError:
+        return f"has no {_CHECKSUMS}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{_CHECKSUMS} is damaged"
+    if of_run != run:
+        return f"belongs to a run with other options (run {of_run}, not {run})"
+    for name, expected in files.items():
+        try:
+            if _sha256(folder / name) != expected:
+                return f"{name} is damaged (its checksum differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            hashed.update(part)
+    return hashed.hexdigest()
+
+
 def save_checkpoint(
-    run: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int
+    folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int, run: str
 ) -> Path:
-    """Writes ``run/checkpoints/step-STEP`` and deletes all but the newest ``keep``."""
-    folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
-    final, temporary = folder / f"{_PREFIX}{step:08d}", folder / f".{_PREFIX}{step:08d}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Writes ``folder/checkpoints/step-STEP`` of the run ``run``; deletes all but the newest ``keep``."""
+    parent = folder / "checkpoints"
+    parent.mkdir(parents=True, exist_ok=True)
+    final, temporary = parent / f"{_PREFIX}{step:08d}", parent / f".{_PREFIX}{step:08d}.tmp"
+    for left in parent.glob(f".{_PREFIX}*.tmp"):  # by a run that was killed
+        shutil.rmtree(left, ignore_errors=True)
     temporary.mkdir()
-    write_weights(temporary / "model.safetensors", weights)
-    write_file(temporary / "training.pt", lambda p: torch.save(training, p))
+    try:
+        write_weights(temporary / "model.safetensors", weights)
+        write_file(temporary / "training.pt", lambda p: torch.save(training, p))
+        write_checksums(temporary, run, ("model.safetensors", "training.pt"))
+    except TrainingError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
     shutil.rmtree(final, ignore_errors=True)  # the same step, written before an interruption
     os.replace(temporary, final)
-    _flush(folder)
-    for old in checkpoints(run)[:-keep]:
+    _flush(parent)
+    for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -68,6 +136,27 @@ def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
     folder = run / "checkpoints"
     return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir()) if folder.is_dir() else []
+
+
+def newest_intact(folder: Path, run: str) -> Path | None:
+    """The newest checkpoint of the run ``run`` whose files are what was written; says which it passes over.
+
+    Raises:
+        TrainingError: there are checkpoints, and none of them is.
+    """
+    damages = []
+    for candidate in reversed(checkpoints(folder)):
+        found = damage(candidate, run)
+        if found is None:
+            if damages:
+                print(f"warning: {'; '.join(damages)}: going on from {candidate}", file=sys.stderr)
+            return candidate
+        damages.append(f"{candidate} {found}")
+    if damages:
+        raise TrainingError(
+            f"--resume: no checkpoint is left to go on from: {listing(damages, 3)}; --overwrite starts again"
+        )
+    return None
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -87,17 +176,25 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return weights, training
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, largest: int | None = None) -> dict[str, Tensor]:
     """A state dict from .safetensors, a weights-only .pth, or a run's directory.
 
+    Args:
+        largest: bytes that the file may hold, unpacked.
+
     Raises:
-        TrainingError: no such file, a damaged one, or one that holds more than tensors.
+        TrainingError: no such file, a damaged or too large one, or one that holds more than tensors.
     """
     path = Path(path)
     if path.is_dir():
         path = path / "model.safetensors"
     if not path.is_file():
         raise TrainingError(f"--checkpoint {path}: no such file")
+    if largest is not None and (size := _unpacked_bytes(path)) > largest:
+        raise TrainingError(
+            f"--checkpoint {path}: unpacks to {size / 1e6:,.0f} MB, more than {largest / 1e6:,.0f} MB, which "
+            "leaves room for ten times the model's weights: give a file of weights of this model"
+        )
     try:
         state = load_state_dict(str(path), weights_only=True)
     except safetensors.SafetensorError as error:
@@ -112,6 +209,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TrainingError(f"--checkpoint {path}: holds no state dict (names to tensors)")
     return state
+
+
+def _unpacked_bytes(path: Path) -> int:
+    try:
+        with zipfile.ZipFile(path) as file:  # as torch.save writes; not all need be stored as they are
+            return max(path.stat().st_size, sum(entry.file_size for entry in file.infolist()))
+    except (zipfile.BadZipFile, OSError):
+        return path.stat().st_size
 
 
 def read_classes(run: Path) -> list[str]:

@@ -31,8 +31,7 @@ def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
     given = vars(parser.parse_args(arguments))
     recipe = given.pop("config")
     options = read_yaml(recipe) if recipe else {}
-    options = {str(k).replace("-", "_"): v for k, v in options.items()}
-    return TrainConfig.from_dict({**options, **given}, recipe or "command line")
+    return TrainConfig.from_dict(options | given, recipe or "command line")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

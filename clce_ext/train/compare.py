@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -12,12 +14,21 @@ from typing import Any, NamedTuple
 import yaml
 
 from .checkpoint import read_classes
-from .config import TrainConfig, add_options, read_yaml
+from .config import TrainConfig, add_options, flag, read_yaml
 from .errors import TrainingError, run_command
-from .objectives import OBJECTIVES
-from .results import RunRecord, read_run, untouched_records, write_figures, write_table
+from .intervals import differences_of
+from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
+from .processes import processes
+from .results import (
+    RunRecord,
+    read_run,
+    untouched_records,
+    write_figures,
+    write_rows,
+    write_table,
+)
 
-OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite")  # what compare itself decides
+OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite", "plan")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
 the same command again goes on where it was interrupted, and makes the report again.
@@ -75,8 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> Comparison:
 def asked_for(parsed: argparse.Namespace) -> Comparison:
     given = {k: v for k, v in vars(parsed).items() if v is not None}
     output, recipe = Path(given.pop("output")), given.pop("config", None)
-    options = {str(k).replace("-", "_"): v for k, v in (read_yaml(recipe) if recipe else {}).items()}
-    options = {"eval_embeddings": "epoch"} | options | given
+    options = {"eval_embeddings": "epoch"} | (read_yaml(recipe) if recipe else {}) | given
     objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
     baseline = options.pop("baseline", objectives[0])
     split = options.pop("split", None)
@@ -89,11 +99,38 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
+    if (
+        "set" in options and "set" not in given
+    ):  # a recipe's: of objectives that are not compared this time too
+        others = set(OBJECTIVES) - set(objectives)
+        options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
+    for option in LOSS_OPTIONS:
+        if option in options:
+            _give_to_owner(option, options, own, objectives, option in given)
     options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
     if options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     return Comparison(options, objectives, seeds, baseline, output, split, own)
+
+
+def _give_to_owner(
+    option: str,
+    options: dict[str, Any],
+    own: dict[str, dict[str, Any]],
+    objectives: Sequence[str],
+    on_command_line: bool,
+) -> None:
+    """An option of a loss in a recipe of clce-train is of that recipe's objective alone."""
+    value, owner = options.pop(option), options.get("objective")
+    if owner is None or on_command_line:
+        having = next((o for o in objectives if option in OBJECTIVES[o].options), "clce")
+        raise TrainingError(
+            f"{flag(option)} belongs to an objective, not to all of a comparison: give --set "
+            f"{having}.{option}={value}"
+        )
+    if owner in objectives:
+        own[owner] = {option: value} | own.get(owner, {})
 
 
 def assignment(text: str, option: str) -> tuple[str, Any]:
@@ -119,8 +156,9 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
     return own
 
 
-def compare(asked: Comparison) -> Path:
-    """Trains what has not been trained, and writes results.csv and report.html; returns the report's path."""
+def compare(asked: Comparison) -> Path | None:
+    """Trains what has not been trained, and writes results.csv, differences.csv and report.html; returns the
+    path of the last, in the main process."""
     from .report import write_comparison_report
 
     configs = {
@@ -128,7 +166,9 @@ def compare(asked: Comparison) -> Path:
         for objective in asked.objectives
         for seed in asked.seeds
     }
-    train_all({f"{objective}, seed {seed}": config for (objective, seed), config in configs.items()})
+    named = {f"{objective}, seed {seed}": config for (objective, seed), config in configs.items()}
+    if not train_all(named):
+        return None
     runs = {o: [judged(configs[o, s], asked.split) for s in asked.seeds] for o in asked.objectives}
     trained = [record for records in runs.values() for record in records]
     # All objectives start from the same backbones, one per seed: those of the first objective stand for all.
@@ -136,20 +176,49 @@ def compare(asked: Comparison) -> Path:
     write_table(asked.output / "results.csv", untouched + trained)
     config = configs[asked.objectives[0], asked.seeds[0]]
     path = asked.output / "report.html"
-    write_comparison_report(path, config, runs, read_classes(Path(config.output)), asked.baseline)
+    found = differences_of(runs, untouched, asked.baseline)
+    if found:
+        write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
+    classes = read_classes(Path(config.output))
+    write_comparison_report(path, config, runs, classes, asked.baseline, asked.own)
+    print(terminal_table(({UNTOUCHED: untouched} if untouched else {}) | runs))
     return path
 
 
-def train_all(configs: Mapping[str, TrainConfig]) -> None:
-    """Trains what has not been trained; the keys say on the terminal what each is."""
+def terminal_table(runs: Mapping[str, Sequence[RunRecord]]) -> str:
+    """Percent per objective, mean over seeds ± half of the 95 % interval."""
+    from .page import interval_of, percent
+    from .report import ACCURACIES
+
+    columns = [c for c in ACCURACIES if any(c in r.results for of in runs.values() for r in of)]
+    lines = [f"{'':<12}" + "".join(f"{ACCURACIES[c]:>15}" for c in columns)]
+    for name, records in runs.items():
+        cells = [percent(interval_of(records, c)) for c in columns]
+        texts = [cell.text + (f" ± {cell.half}" if cell.half else "") for cell in cells]
+        lines.append(f"{name:<12}" + "".join(f"{text:>15}" for text in texts))
+    return "\n".join(lines)
+
+
+def train_all(configs: Mapping[str, TrainConfig]) -> bool:
+    """Trains what has not been trained; the keys say on the terminal what each is. Returns whether this is
+    the main process, which goes on."""
     from .loop import train
+    from .start import other_versions
 
     start = time.perf_counter()
-    for done, (name, config) in enumerate(configs.items()):
-        elapsed = time.perf_counter() - start
-        left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
-        print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
-        train(config, with_map=False)  # the comparison draws the maps that it shows
+    with processes(next(iter(configs.values()))) as group:  # joined once: for all runs
+        for done, (name, config) in enumerate(configs.items()):
+            elapsed = time.perf_counter() - start
+            left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
+            if group.is_main:
+                print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
+            results = Path(config.output) / "results.json"
+            if results.exists() and (others := other_versions(json.loads(results.read_text()))):
+                if group.is_main:
+                    print(f"made by other versions ({others}): trained again", flush=True)
+                config = dataclasses.replace(config, resume=False, overwrite=True)
+            train(config, with_map=False)  # the comparison draws the maps that it shows
+    return group.is_main
 
 
 def judged(config: TrainConfig, split: str | None) -> RunRecord:
@@ -168,7 +237,8 @@ def judged(config: TrainConfig, split: str | None) -> RunRecord:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     def command() -> None:
-        print(f"report: {compare(parse(arguments))}")
+        if report := compare(parse(arguments)):
+            print(f"report: {report}")
 
     return run_command("clce-compare", command)
 

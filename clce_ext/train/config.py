@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -14,8 +15,9 @@ import yaml
 
 from .choice import METRICS
 from .errors import TrainingError
-from .objectives import OBJECTIVES, Objective
+from .objectives import LOSS_OPTIONS, OBJECTIVES, Objective
 
+DEFAULT_LR = 5e-4
 # A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
 NEW_CLASSIFIER_RATE = 5
 
@@ -32,6 +34,7 @@ class Accepted(NamedTuple):
 
 
 _COUNT = Accepted("an integer >= 1", lambda value: value >= 1)
+_WHOLE = Accepted("an integer >= 0", lambda value: value >= 0)
 _POSITIVE = Accepted("a number > 0", lambda value: value > 0)
 _NOT_NEGATIVE = Accepted("a number >= 0", lambda value: value >= 0)
 _SHARE = Accepted("a number in [0, 1]", lambda value: 0 <= value <= 1)
@@ -62,8 +65,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | DIR with train/, val/ and test/ "
-        "class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -94,6 +97,11 @@ class TrainConfig:
         _COUNT,
     )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
+    max_image_pixels: int = option(
+        89_478_485,
+        "refuse larger images, which may be made to fill the memory (default: Pillow's limit)",
+        _COUNT,
+    )
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: list[float] = option(  # noqa: RUF009
         [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
@@ -112,6 +120,9 @@ class TrainConfig:
     model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
+    global_pool: str | None = option(
+        None, "how patches become one embedding: avg, token or what else the model has (default: the model's)"
+    )
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
     batch_norm: str | None = option(
@@ -142,7 +153,7 @@ class TrainConfig:
     beta: float | None = option(
         None,
         f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
-        _NOT_NEGATIVE,
+        Accepted("a number in [0, 10000]", lambda value: 0 <= value <= 10000),
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
@@ -152,7 +163,8 @@ class TrainConfig:
     )
     mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
     cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
-    mix_prob: float = option(1.0, "probability of mixing a batch", _SHARE)
+    mix_prob: float = option(1.0, "probability of mixing", _SHARE)
+    queue_size: int | None = option(None, "also contrast with the last N embeddings of steps before", _COUNT)
     head_epochs: int | None = option(
         None, "two-stage objectives: how many of --epochs train the head (default: a quarter, at least 1)"
     )
@@ -161,13 +173,21 @@ class TrainConfig:
     )
 
     # Optimisation
-    epochs: int = option(20, "epochs altogether, all stages", _COUNT)
-    batch_size: int = option(64, "images per step and process: what the contrastive loss compares", _COUNT)
+    epochs: int = option(20, "epochs altogether, all stages; 0 judges the given weights as they are", _WHOLE)
+    batch_size: int = option(
+        64, "images per step, of all processes together: what the contrastive loss compares", _COUNT
+    )
     micro_batch_size: int | None = option(
-        None, "images per forward pass (gradient caching); default: the batch", _COUNT
+        None, "images per forward pass of a process (default: its share of the batch)", _COUNT
     )
     opt: str = option("adamw", "timm's optimizer")
-    lr: float = option(5e-4, "learning rate", _POSITIVE)
+    lr: float | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)", _POSITIVE)
+    lr_base: float | None = option(
+        None,
+        "learning rate of a batch of 256 in place of --lr, scaled as timm does: by the batch, or by its "
+        "square root for adaptive optimizers",
+        _POSITIVE,
+    )
     head_lr: float | None = option(
         None,
         "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
@@ -177,7 +197,9 @@ class TrainConfig:
     weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
     layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up, at the start of each stage", _NOT_NEGATIVE)
+    warmup_epochs: float = option(
+        0.0, "epochs of linear warm-up at the start of each stage, at most half of it", _NOT_NEGATIVE
+    )
     warmup_lr: float = option(1e-6, "where the warm-up starts")
     min_lr: float = option(1e-6, "where the schedule ends")
     clip_grad: float | None = option(None, "largest norm of the gradients")
@@ -188,21 +210,21 @@ class TrainConfig:
     )
 
     # Machine
+    timeout: float = option(
+        1800.0, "under torchrun: seconds that processes wait for each other before the run ends", _POSITIVE
+    )
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
-    distributed_loss: str = option(
-        "none",
-        "under torchrun: contrast with the other processes' images",
+    distributed_loss: str | None = option(
+        None,
+        "under torchrun: contrast with the other processes' images, or not (default: gather)",
         choices=("none", "gather", "ring"),
     )
-    seed: int = option(
-        0,
-        "of weights, few-shot subset, order, augmentation and dropout",
-        Accepted("an integer >= 0", lambda value: value >= 0),
-    )
+    seed: int = option(0, "of weights, few-shot subset, order, augmentation and dropout", _WHOLE)
 
     # Run
+    plan: bool = option(False, "print what would run, and stop")
     output: str = option("runs/train", "directory of the run")
     resume: bool = option(False, "go on from the newest checkpoint in --output, if there is one")
     overwrite: bool = option(False, "delete a run that is already in --output")
@@ -213,7 +235,9 @@ class TrainConfig:
     eval_embeddings: str = option(
         "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images per split that the embeddings are judged on", _COUNT)
+    eval_images: int = option(
+        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
+    )
     best_metric: str | None = option(
         None,
         "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
@@ -245,7 +269,20 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} must be a multiple of --images-per-class "
                 f"{self.images_per_class}"
             )
-        if OBJECTIVES[self.objective].two_stage and not 1 <= self.resolved_head_epochs < self.epochs:
+        if self.lr and self.lr_base:
+            raise TrainingError("--lr and --lr-base both give the learning rate: give one")
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name in LOSS_OPTIONS:
+            if name not in OBJECTIVES[self.objective].options and getattr(self, name) != defaults[name]:
+                raise TrainingError(
+                    f"{flag(name)} is an option of {_objectives(lambda o, name=name: name in o.options)}; "
+                    f"--objective {self.objective} has none"
+                )
+        if (
+            self.epochs
+            and OBJECTIVES[self.objective].two_stage
+            and not 1 <= self.resolved_head_epochs < self.epochs
+        ):
             raise TrainingError(
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
                 f"got {self.resolved_head_epochs} of {self.epochs}"
@@ -254,8 +291,6 @@ class TrainConfig:
             raise TrainingError("--patience needs --best-metric, the figure that has to become better")
         if self.best_metric in ("knn", "centroid") and self.eval_embeddings != "epoch":
             raise TrainingError(f"--best-metric {self.best_metric} needs --eval-embeddings epoch")
-        if (self.mixup or self.cutmix) and self.batch_size % 2:
-            raise TrainingError(f"mixup and CutMix need an even --batch-size, got {self.batch_size}")
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
             single = _objectives(lambda o: o.views == 1)
             raise TrainingError(f"mixup and CutMix mix single views: use --views 1 with one of {single}")
@@ -263,7 +298,11 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith("hfds/"))
+        return not (
+            self.data_is_glyphs
+            or ":" in self.data
+            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
+        )
 
     @property
     def data_is_glyphs(self) -> bool:
@@ -280,8 +319,16 @@ class TrainConfig:
         return self.batch_norm or ("frozen" if self.has_weights else "train")
 
     @property
+    def resolved_lr(self) -> float:
+        if self.lr_base is None:
+            return self.lr or DEFAULT_LR
+        ratio = self.batch_size / 256
+        adaptive = "ada" in self.opt.lower() or "lamb" in self.opt.lower()
+        return self.lr_base * (ratio**0.5 if adaptive else ratio)
+
+    @property
     def resolved_head_lr(self) -> float:
-        return self.head_lr or self.lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
+        return self.head_lr or self.resolved_lr * (NEW_CLASSIFIER_RATE if self.has_weights else 1)
 
     @property
     def resolved_views(self) -> int:
@@ -300,7 +347,6 @@ class TrainConfig:
     @classmethod
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
         known = {field.name for field in dataclasses.fields(cls)}
-        options = {str(name).replace("-", "_"): value for name, value in options.items()}
         unknown = sorted(set(options) - known)
         if unknown:
             raise TrainingError(
@@ -310,7 +356,7 @@ class TrainConfig:
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The options in a recipe or config.yaml."""
+    """The options in a recipe or config.yaml, by the names of TrainConfig's fields."""
     try:
         options = yaml.safe_load(Path(path).read_text())
     except OSError as error:
@@ -319,7 +365,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise TrainingError(f"--config {path}: not YAML ({error})") from None
     if not isinstance(options, dict):
         raise TrainingError(f"--config {path}: must map option names to values, got {type(options).__name__}")
-    return options
+    return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
 def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) -> None:
@@ -377,6 +423,8 @@ def _convert(name: str, value: Any, hint: Any) -> Any:
         converted = kind(value)
     except (TypeError, ValueError, OverflowError):
         raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
+    if kind is float and not math.isfinite(converted):
+        raise TrainingError(f"{flag(name)} must be a finite number, got {value!r}")
     if kind is int and converted != float(value):
         raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")
     return converted

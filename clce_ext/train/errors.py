@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -39,6 +40,9 @@ def timm_makes(what: str, factory: Callable[..., Any]) -> Callable[..., Any]:
 
 def run_command(name: str, main: Callable[[], None]) -> int:
     """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
     except TrainingError as error:

@@ -17,9 +17,10 @@ from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
 from .data import Images, load_classes, load_data
 from .errors import TrainingError, listing, run_command
-from .judge import Judge, Outputs, frozen, quality
+from .judge import Judge, Outputs, accuracies, frozen, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
+from .results import correct_tensors
 
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
@@ -75,16 +76,20 @@ def _command(arguments: Sequence[str] | None) -> None:
         raise TrainingError(f"--shots must be >= 1, got {min(options.shots)}")
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    figures = evaluate(options)
+    figures, by_class = evaluate(options)
     untouched = {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
     for name, value in ({k: v for k, v in figures.items() if k != UNTOUCHED} | untouched).items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
+    for row in sorted(by_class, key=lambda row: row["accuracy"])[:10]:
+        taken = f", {row['times']} taken for {row['taken_for']}" if row["times"] else ""
+        print(f"  {row['class']}: {100 * row['accuracy']:.1f} % of {row['images']}{taken}")
     if options.output:
-        write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
+        text = json.dumps(figures | ({"by_class": by_class} if by_class else {}), indent=2)
+        write_text(Path(options.output), text + "\n")
 
 
-def evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    """The figures by name; accuracies are fractions."""
+def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
     run = FinishedRun(
         Path(options.checkpoint),
         options.data,
@@ -96,11 +101,11 @@ def evaluate(options: argparse.Namespace) -> dict[str, Any]:
     if options.data is None:
         figures = run.figures(options.split)[0]
         classes = options.classes or run.config.hold_out_classes
-        return figures | (_episodes(run, classes, options) if classes else {})
+        return figures | (_episodes(run, classes, options) if classes else {}), run.by_class
     images, names = load_classes(run.config, split=options.split or "watched")
     if set(names) == set(run.classes) and not options.classes:
-        return run.figures_on(images, names)
-    return _episodes(run, options.classes, options)
+        return run.figures_on(images, names), run.by_class
+    return _episodes(run, options.classes, options), []
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -115,9 +120,13 @@ def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namesp
     x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
     figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(y)}
     figures |= {f"{kind}_{name}": value for name, value in quality(outputs).items()}
+    # The same classes whatever the number of shots, so that more shots are compared with fewer.
+    large, small = metrics.episode_classes(y, options.ways, max(options.shots), options.queries, names)
+    if small:
+        figures["too_small_for_episodes"] = listing(small)
     for shots in options.shots:
         heads = metrics.few_shot_episodes(
-            x, y, options.ways, shots, options.queries, options.episodes, options.seed, names
+            x, y, large, options.ways, shots, options.queries, options.episodes, options.seed
         )
         for head, interval in heads.items():
             name = f"{options.ways}way_{shots}shot_{head}"
@@ -157,10 +166,12 @@ class FinishedRun:
             cutmix=0.0,
             pretrained=False,
             checkpoint=str(folder),
+            eval_embeddings="final",
             # Another data set may name its splits otherwise.
             **({"train_split": None, "val_split": None, "test_split": None} if data else {}),
         )
         self.classes = read_classes(folder)
+        self.by_class: list[dict[str, Any]] = []  # of what was judged last: accuracy and confusion
         group = Processes(choose_device(device))
         self.model = self._model(self.config).to(group.device)
         self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
@@ -168,9 +179,10 @@ class FinishedRun:
     def outputs(self, images: Images) -> Outputs:
         return self.judge.outputs(self.model, images)
 
-    def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs]:
+    def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs, dict[str, torch.Tensor]]:
         """Accuracy, neighbours and geometry on a split of the run's own data, by default the one that
-        training watched; and the outputs for the images that the embeddings are judged on."""
+        training watched; the outputs for the images that the embeddings are judged on; and of which images
+        the class was found (results.correct_tensors)."""
         data = load_data(self.config)
         if data.classes != self.classes:
             differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
@@ -181,16 +193,18 @@ class FinishedRun:
         split = split or data.watched
         images = data.split(split)
         most, seed = self.config.eval_images, self.config.seed
-        train_part = data.train.sample(most, seed)
         outputs = self.outputs(images)
         part = outputs.take(most, seed)
         figures: dict[str, Any] = {"split": split, "images": len(images)}
         figures |= outputs.classification(len(self.classes), split)
-        figures |= frozen(self.outputs(train_part), part) | quality(part)
+        self.by_class = outputs.by_class(self.classes)
+        found, before = frozen(self.outputs(data.train), part, most, seed), None
+        figures |= accuracies(found) | quality(part)
         if (backbone := self._untouched_backbone()) is not None:
             untouched = self.judge.outputs(backbone, images).take(most, seed)
-            figures[UNTOUCHED] = frozen(self.judge.outputs(backbone, train_part), untouched)
-        return figures, part
+            before = frozen(self.judge.outputs(backbone, data.train), untouched, most, seed)
+            figures[UNTOUCHED] = accuracies(before)
+        return figures, part, correct_tensors(images, {"top1": outputs.correct(), **found}, before)
 
     def figures_on(self, images: Images, names: Sequence[str]) -> dict[str, Any]:
         """Accuracy and geometry on another data set of the same classes, whose labels index ``names``."""
@@ -199,6 +213,7 @@ class FinishedRun:
         outputs.labels = torch.tensor(own)[outputs.labels]
         figures: dict[str, Any] = {"data": self.config.data, "images": len(images)}
         figures |= outputs.classification(len(self.classes), "data")
+        self.by_class = outputs.by_class(self.classes)
         return figures | quality(outputs.take(self.config.eval_images, self.config.seed))
 
     def _untouched_backbone(self) -> models.FineTuner | None:
@@ -213,7 +228,7 @@ class FinishedRun:
             return None
 
     def _model(self, config: TrainConfig) -> models.FineTuner:
-        return models.create_model(config, len(self.classes), with_projection=False)
+        return models.create_model(config, len(self.classes), False, self.classes)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from . import metrics
 from .config import TrainConfig
@@ -25,42 +25,71 @@ _KEPT_PIXELS = 64 << 20  # of decoded images, per split
 
 @dataclass
 class Outputs:
-    """Of N images, in the order of the data set: logits [N, C], embeddings [N, D], labels [N]; float32,
-    CPU."""
+    """Of N images, in the order of the data set; CPU. What the classifier said is kept, not its logits, which
+    of many classes would be far larger than all else."""
 
-    logits: Tensor
-    embeddings: Tensor
-    labels: Tensor
+    top: Tensor  # [N, min(5, classes)] int64, the classes of the largest logits, largest first
+    confidence: Tensor  # [N, min(5, classes)] float32, their probabilities
+    losses: Tensor  # [N] float32, cross-entropy
+    embeddings: Tensor  # [N, D] float32
+    labels: Tensor  # [N] int64
+    rows: Tensor  # [N] int64, positions among the images that the model was run over
 
     @staticmethod
     def join(shards: list[Outputs]) -> Outputs:
-        """Of shards that took images in turn (rank, rank + W, ...)."""
+        """Of shards that took images in turn (rank, rank + W, ...), in the order of all images."""
         if len(shards) == 1:
             return shards[0]
-        order = torch.cat([torch.arange(len(s.labels)) * len(shards) + rank for rank, s in enumerate(shards)])
-        order = order.argsort()
-        return Outputs(
-            *(torch.cat([getattr(s, f) for s in shards])[order] for f in ("logits", "embeddings", "labels"))
-        )
+        joined = Outputs(*(torch.cat(parts) for parts in zip(*map(_fields, shards), strict=True)))
+        return joined.at(joined.rows.argsort())
+
+    def at(self, rows: Tensor) -> Outputs:
+        return Outputs(*(tensor[rows] for tensor in _fields(self)))
 
     def take(self, most: int, seed: int) -> Outputs:
         """At most ``most`` of the images, drawn with ``seed``."""
         if len(self.labels) <= most:
             return self
-        chosen = np.sort(np.random.default_rng([seed, 0x7A6E]).choice(len(self.labels), most, replace=False))
-        rows = torch.from_numpy(chosen)
-        return Outputs(self.logits[rows], self.embeddings[rows], self.labels[rows])
+        chosen = np.random.default_rng([seed, 0x7A6E]).choice(len(self.labels), most, replace=False)
+        return self.at(torch.from_numpy(np.sort(chosen)))
+
+    def correct(self) -> Tensor:
+        """Of which images the classifier finds the class: bool [N]."""
+        return self.top[:, 0] == self.labels
 
     def classification(self, num_classes: int, split: str = "val") -> dict[str, float]:
         """{split}_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
-        values = {f"{split}_loss": float(F.cross_entropy(self.logits, self.labels))}
-        for k in (1, 5):
-            if k == 1 or num_classes > 5:
-                accuracy = multiclass_accuracy(
-                    self.logits, self.labels, num_classes, average="micro", top_k=k
-                )
-                values[f"top{k}"] = float(accuracy)
+        values = {f"{split}_loss": float(self.losses.double().mean()), "top1": _share(self.correct())}
+        if num_classes > 5:
+            values["top5"] = _share((self.top == self.labels[:, None]).any(dim=1))
         return values
+
+    def by_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """Per class: name, images, accuracy, and the other class that is said most often and how often."""
+        rows = []
+        for label, name in enumerate(classes):
+            said = torch.bincount(self.top[self.labels == label, 0], minlength=len(classes))
+            images, right = int(said.sum()), int(said[label])
+            said[label] = 0
+            other, times = int(said.argmax()), int(said.max())
+            rows.append(
+                {
+                    "class": name,
+                    "images": images,
+                    "accuracy": right / images if images else math.nan,
+                    "taken_for": classes[other] if times else None,
+                    "times": times,
+                }
+            )
+        return rows
+
+
+def _fields(outputs: Outputs) -> list[Tensor]:
+    return [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
+
+
+def _share(of: Tensor) -> float:
+    return float(of.double().mean())
 
 
 class Judge:
@@ -72,6 +101,9 @@ class Judge:
 
     def outputs(self, model: FineTuner, images: Images) -> Outputs:
         outputs = run_model(model, self._loaded(images), self.group.device, self.config.amp)
+        outputs.rows = outputs.rows * self.group.world_size + self.group.rank
+        if self.config.eval_embeddings == "never":
+            outputs.embeddings = outputs.embeddings[:, :0]
         return Outputs.join(self.group.gather(outputs))
 
     def _loaded(self, images: Images) -> Iterable:
@@ -95,30 +127,42 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
     """The outputs of ``model`` in evaluation mode, whatever stage it is in; its training mode is restored."""
     was_training = model.training
     model.eval()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts = []
     for images, labels in loader:
         with autocast(device, amp):
             embeddings = model.embed(images.to(device, non_blocking=True))
-            logits = model.classify(embeddings)
-        parts.append((logits.float().cpu(), embeddings.float().cpu(), labels))
+            logits = model.classify(embeddings).float()
+        top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        confidence = logits.softmax(dim=1).gather(1, top)
+        losses = F.cross_entropy(logits, labels.to(device), reduction="none")
+        parts.append([x.cpu() for x in (top, confidence, losses, embeddings.float(), labels)])
     model.train(was_training)
-    return Outputs(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    return Outputs(*joined, rows=torch.arange(len(joined[-1])))
 
 
-def neighbours(train: Outputs, test: Outputs) -> dict[str, Any]:
-    """Accuracy of classifiers that only compare embeddings: knn, centroid."""
+def neighbours(train: Outputs, test: Outputs) -> dict[str, Tensor]:
+    """Of which test images classifiers that only compare embeddings find the class: knn, centroid; bool
+    [N]."""
     x, y = train.embeddings.numpy(), train.labels.numpy()
     u, v = test.embeddings.numpy(), test.labels.numpy()
-    return {"knn": metrics.knn_accuracy(x, y, u, v), "centroid": metrics.centroid_accuracy(x, y, u, v)}
+    correct = {"knn": metrics.knn_correct(x, y, u, v), "centroid": metrics.centroid_correct(x, y, u, v)}
+    return {name: torch.from_numpy(of) for name, of in correct.items()}
 
 
-def frozen(train: Outputs, test: Outputs) -> dict[str, Any]:
-    """Accuracy of what can be fitted to frozen embeddings: knn, centroid, probe."""
-    x, y = train.embeddings.numpy(), train.labels.numpy()
+def frozen(train: Outputs, test: Outputs, most: int, seed: int) -> dict[str, Tensor]:
+    """Of which test images the class is found by what can be fitted to frozen embeddings: knn and centroid of
+    all training images, probe of at most ``most``, drawn with ``seed``; bool [N]."""
+    part = train.take(most, seed)
+    x, y = part.embeddings.numpy(), part.labels.numpy()
     u, v = test.embeddings.numpy(), test.labels.numpy()
-    return {**neighbours(train, test), "probe": metrics.probe_accuracy(x, y, u, v)}
+    return {**neighbours(train, test), "probe": torch.from_numpy(metrics.probe_correct(x, y, u, v))}
+
+
+def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
+    return {name: _share(of) for name, of in correct.items()}
 
 
 def quality(outputs: Outputs) -> dict[str, float]:
-    """Silhouette, alignment, uniformity and isotropy of the embeddings."""
+    """Silhouette, alignment, uniformity, isotropy, Recall@K and MAP@R of the embeddings."""
     return metrics.embedding_quality(outputs.embeddings.numpy(), outputs.labels.numpy())

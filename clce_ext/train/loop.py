@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,22 @@ from torch import Tensor
 
 from . import checkpoint, judge, models, report
 from .choice import best_row, is_patience_over
-from .config import TrainConfig, flag, read_yaml
-from .data import Data, load_data
+from .config import TrainConfig
+from .data import Data, data_digest, digest_differences, in_memory, load_data
 from .errors import TrainingError
+from .losses import RunningLosses
 from .objectives import OBJECTIVES, UNTOUCHED
+from .plan import plan
 from .processes import Processes, processes
-from .records import Mean, Records, epoch_line, progress_bar
+from .records import Records, epoch_line, progress_bar
+from .results import write_correct
+from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
+from .start import start_lines, versions
 from .trainer import Trainer
 
-# Options that may differ between a run and its continuation: they do not change what is computed.
-_FREE_TO_CHANGE = {
-    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
-     "output", "overwrite", "progress", "resume", "tensorboard", "workers",
-}  # fmt: skip
+_CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps; in between the host does not wait for a GPU's losses
 
 
 def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
@@ -43,13 +43,19 @@ def train(config: TrainConfig, with_map: bool = True) -> dict[str, Any]:
         TrainingError: anything that the user can put right, a loss that is not finite among it.
     """
     with processes(config) as group:
+        if config.plan:
+            if group.is_main:
+                print(plan(config, group.world_size))
+            return {}
+        group.agree(lasting_options(config))
         folder = Path(config.output)
-        finished = group.from_main(_prepare_folder(folder, config) if group.is_main else None)
-        if finished is not None:
+        with opened(folder, config) if group.is_main else nullcontext() as found:
+            finished = group.from_main(found)
+            if finished is None:
+                return _Run(config, group, folder, with_map).execute()
             if group.is_main:
                 print(f"{folder}: finished before; nothing to do")
             return finished
-        return _Run(config, group, folder, with_map).execute()
 
 
 @dataclass
@@ -69,28 +75,42 @@ class _Run:
         self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
         seed_all(config.seed)  # the same weights in every process
         self.data: Data = group.main_first(load_data, config) if config.download else load_data(config)
+        self.digest = self._agreed_digest()
         self._check_that_test_chooses_nothing()
-        # Embeddings are judged with these as references.
-        self.train_part = self.data.train.sample(config.eval_images, config.seed)
-        self.stages = stages(config)
+        self.data.train = in_memory(self.data.train, group.world_size)
+        self.stages = stages(config, group.world_size)
         self.model = models.create_model(
-            config, len(self.data.classes), OBJECTIVES[config.objective].projection
+            config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
         )
         self.model.to(group.device)
         self.input = models.input_config(self.model, config)
         self.judge = judge.Judge(config, self.input, group)
         self.val_outputs: judge.Outputs | None = None  # of the current weights, once evaluated
         self.position = Position()
-        self.mean = Mean()  # of the losses of the current epoch
+        self.losses = RunningLosses(group)  # of the current epoch
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
-        self.untouched: dict[str, Any] | None = None  # figures of the given backbone, before the first step
+        # Of which images the given backbone finds the class, before the first step.
+        self.untouched: dict[str, Tensor] | None = None
         self.best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
         self.trainer_state: dict[str, Any] | None = None  # from a checkpoint, until its stage begins
-        if config.resume and checkpoint.checkpoints(folder):
-            self._restore(checkpoint.checkpoints(folder)[-1])
+        newest = checkpoint.newest_intact(folder, run_id(config)) if config.resume and group.is_main else None
+        newest = group.from_main(newest)
+        if newest is not None:
+            self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", config.dump())
+        if group.is_main and config.progress:
+            print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
+
+    def _agreed_digest(self) -> dict[str, str]:
+        digests = self.group.gather(data_digest(self.data))
+        for rank, other in enumerate(digests):
+            if difference := digest_differences(digests[0], other):
+                raise TrainingError(
+                    f"--data {self.config.data}: process {rank} found other data than process 0: {difference}"
+                )
+        return digests[0]
 
     def _check_that_test_chooses_nothing(self) -> None:
         if self.data.watched != "test":
@@ -147,57 +167,66 @@ class _Run:
     def _train_epoch(self, trainer: Trainer) -> None:
         position, stage, sampler = self.position, trainer.stage, trainer.sampler
         self.val_outputs = None
-        trainer.net.train()
+        check_every = _CHECK_EVERY[self.group.device.type]
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         epoch = position.epoch + sum(s.epochs for s in self.stages[: position.stage])
-        sampler.set_position(epoch, position.batch)
         bar = progress_bar(
-            len(sampler) * sampler.global_batch,
-            position.batch * sampler.global_batch,
+            sampler.steps * sampler.batch_size,
+            position.batch * sampler.batch_size,
             f"{stage.name} {position.epoch + 1}/{stage.epochs}",
             self.config.progress and self.group.is_main,
         )
         with bar:
             start = time.perf_counter()
-            for images, labels in trainer.loader:
-                parts = self._train_step(trainer, images, labels)
-                self.mean.add(parts, len(labels))
-                position.batch += 1
-                position.step += 1
+            trainer.start_epoch(epoch, position.batch)
+            while position.batch < sampler.steps:
+                every = self.config.checkpoint_steps
+                is_last = position.batch + 1 == sampler.steps
+                saves = every is not None and (position.step + 1) % every == 0 and not is_last
+                is_checked = is_last or saves or (position.step + 1) % check_every == 0
+                if losses := self._train_step(trainer, is_checked):
+                    bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
                 now = time.perf_counter()
                 position.epoch_seconds += now - start
                 start = now
-                bar.set_postfix({k: f"{v:.4f}" for k, v in parts.items()}, refresh=False)
-                bar.update(sampler.global_batch)
-                every = self.config.checkpoint_steps
-                if every and position.step % every == 0 and position.batch < len(sampler):
+                bar.update(sampler.batch_size)
+                if saves:
                     self._save(trainer)
                     start = time.perf_counter()
 
-    def _train_step(self, trainer: Trainer, images: Tensor, labels: Tensor) -> dict[str, float]:
+    def _train_step(self, trainer: Trainer, is_checked: bool) -> dict[str, float]:
+        """Returns the losses where they are looked at."""
+        position = self.position
         # Dropout, drop-path and mixup are functions of (seed, process, step): a resumed run repeats them.
-        seed_all(self.config.seed, self.group.rank, self.position.step)
-        step = self.position.batch + self.position.epoch * len(trainer.sampler)  # of this stage
-        parts = trainer.gradients(images, labels, step)
-        if not all(math.isfinite(value) for value in parts.values()):
-            self._stop_on_non_finite(trainer, parts)
-        trainer.update(step)
-        return parts
+        seed_all(self.config.seed, self.group.rank, position.step)
+        step = position.batch + position.epoch * trainer.sampler.steps  # of this stage
+        self.losses.add(trainer.gradients(step), trainer.sampler.share, position.step)
+        losses = self._checked_losses(trainer) if is_checked else {}
+        trainer.update()
+        position.batch += 1
+        position.step += 1
+        return losses
 
-    def _stop_on_non_finite(self, trainer: Trainer, parts: dict[str, float]) -> None:
-        values = ", ".join(f"{name} {value}" for name, value in parts.items())
+    def _checked_losses(self, trainer: Trainer) -> dict[str, float]:
+        """The losses of this step; all processes stop if those of one of them were not finite since the last
+        time."""
+        found = self.losses.not_finite()
+        if found is None:
+            return self.losses.last()
+        step, losses = found
+        values = ", ".join(f"{name} {value}" for name, value in losses.items())
         raise TrainingError(
             f"the loss is not finite ({values}) in stage {trainer.stage.name}, epoch "
-            f"{self.position.epoch + 1}, step {self.position.step}, at learning rate "
-            f"{trainer.learning_rate:.3g}; the weights before this step are untouched in the last "
-            "checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or --amp bfloat16 or none "
-            "in place of float16"
+            f"{self.position.epoch + 1}, step {step}, at learning rate"
+            f" {trainer.learning_rate:.3g}; the weights before this step are untouched in the "
+            "last checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or --amp bfloat16 or "
+            "none in place of float16"
         )
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Evaluates, writes the epoch's row, and a checkpoint where one is due."""
         position, stage, sampler = self.position, trainer.stage, trainer.sampler
-        images = len(sampler) * sampler.global_batch
+        images = sampler.steps * sampler.batch_size
         is_last = position.epoch + 1 == stage.epochs
         judged = is_last or (position.epoch + 1) % self.config.eval_every == 0
         row = {
@@ -205,14 +234,14 @@ class _Run:
             "epoch": position.epoch,
             "step": position.step,
             "lr": trainer.learning_rate,
-            **Mean.joined(self.group.gather(self.mean.sums)).values(),
+            **self.losses.means(),
             **(self._evaluate(trainer) if judged else {}),
             "seconds": round(position.epoch_seconds, 3),
             "images_per_second": round(images / max(position.epoch_seconds, 1e-9), 1),
         }
         position.seconds += position.epoch_seconds
         position.epoch, position.batch, position.epoch_seconds = position.epoch + 1, 0, 0.0
-        self.mean = Mean()
+        self.losses = RunningLosses(self.group)
         self.rows.append(row)
         metric, candidates = self.config.best_metric, self._rows_to_choose_from(stage)
         if metric and judged and candidates and best_row(candidates, metric) is row:
@@ -235,7 +264,8 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            values |= judge.neighbours(self.judge.outputs(model, self.train_part), val)
+            found = judge.neighbours(self.judge.outputs(model, self.data.train), val)
+            values |= judge.accuracies(found)
         return values
 
     def _finish(self) -> dict[str, Any]:
@@ -251,6 +281,7 @@ class _Run:
             "model": config.model,
             "data": config.data,
             "seed": config.seed,
+            **versions(),
             "classes": len(self.data.classes),
             "train_images": len(self.data.train),
             "split": self.data.watched,
@@ -258,35 +289,39 @@ class _Run:
             "epochs": len(self.rows),
             "steps": self.position.step,
             "seconds": round(self.position.seconds, 3),
-            "seconds_per_epoch": round(self.position.seconds / len(self.rows), 4),
+            "seconds_per_epoch": round(self.position.seconds / max(1, len(self.rows)), 4),
             **val.classification(len(self.data.classes), self.data.watched),
         }
         if config.best_metric:
             best = best_row(self._rows_to_choose_from(self.stages[-1]), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
-        part = None
+        part, found = None, {}
         if config.eval_embeddings != "never":
             part = val.take(config.eval_images, config.seed)
-            results |= self._judge_embeddings(part) | judge.quality(part)
+            found = self._judge_embeddings(part)
+            results |= judge.accuracies(found) | judge.quality(part)
         if self.untouched is not None:
-            results[UNTOUCHED] = self.untouched
+            results[UNTOUCHED] = judge.accuracies(self.untouched)
         if self.group.is_main:
+            write_correct(self.folder, self.data.val, {"top1": val.correct(), **found}, self.untouched)
             self._write_results(results, part)
         return results
 
-    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Any]:
-        part = val.take(self.config.eval_images, self.config.seed)
-        return judge.frozen(self.judge.outputs(self.model, self.train_part), part)
+    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
+        most, seed = self.config.eval_images, self.config.seed
+        train = self.judge.outputs(self.model, self.data.train)
+        return judge.frozen(train, val.take(most, seed), most, seed)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         self._write_backbone("model.safetensors")
         if val is not None:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        shown = val if self.with_map else None
-        report.write_run_report(self.folder, self.config, results, self.rows, self.data.classes, shown)
-        # Last: a run with results.json is finished.
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_finished(self.folder, self.config)  # its report can be made again
+        report.write_run_report(
+            self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
+        )
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
@@ -297,6 +332,8 @@ class _Run:
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
             "input": json.dumps(self.input),
+            "arguments": json.dumps(self.model.arguments),
+            "global_pool": self.config.global_pool or "",
             "format": "pt",
         }
         checkpoint.write_weights(self.folder / name, self.model.backbone.state_dict(), metadata)
@@ -304,7 +341,7 @@ class _Run:
     # Checkpoints
 
     def _save(self, trainer: Trainer) -> None:
-        sums = self.group.gather(self.mean.sums)
+        sums = self.group.gather(self.losses.sums())
         if not self.group.is_main:
             return
         training = {
@@ -315,9 +352,15 @@ class _Run:
             "untouched": self.untouched,
             "best": self.best,
             "world_size": self.group.world_size,
+            "data": self.digest,
         }
         checkpoint.save_checkpoint(
-            self.folder, self.position.step, self.model.state_dict(), training, self.config.keep_checkpoints
+            self.folder,
+            self.position.step,
+            self.model.state_dict(),
+            training,
+            self.config.keep_checkpoints,
+            run_id(self.config),
         )
 
     def _restore(self, folder: Path) -> None:
@@ -327,6 +370,10 @@ class _Run:
                 f"{folder}: written by {training['world_size']} process(es); resume with as many, not "
                 f"{self.group.world_size}: the batches would differ"
             )
+        if difference := digest_differences(training.get("data", {}), self.digest):
+            raise TrainingError(
+                f"--resume: {folder} was trained on other data than is there now: {difference}"
+            )
         try:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
@@ -334,42 +381,9 @@ class _Run:
                 f"{folder}: not a checkpoint of this model: {str(error).splitlines()[1].strip()}"
             ) from error
         self.position = Position(**training["position"])
-        self.mean = Mean(training["sums"][self.group.rank])
+        self.losses = RunningLosses(self.group, training["sums"][self.group.rank])
         self.rows = training["rows"]
         self.untouched, self.best = training.get("untouched"), training.get("best")
         self.trainer_state = training
         if self.group.is_main and self.config.progress:
             print(f"resuming from {folder}")
-
-
-def _prepare_folder(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
-    """Makes the run's directory. Returns the results of a run that has already finished and is resumed."""
-    saved, finished = folder / "config.yaml", folder / "results.json"
-    # A start that failed has left nothing to keep.
-    if saved.exists() and (checkpoint.checkpoints(folder) or finished.exists()):
-        if config.resume:
-            _check_same_run(saved, config)
-            if finished.exists():
-                return json.loads(finished.read_text())
-        elif config.overwrite:
-            for name in ("checkpoints", "tensorboard"):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            for pattern in ("metrics.csv", "*.safetensors", "results-*.json"):
-                for file in folder.glob(pattern):
-                    file.unlink()
-            saved.unlink()
-            finished.unlink(missing_ok=True)
-        else:
-            raise TrainingError(
-                f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    return None
-
-
-def _check_same_run(saved: Path, config: TrainConfig) -> None:
-    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), config.to_dict()
-    changed = [name for name in now if name not in _FREE_TO_CHANGE and now[name] != before[name]]
-    if changed:
-        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
-        raise TrainingError(f"--resume: {saved} has other options: {details}")

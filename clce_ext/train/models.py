@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import safetensors
 import timm
 import timm.optim
 import torch
@@ -18,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoint import read_weights
 from .config import TrainConfig
-from .errors import TrainingError, first_line, listing
+from .errors import TrainingError, first_line, listing, timm_makes
 
 default_cfgs = generate_default_cfgs(
     {
@@ -74,7 +79,7 @@ class FineTuner(nn.Module):
     """A timm model that gives what a stage of training needs.
 
     ``mode`` decides what ``forward`` returns for images [B, C, H, W] or views [B, V, C, H, W] (the outputs
-    then are [B, V, ...]):
+    then are [B, V, ...]), normalised or as pixels in uint8:
 
     ==============  ====================================================================================
     ``"joint"``     (logits [B, classes], embeddings [B, D]); D is the width of what the classifier sees
@@ -88,6 +93,8 @@ class FineTuner(nn.Module):
     """
 
     MODES = ("joint", "logits", "contrast", "head")
+    notes: Sequence[str] = ()  # what became of the given weights, in words
+    arguments: Mapping[str, Any] = MappingProxyType({})  # that timm made the backbone with
 
     def __init__(
         self, backbone: nn.Module, projection_dim: int | None = None, frozen_batch_norm: bool = False
@@ -96,18 +103,24 @@ class FineTuner(nn.Module):
         self.backbone = backbone
         self.frozen_batch_norm = frozen_batch_norm
         width = backbone.head_hidden_size if hasattr(backbone, "head_hidden_size") else backbone.num_features
+        width *= len(classifiers(backbone))
         self.projection = (
             nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
             if projection_dim
             else None
         )
         self.mode = "joint"
+        self.contrast_dim = projection_dim or width  # columns of what a contrastive loss compares
+        # Loaders give pixels 0...255, a quarter of the size of normalised ones.
+        resolved = resolve_model_data_config(backbone)
+        for name in ("mean", "std"):
+            self.register_buffer(name, torch.tensor(resolved[name]).view(-1, 1, 1), persistent=False)
 
     def set_mode(self, mode: str) -> None:
         """Chooses the outputs, and with them the parameters that require gradients."""
         assert mode in self.MODES, mode
         self.mode = mode
-        classifier = {id(p) for p in self.backbone.get_classifier().parameters()}
+        classifier = {id(p) for p in classifier_parameters(self.backbone)}
         for p in self.backbone.parameters():
             p.requires_grad_(
                 (mode != "head" or id(p) in classifier) and (mode != "contrast" or id(p) not in classifier)
@@ -126,11 +139,21 @@ class FineTuner(nn.Module):
         return self
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the classifier sees: images [B, C, H, W] -> [B, D]."""
+        """What the classifier sees: images [B, C, H, W], normalised or as pixels (uint8) -> [B, D].
+
+        Of a distilled DeiT, its class token and its distillation token, one after the other.
+        """
+        if images.dtype == torch.uint8:
+            images = (images / 255 - self.mean) / self.std
+        count = len(classifiers(self.backbone))
+        if count > 1:
+            return self.backbone.forward_features(images)[:, :count].flatten(1)
         return self.backbone.forward_head(self.backbone.forward_features(images), pre_logits=True)
 
     def classify(self, embeddings: Tensor) -> Tensor:
-        return self.backbone.get_classifier()(embeddings)
+        layers = classifiers(self.backbone)
+        parts = embeddings.chunk(len(layers), dim=-1)
+        return sum(layer(part) for layer, part in zip(layers, parts, strict=True)) / len(layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         if images.dim() == 5:
@@ -147,8 +170,23 @@ class FineTuner(nn.Module):
         return (logits, embeddings) if self.mode == "joint" else (logits,)
 
 
-def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -> FineTuner:
+def classifiers(backbone: nn.Module) -> tuple[nn.Module, ...]:
+    """The classifier layer, or a distilled DeiT's two, whose logits are averaged."""
+    found = backbone.get_classifier()
+    return found if isinstance(found, tuple) else (found,)
+
+
+def classifier_parameters(backbone: nn.Module) -> list[nn.Parameter]:
+    return [p for layer in classifiers(backbone) for p in layer.parameters()]
+
+
+def create_model(
+    config: TrainConfig, num_classes: int, with_projection: bool, class_names: Sequence[str] = ()
+) -> FineTuner:
     """timm's model, its weights, and a projection head where an objective has one.
+
+    A classifier that comes with the weights is kept where it is of as many classes, and of ``class_names``
+    where both are known; ``notes`` says what became of it.
 
     Raises:
         TrainingError: unknown model, weights that cannot be fetched or do not fit, a model without one
@@ -164,14 +202,23 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     if config.image_size:
         arguments["img_size"] = config.image_size
     backbone = _create_backbone(config, arguments)
-    has_classifier = config.pretrained and backbone.pretrained_cfg["num_classes"] == num_classes
+    theirs = backbone.pretrained_cfg.get("num_classes") if config.pretrained else None
+    if config.global_pool:
+        timm_makes("--global-pool", backbone.reset_classifier)(num_classes, config.global_pool)
+        theirs = None
+    has_classifier, notes = theirs == num_classes, []
     if config.checkpoint:
-        has_classifier = load_backbone(backbone, config.checkpoint, config.model)
+        has_classifier, notes = load_backbone(backbone, config.checkpoint, config.model, class_names)
+    elif config.pretrained:
+        state = f"kept, of timm's {theirs} classes" if has_classifier else f"new, of {num_classes} classes"
+        notes = [f"timm's of {config.model}", f"classifier {state}"]
+    if sum(isinstance(layer, nn.Conv2d) for layer in backbone.modules()) > 1:
+        # A convolutional network is faster with the channels of a pixel side by side; its images follow suit.
+        backbone.to(memory_format=torch.channels_last)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing()
-    classifier = backbone.get_classifier()
-    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
-        raise TrainingError(f"--model {config.model}: has no single classifier layer to train")
+    if any(not isinstance(c, nn.Module) or isinstance(c, nn.Identity) for c in classifiers(backbone)):
+        raise TrainingError(f"--model {config.model}: has no classifier layer to train")
     try:
         model = FineTuner(
             backbone,
@@ -187,7 +234,9 @@ def create_model(config: TrainConfig, num_classes: int, with_projection: bool) -
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
     if config.has_weights and not has_classifier:
-        _start_at_zero(classifier)
+        for layer in classifiers(backbone):
+            _start_at_zero(layer)
+    model.notes, model.arguments = notes, arguments
     return model
 
 
@@ -201,11 +250,13 @@ def _start_at_zero(classifier: nn.Module) -> None:
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
     name = config.model.partition(".")[0]
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:8]
+    is_elsewhere = config.model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
+    if not is_elsewhere and not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"{name[:4]}*")[:5]
         raise TrainingError(
             f"--model {config.model}: timm has no such model"
             + (f"; near it: {', '.join(near)}" if near else "")
+            + ". hf-hub:OWNER/NAME and local-dir:DIR are accepted too"
         )
     try:
         return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
@@ -236,27 +287,40 @@ def _gives_its_own_logits(model: FineTuner, input_size: tuple[int, int, int]) ->
     return same
 
 
-def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> bool:
+# What pre-training has beside the backbone: heads, a token in the place of masked patches, BEiT v2's further
+# layers for the class token, the text's side of BEiT-3.
+_OF_PRETRAINING = ("mask_token", "lm_head.", "mlm_head.", "mim_head.", "cls_pt_layers.", "text_embed.")
+_SHARED_BIAS = "rel_pos_bias.relative_position_bias_table"
+
+
+def load_backbone(
+    backbone: nn.Module, path: str | Path, name: str, class_names: Sequence[str] = ()
+) -> tuple[bool, list[str]]:
     """Loads weights as timm does: position embeddings and relative-position tables are resized to the model's
-    grid, and a classifier of another number of classes is left out.
+    grid, and a classifier of other classes is left out. Checkpoints of masked-image modelling load as BEiT,
+    BEiT v2 and BEiT-3 publish them.
 
     Returns:
-        Whether the classifier was loaded too.
+        Whether the classifier was loaded too, and what became of the weights in words.
 
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
     """
-    state = read_weights(path)
+    own_bytes = sum(value.nbytes for value in backbone.state_dict().values())
+    # Optimizers, averages and a classifier of many classes may lie beside the weights.
+    state = read_weights(path, largest=10 * own_bytes + 256 * 2**20)
+    notes = [f"of {path}"]
     # timm keeps each architecture's conversions beside it under this name.
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
+    own = backbone.state_dict()
     try:
+        if isinstance(backbone, Beit):
+            _share_position_bias(state, own)
         if convert is not None:
             state = convert(state, backbone)
-        own = backbone.state_dict()
+        notes += _without_pretraining(state, own, backbone)
         classifier = _classifier_keys(backbone)
-        for key in classifier:
-            if key in state and state[key].shape != own[key].shape:
-                del state[key]
+        notes += _without_other_classifier(state, own, classifier, _saved_classes(path), class_names)
         # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
         needed = [k for k in own if k not in classifier and not k.endswith("num_batches_tracked")]
         missing = [k for k in needed if k not in state]
@@ -272,13 +336,74 @@ def load_backbone(backbone: nn.Module, path: str | Path, name: str) -> bool:
         ]
         raise TrainingError(f"--checkpoint {path}: not weights of {name}: {'; '.join(parts)}")
     backbone.load_state_dict(state, strict=False)
-    return all(key in state for key in classifier)
+    return all(key in state for key in classifier), notes
+
+
+def _share_position_bias(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """BEiT pre-trains one table for all blocks; its fine-tuning begins with a copy of it in each."""
+    if _SHARED_BIAS in state and _SHARED_BIAS not in own:
+        table = state.pop(_SHARED_BIAS)
+        for key in own:
+            if key.endswith("attn.relative_position_bias_table"):
+                state[key] = table.clone()
+
+
+def _without_pretraining(state: dict[str, Tensor], own: dict[str, Tensor], backbone: nn.Module) -> list[str]:
+    """Takes out what only pre-training has, and says so.
+
+    A norm before the pooling becomes the one behind it where a token is pooled, which is the same; the norm
+    of a mean of tokens begins anew, as in the published fine-tuning.
+    """
+    removed = [k for k in state if k not in own and k.startswith(_OF_PRETRAINING)]
+    norms = {k: f"fc_norm.{k.rpartition('.')[2]}" for k in state if k.startswith(("norm.", "layer_norm."))}
+    norms = {k: new for k, new in norms.items() if k not in own and new in own and new not in state}
+    for k, new in norms.items():
+        tensor = state.pop(k)
+        state[new] = tensor if backbone.global_pool == "token" else own[new]
+    notes = [f"without {listing(sorted({k.partition('.')[0] for k in removed}))}"] if removed else []
+    if norms and backbone.global_pool != "token":
+        notes.append("fc_norm new")
+    for k in removed:
+        del state[k]
+    return notes
+
+
+def _without_other_classifier(
+    state: dict[str, Tensor],
+    own: dict[str, Tensor],
+    keys: Sequence[str],
+    saved: Sequence[str],
+    wanted: Sequence[str],
+) -> list[str]:
+    """Takes out a classifier of other classes than the model's, and says what becomes of it."""
+    held = [k for k in keys if k in state]
+    if not held:
+        return ["classifier new: the weights have none"]
+    sizes = len(state[held[-1]]), len(own[held[-1]])
+    if any(state[k].shape != own[k].shape for k in held):
+        reason = f"the weights' is of {sizes[0]} classes, not {sizes[1]}"
+    elif saved and wanted and list(saved) != list(wanted):
+        reason = f"the weights' is of {sizes[0]} other classes ({listing(saved, 3)})"
+    else:
+        known = "" if saved and wanted else "; if they are other classes, their order means nothing here"
+        return [f"classifier kept, of {sizes[0]} classes{known}"]
+    for k in held:
+        del state[k]
+    return [f"classifier new: {reason}"]
+
+
+def _saved_classes(path: str | Path) -> list[str]:
+    """The names of the classes that a run wrote beside its weights, where there are any."""
+    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    if path.suffix != ".safetensors":
+        return []
+    with safetensors.safe_open(path, "pt") as file:
+        return json.loads((file.metadata() or {}).get("classes", "[]"))
 
 
 def _classifier_keys(backbone: nn.Module) -> list[str]:
-    classifier = backbone.get_classifier()
-    prefix = next(n for n, m in backbone.named_modules() if m is classifier)
-    return [f"{prefix}.{n}" for n, _ in classifier.named_parameters()]
+    names = {module: name for name, module in backbone.named_modules()}
+    return [f"{names[c]}.{n}" for c in classifiers(backbone) for n, _ in c.named_parameters()]
 
 
 def parameter_groups(
@@ -307,7 +432,7 @@ def parameter_groups(
         groups += timm.optim.param_groups_weight_decay(model.projection, weight_decay=weight_decay)
     groups = [{"lr": lr, **group} for group in groups]
     if classifier_lr is not None and classifier_lr != lr:
-        own = {id(p) for p in backbone.get_classifier().parameters()}
+        own = {id(p) for p in classifier_parameters(backbone)}
         classifier = [
             group
             | {

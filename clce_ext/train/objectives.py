@@ -51,6 +51,8 @@ class Objective:
         return None if self.loss is None else inspect.signature(self.loss).parameters["temperature"].default
 
 
+# Options of one objective's loss, which mean nothing, or another thing, to the others.
+LOSS_OPTIONS = ("weight", "temperature", "beta", "queue_size")
 UNTOUCHED = "untouched"  # the name of the given backbone's row, before the first step
 
 OBJECTIVES = {
@@ -63,7 +65,7 @@ OBJECTIVES = {
             color="#0b8a8f",
             outputs="contrast",
             loss=clce_ext.SupConLoss,
-            options=("temperature",),
+            options=("temperature", "queue_size"),
             views=2,
             projection=True,
         ),
@@ -73,7 +75,7 @@ OBJECTIVES = {
             color="#d98200",
             outputs="contrast",
             loss=clce_ext.LaCViTLoss,
-            options=("temperature",),
+            options=("temperature", "queue_size"),
             views=2,
             projection=True,
         ),
@@ -83,7 +85,7 @@ OBJECTIVES = {
             color="#7b3fa0",
             outputs="contrast",
             loss=clce_ext.SCHaNeLoss,
-            options=("temperature", "beta"),
+            options=("temperature", "beta", "queue_size"),
         ),
         Objective(
             "clce",
@@ -91,7 +93,7 @@ OBJECTIVES = {
             color="#d0253f",
             outputs="joint",
             loss=clce_ext.CLCELoss,
-            options=("weight", "temperature", "beta", "label_smoothing"),
+            options=("weight", "temperature", "beta", "label_smoothing", "queue_size"),
         ),
     )
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from .metrics import Interval
 from .objectives import OBJECTIVES, UNTOUCHED
@@ -164,11 +168,12 @@ def bars(values: Mapping[str, tuple[float, float]], title: str, unit: str) -> st
 
 
 def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> str:
-    """points [N, 2] in the colours of their classes; with up to twelve classes the name stands at the
-    median."""
+    """points [N, 2] in the colours of their classes; with up to twelve classes the name stands at the median,
+    or beside it where another name is in the way."""
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(4.0, 4.0), layout="constrained")
         palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "turbo"]
+        names = []
         for label in np.unique(labels):
             tint = palette(int(label)) if len(classes) <= 10 else palette(label / max(len(classes) - 1, 1))
             members = points[labels == label]
@@ -177,27 +182,52 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
             )
             if len(classes) <= 12:
                 box = {"boxstyle": "round,pad=0.2", "fc": "white", "ec": tint, "alpha": 0.85}
-                center = {"ha": "center", "va": "center", "fontweight": "bold", "fontsize": 12}
-                axes.annotate(
-                    classes[label],
-                    np.median(members, axis=0),
-                    color="#1d2429",
-                    bbox=box,
-                    parse_math=False,
-                    **center,
+                style = {"ha": "center", "va": "center", "fontweight": "bold", "fontsize": 11}
+                place = np.median(members, axis=0)
+                names.append(
+                    axes.text(*place, classes[label], color="#1d2429", bbox=box, parse_math=False, **style)
                 )
         axes.set_xticks([])
         axes.set_yticks([])
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.set_title(title)
+        _push_apart(figure, axes, names)
         return _svg(figure, f"map of the embeddings: {title}")
+
+
+def _push_apart(figure: Figure, axes: Axes, names: Sequence[Text], gap: float = 6.0) -> None:
+    """Moves names, in pixels, until no two boxes overlap, the shorter way, and back into the axes."""
+    figure.canvas.draw()
+    inside = axes.get_window_extent()
+    boxes = [name.get_bbox_patch().get_window_extent() for name in names]
+    half = np.array([[box.width, box.height] for box in boxes]).reshape(-1, 2) / 2 + gap / 2
+    centre = np.array([[box.x0 + box.x1, box.y0 + box.y1] for box in boxes]).reshape(-1, 2) / 2
+    # Boxes wider than the axes stay where they are.
+    low = np.minimum(np.array([inside.x0, inside.y0]) + half, [inside.x1, inside.y1] - half)
+    high = np.maximum(np.array([inside.x0, inside.y0]) + half, [inside.x1, inside.y1] - half)
+    for _ in range(200):
+        moved = False
+        for i in range(len(boxes)):
+            for j in range(i):
+                overlap = half[i] + half[j] - abs(centre[i] - centre[j])
+                if (overlap > 0).all():
+                    way = int(overlap.argmin())
+                    step = overlap[way] / 2 * (1 if centre[i][way] >= centre[j][way] else -1)
+                    centre[i][way] += step
+                    centre[j][way] -= step
+                    moved = True
+        centre = np.clip(centre, low, high)
+        if not moved:
+            break
+    for name, place in zip(names, centre, strict=True):
+        name.set_position(axes.transData.inverted().transform(place))
 
 
 def cosine_histogram(histogram: Mapping[str, np.ndarray], name: str, title: str, low: float = -1.0) -> str:
     """Densities of the cosines within and between classes, from ``low`` to 1."""
     with plt.rc_context(_STYLE | {"axes.grid": False}):
-        figure, axes = plt.subplots(figsize=(4.0, 2.3), layout="constrained")
+        figure, axes = plt.subplots(figsize=(4.0, 2.6), layout="constrained")
         edges = histogram["edges"]
         axes.stairs(histogram["between"], edges, fill=True, color="#c3cad0", alpha=0.9, label="two classes")
         axes.stairs(histogram["within"], edges, fill=True, color=color(name), alpha=0.6, label="one class")
@@ -206,9 +236,20 @@ def cosine_histogram(histogram: Mapping[str, np.ndarray], name: str, title: str,
         axes.set_xlim(low, 1)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
         axes.set_xlabel("cosine of two images of …")
-        axes.legend(frameon=False, loc="upper left", fontsize=9)
+        figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize=9)
         axes.set_title(title)
         return _svg(figure, f"cosines within and between classes: {title}")
+
+
+def photograph(image: Image.Image, side: int = 128) -> str:
+    """A thumbnail as a data address; images of few pixels are enlarged with their pixels visible."""
+    image = image.convert("RGB")
+    factor = side / max(image.size)
+    size = tuple(max(1, round(length * factor)) for length in image.size)
+    image = image.resize(size, Image.Resampling.NEAREST if factor > 2 else Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
 def _svg(figure: Figure, description: str) -> str:
@@ -220,4 +261,4 @@ def _svg(figure: Figure, description: str) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)  # CSS decides the size
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    return text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from .config import TrainConfig
-from .errors import TrainingError
+from .errors import TrainingError, first_line
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,20 @@ class Processes:
         values: list[Any] = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def agree(self, values: dict[str, Any]) -> None:
+        """Compares ``values`` of all processes.
+
+        Raises:
+            TrainingError: they differ; in every process.
+        """
+        main, *others = self.gather(values)
+        for rank, other in enumerate(others, 1):
+            if odd := [name for name in main if other.get(name) != main[name]]:
+                found = "; ".join(f"{name} {other.get(name)!r}, not {main[name]!r}" for name in odd)
+                raise TrainingError(
+                    f"process {rank} was given other options than process 0: {found}; give all the same"
+                )
 
     def main_first(self, action: Callable[..., Any], *arguments: Any) -> Any:
         """``action(*arguments)`` in the main process, then in the others: files it leaves are made once."""
@@ -74,7 +89,7 @@ def processes(config: TrainConfig) -> Iterator[Processes]:
     """Joins torchrun's process group (NCCL on CUDA, gloo on the CPU), if there is one."""
     device = choose_device(config.device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
-        if config.distributed_loss != "none":
+        if config.distributed_loss in ("gather", "ring"):
             raise TrainingError(
                 f"--distributed-loss {config.distributed_loss} needs processes: start with torchrun "
                 "--nproc-per-node N -m clce_ext.train"
@@ -86,9 +101,22 @@ def processes(config: TrainConfig) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=config.timeout)
+        )
+    rank = dist.get_rank()
     try:
-        yield Processes(device, dist.get_rank(), dist.get_world_size())
+        yield Processes(device, rank, dist.get_world_size())
+    except RuntimeError as error:
+        # gloo has no type of its own, but names its source.
+        if isinstance(error, TrainingError) or not (
+            isinstance(error, dist.DistError) or "gloo" in str(error)
+        ):
+            raise
+        raise TrainingError(
+            f"process {rank}: another process of the run has ended, or did not answer within --timeout "
+            f"{config.timeout:g} seconds ({first_line(error)}); the same command with --resume goes on"
+        ) from error
     finally:
         if joined:
             dist.destroy_process_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +21,6 @@ COLUMNS = (
 # fmt: on
 
 
-class Mean:
-    """Means of named values, each weighed by its count; the sums go into checkpoints."""
-
-    def __init__(self, sums: dict[str, list[float]] | None = None) -> None:
-        self.sums = {k: list(v) for k, v in (sums or {}).items()}
-
-    def add(self, values: dict[str, float], count: int) -> None:
-        for name, value in values.items():
-            entry = self.sums.setdefault(name, [0.0, 0.0])
-            entry[0] += value * count
-            entry[1] += count
-
-    @classmethod
-    def joined(cls, processes: Iterable[dict[str, list[float]]]) -> Mean:
-        """Of the sums of several processes."""
-        mean, *others = map(cls, processes)
-        for other in others:
-            for name, (total, count) in other.sums.items():
-                mean.add({name: total / count}, count)
-        return mean
-
-    def values(self) -> dict[str, float]:
-        return {name: total / count for name, (total, count) in self.sums.items()}
-
-
 class Records:
     """One row per epoch, in metrics.csv and as TensorBoard events. The rows are part of every checkpoint, so
     that a resumed run writes the file that the unbroken one would have written."""
@@ -58,8 +33,7 @@ class Records:
 
             first = rows[-1]["step"] + 1 if rows else 0
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        if rows:
-            self._write_table(rows)
+        self._write_table(rows)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """All ``rows``, the last of which is new."""

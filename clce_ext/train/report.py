@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-import clce_ext
+import yaml
 
 from . import metrics, plots
-from .checkpoint import write_text
 from .config import TrainConfig
+from .data import Images
+from .intervals import SIGNIFICANT, Difference, difference, differences_of
+from .judge import Outputs
 from .objectives import UNTOUCHED
+from .page import Cell, Section, drawn, interval_of, name_cell, number_cell, percent, table_of, write_page
 from .results import RunRecord, untouched_records
+from .start import versions
 
 ACCURACIES = {
     "top1": "Top-1",
@@ -26,51 +28,18 @@ ACCURACIES = {
     "probe": "Probe",
 }
 GEOMETRY = {
+    "recall@1": "Recall@1 ↑",
+    "recall@4": "Recall@4 ↑",
+    "map@r": "MAP@R ↑",
     "silhouette": "Silhouette ↑",
     "alignment": "Alignment ↓",
     "uniformity": "Uniformity ↓",
     "isotropy": "Isotropy ↑",
 }
 _MAP_POINTS = 1500
-
-_CSS = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1080px; padding: 1.2rem 1rem 3rem; background: #fff; color: #1d2429;
-       font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; padding-top: .6rem; border-top: 2px solid #e6e9ec; }
-p { margin: .4rem 0; max-width: 46rem; }
-ul { padding-left: 1.2rem; }
-.muted { color: #5b6770; font-size: .92rem; }
-.lead { font-size: 1.08rem; }
-.grid { display: grid; gap: 1rem 1.4rem;
-        grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); }
-figure { margin: .4rem 0; max-width: 520px; }
-svg { width: 100%; height: auto; display: block; }
-svg text { font-family: inherit !important; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .4rem 0; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: right; white-space: nowrap;
-         border-bottom: 1px solid #e6e9ec; }
-th { color: #5b6770; font-weight: 600; font-size: .88rem; vertical-align: bottom; }
-th:first-child, td:first-child { position: sticky; left: 0; background: #fff; text-align: left; }
-td small { color: #5b6770; }
-td.best { font-weight: 700; }
-.dot { display: inline-block; width: .7em; height: .7em; border-radius: 50%; margin-right: .45em; }
-details { margin-top: 1rem; }
-summary { cursor: pointer; font-weight: 600; }
-pre { overflow-x: auto; background: #f5f7f8; padding: .8rem; border-radius: 6px;
-      font-size: .82rem; line-height: 1.4; }
-@media (max-width: 480px) {
-  body { font-size: 15px; }
-  h1 { font-size: 1.35rem; }
-  table { font-size: .82rem; }
-  th, td { padding-right: .45rem; }
-  th { font-size: .75rem; }
-  td small { display: block; }
-}
-"""
+_MISTAKES, _PAIRS, _CLASSES = 12, 8, 12  # shown at most
+_OF_ONE_RUN = ("objective", "seed", "output", "resume", "overwrite")
+_STEADY = 1.15  # the longest over the shortest epoch of a stage where nothing else kept the machine busy
 
 
 def write_run_report(
@@ -79,22 +48,31 @@ def write_run_report(
     results: dict[str, Any],
     rows: list[dict[str, Any]],
     classes: Sequence[str],
-    val: Any = None,
+    val: Outputs | None = None,
+    images: Images | None = None,
+    with_map: bool = True,
 ) -> None:
-    """``folder/report.html`` of one run; ``val`` has its validation embeddings and labels."""
+    """``folder/report.html`` of one run; ``val`` are the outputs for those of ``images`` that it is judged
+    on."""
     embeddings, labels = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else (None, None)
     record = RunRecord(config.objective, config.seed, results, rows, embeddings, labels)
     runs = {config.objective: [record]}
     untouched = untouched_records(runs[config.objective])
-    parts = [
-        _accuracy_section(runs, untouched),
-        _curves_section(runs, with_losses=True),
-        _geometry_section(runs, classes),
-        _options("Options of the run", config.dump()),
-    ]
-    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
-    title = f"{config.objective} on {_data_name(config)}"
-    write_text(folder / "report.html", _page(title, lead, config, parts))
+    sections = [_accuracies(runs, untouched), _curves_section(runs, with_losses=True)]
+    if val is not None and images is not None:
+        sections += [_classes(val, classes), _mistakes(val, images, classes), _hardest(val, images, classes)]
+    sections += _embeddings(runs, classes) if with_map else []
+    write_page(
+        folder / "report.html",
+        sections,
+        title=f"{config.objective} on {_data_name(config)}",
+        lead=(
+            f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
+        ),
+        setting=_setting(config),
+        options_title="Options of the run",
+        options=_options(config),
+    )
 
 
 def write_comparison_report(
@@ -103,27 +81,44 @@ def write_comparison_report(
     runs: Mapping[str, list[RunRecord]],
     classes: Sequence[str],
     baseline: str,
+    own: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere."""
-    seeds = [record.seed for record in next(iter(runs.values()))]
-    untouched = untouched_records(next(iter(runs.values())))
-    parts = [
-        _accuracy_section(runs, untouched),
-        _difference_section(runs, untouched, baseline),
+    """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere; ``own`` are
+    options of one objective alone."""
+    first = next(iter(runs.values()))
+    untouched = untouched_records(first)
+    differences = differences_of(runs, untouched, baseline)
+    sections = [
+        _accuracies(runs, untouched),
+        _difference_section(differences),
         _curves_section(runs),
-        _geometry_section(runs, classes),
-        _cost_section(runs),
-        _options("Options shared by the runs", config.dump()),
+        _classes_by_objective(runs, classes),
+        *_embeddings(runs, classes),
+        _cost(runs),
+        Section(
+            "Runs",
+            "Photographs of the worst mistakes and the hardest negatives are in each run's own report.",
+            links=[
+                (f"{name}, seed {r.seed}", f"runs/{name}-seed{r.seed}/report.html")
+                for name, records in runs.items()
+                for r in records
+            ],
+        ),
     ]
-    first = next(iter(runs.values()))[0].results
-    title = f"{' · '.join(runs)} on {_data_name(config)}"
     epochs = max(record.results["epochs"] for records in runs.values() for record in records)
-    lead = (
-        f"{len(runs)} objectives, {len(seeds)} seed{'s' * (len(seeds) > 1)}, {epochs} epochs each on "
-        f"{first['train_images']} training images; judged on {_judged_on(first)}."
-        f"{_standing(runs, baseline, 'top1')}{_standing(runs, baseline, 'knn')}"
+    write_page(
+        path,
+        sections,
+        title=f"{' · '.join(runs)} on {_data_name(config)}",
+        lead=(
+            f"{len(runs)} objectives, {len(first)} seed{'s' * (len(first) > 1)}, {epochs} epochs each on "
+            f"{first[0].results['train_images']} training images; judged on {_judged_on(first[0].results)}."
+            f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
+        ),
+        setting=_setting(config, {option for options in own.values() for option in options}),
+        options_title="Options shared by the runs",
+        options=_options(config, own),
     )
-    write_text(path, _page(title, lead, config, parts))
 
 
 def write_sweep_report(
@@ -136,154 +131,267 @@ def write_sweep_report(
 ) -> None:
     """A table of ``settings`` (sweep.Setting) and, per option of the grid, how the metric follows it."""
     names = list(dict.fromkeys(s.objective for s in settings))
-    head = ["", *grid, f"{ACCURACIES[metric]}, {settings[0].records[0].results['split']}"]
-    body = []
-    for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean)):
-        figure = _percent(s.interval)
-        cells = [_name_cell(s.objective), *(html.escape(str(s.point.get(option, "–"))) for option in grid)]
-        cells.append(f"<b>{figure}</b>" if s.chosen else figure)
-        body.append("".join(f"<td>{cell}</td>" for cell in cells))
-    table = _plain_table(head, body)
-    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
-    parts = [_section("Settings", table, _note(note))]
-    if split:
-        lines = [
-            f"<li><b>{html.escape(s.objective)}</b>: {_percent(_interval_of(s.records, metric))} %, "
-            f"{_judged_on(s.records[0].results)}</li>"
-            for s in settings
-            if s.chosen
+    rows = [
+        [
+            name_cell(s.objective),
+            *(Cell(str(s.point.get(option, "–"))) for option in grid),
+            percent(s.interval, bold=s.chosen),
         ]
-        parts.append(_section("What was chosen, on a split that chose nothing", f"<ul>{''.join(lines)}</ul>"))
+        for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean))
+    ]
     figures = []
     for option, values in grid.items():
-        lines = {
-            name: [
-                (
-                    value,
-                    [s.interval for s in settings if s.objective == name and s.point.get(option) == value],
-                )
-                for value in values
-            ]
-            for name in names
-        }
-        lines = {name: [(v, of) for v, of in points if of] for name, points in lines.items()}
+        lines = {}
+        for name in names:
+            of = {
+                v: [s for s in settings if s.objective == name and s.point.get(option) == v] for v in values
+            }
+            lines[name] = [(value, [s.interval for s in having]) for value, having in of.items() if having]
         if any(len(points) > 1 for points in lines.values()):
-            figures.append(plots.sweep_curves(lines, f"{ACCURACIES[metric]} by {option}"))
-    note = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals over seeds."
-    parts += [_section("By option", _grid(figures), _note(note))] if figures else []
-    parts.append(_options("Options shared by the runs", config.dump()))
-    lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {ACCURACIES[metric].lower()}."
-    write_text(path, _page(f"Sweep on {_data_name(config)}", lead, config, parts))
-
-
-def _interval_of(records: Sequence[RunRecord], column: str) -> metrics.Interval:
-    return metrics.confidence_interval(np.array([r.results.get(column, math.nan) for r in records]))
-
-
-def _percent(interval: metrics.Interval) -> str:
-    half = f" <small>± {100 * interval.half_width:.1f}</small>" if math.isfinite(interval.half_width) else ""
-    return f"{100 * interval.mean:.1f}{half}"
-
-
-# Sections
-
-
-def _accuracy_section(runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord]) -> str:
-    names = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
-    unit = (
-        "Percent, mean over seeds ± half of the 95 % interval (Student's t)."
-        if max(map(len, runs.values())) > 1
-        else "Percent."
+            figures.append(drawn(plots.sweep_curves(lines, f"{ACCURACIES[metric]} by {option}")))
+    judged = []
+    for s in settings if split else ():
+        if s.chosen:
+            figure = percent(interval_of(s.records, metric))
+            half = f" ± {figure.half}" if figure.half else ""
+            judged.append((s.objective, f"{figure.text}{half} %, {_judged_on(s.records[0].results)}"))
+    head = ["", *grid, f"{ACCURACIES[metric]}, {settings[0].records[0].results['split']}"]
+    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
+    sections = [
+        Section("Settings", table={"head": head, "rows": rows}, note=note),
+        Section("What was chosen, on a split that chose nothing", said=judged) if judged else None,
+        Section(
+            "By option",
+            figures=figures,
+            note="Lines join the best of each value; dots are all settings. Bars are 95 % intervals.",
+        )
+        if figures
+        else None,
+    ]
+    write_page(
+        path,
+        sections,
+        title=f"Sweep on {_data_name(config)}",
+        lead=f"{len(settings)} settings of {', '.join(names)}, chosen by {ACCURACIES[metric].lower()}.",
+        setting=_setting(config, set(grid)),
+        options_title="Options shared by the runs",
+        options=_options(config, {"grid": grid}),
     )
-    rows = ({UNTOUCHED: untouched} if untouched else {}) | dict(runs)
-    table = _table(rows, names, lambda v: f"{100 * v:.1f}", lambda v: f"{100 * v:.1f}", best=max)
-    note = (
-        f"{unit} Top-k is the trained classifier's. Neighbours, centroid (nearest class mean) and probe "
-        "(logistic regression) look only at the frozen embeddings, with the training images as references."
+
+
+# Texts and cells
+
+
+def _judged_on(results: Mapping[str, Any]) -> str:
+    return f"{results['images']} images of the {results['split']} split"
+
+
+def _data_name(config: TrainConfig) -> str:
+    return Path(config.data).name if config.data_is_folder else config.data
+
+
+def _setting(config: TrainConfig, varied: Sequence[str] | set[str] = ()) -> str:
+    parts = [config.model] if "model" not in varied else []
+    if config.shots and "shots" not in varied:
+        parts.append(f"{config.shots} training images of each class")
+    if "batch_size" not in varied:
+        balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
+        parts.append(f"batches of {config.batch_size} images{balanced}")
+    return "; ".join(parts) + "." if parts else ""
+
+
+def _options(config: TrainConfig, own: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Of one run, or those that all runs of a comparison share, and then those of one objective alone."""
+    options = config.to_dict()
+    if own is not None:
+        varied = {option for of in own.values() for option in of}
+        options = {k: v for k, v in options.items() if k not in _OF_ONE_RUN and k not in varied}
+    text = yaml.safe_dump(options, sort_keys=False)
+    for name, of in (own or {}).items():
+        text += f"# {name}: " + ", ".join(f"{option} {value}" for option, value in of.items()) + "\n"
+    return text + "".join(f"# {name} {version}\n" for name, version in versions().items())
+
+
+# Sections of accuracy
+
+
+def _accuracies(runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord]) -> Section:
+    columns = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
+    shown = ({UNTOUCHED: untouched} if untouched else {}) | dict(runs)
+    winners = {column: _winner(shown, column) for column in columns}
+    rows = {
+        name: [percent(interval_of(records, c), bold=winners[c] == name) for c in columns]
+        for name, records in shown.items()
+    }
+    note = "Percent. "
+    if max(map(len, runs.values())) > 1:
+        note = (
+            "Percent, mean over seeds ± half of the 95 % interval (Student's t). Bold is ahead of all others "
+            "by more than the interval of the paired difference; where nothing is bold, nothing is. "
+        )
+    note += (
+        "Top-k is the trained classifier's. Neighbours (20, weighed by similarity), centroid (nearest class "
+        "mean) and probe (logistic regression) look only at the frozen embeddings, with the training images "
+        "as references."
     )
     if untouched:
         note += " Untouched is the given backbone before the first step."
-    return _section("Accuracy", table, _note(note))
+    return Section("Accuracy", table=table_of(rows, columns), note=note)
 
 
-def _difference_section(
-    runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord], baseline: str
-) -> str:
-    others = {name: records for name, records in runs.items() if name != baseline}
-    parts = []
-    if others:
-        parts += [_differences(others, runs[baseline], column) for column in ("top1", "knn")]
-    if untouched:
-        parts += [_differences(runs, untouched, column) for column in ("centroid", "probe")]
-    if not parts:
-        return ""
-    note = _note(
-        "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
-        "intervals of the mean difference; with a few seeds they are wide, and several comparisons are made "
-        "without correction."
+def _winner(shown: Mapping[str, Sequence[RunRecord]], column: str) -> str | None:
+    """Who is ahead of every other by more than chance explains, if anybody."""
+    having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
+    if len(having) < 2:
+        return None
+    best = max(having, key=lambda name: interval_of(having[name], column).mean)
+    against = [difference(having[best], records, column) for name, records in having.items() if name != best]
+    return best if all(d.mean - d.half_width > 0 for d in against) else None
+
+
+def _difference_section(differences: Sequence[Difference]) -> Section | None:
+    groups: dict[tuple[str, str], list[Difference]] = {}
+    for found in differences:
+        groups.setdefault((found.figure, found.reference), []).append(found)
+    if not groups:
+        return None
+    images = {found.images for found in differences}
+    what = (
+        "of the seeds, not that of the images"
+        if None in images
+        else f"of seeds and of images ({', '.join(map(str, sorted(images)))}), both drawn anew"
     )
-    return _section("Paired differences", f"<div class=grid>{''.join(parts)}</div>", note)
+    return Section(
+        "Paired differences",
+        figures=[_differences(group) for group in groups.values()],
+        note="Small dots are seeds: the same subset and the same order of images for both sides. Bars are "
+        f"95 % intervals of each mean difference alone, and hold the variation {what}. Above and below are "
+        f"said where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons here.",
+    )
 
 
-def _differences(runs: Mapping[str, list[RunRecord]], reference: Sequence[RunRecord], column: str) -> str:
+def _differences(group: Sequence[Difference]) -> dict[str, Any]:
     """One figure, a line per objective, and what it says in words."""
-    name = reference[0].objective
-    values_of = {record.seed: record.results[column] for record in reference}
-    rows, sentences = [], []
-    for objective, records in runs.items():
-        values, interval = _paired(records, values_of, column)
-        rows.append((objective, values, interval.mean, interval.half_width))
-        sentences.append(f"<li>{_verdict(objective, name, interval)}</li>")
-    figure = plots.differences(rows, f"{ACCURACIES[column]} against {name}, paired by seed")
-    return f"<div><figure>{figure}</figure><ul>{''.join(sentences)}</ul></div>"
+    rows = [
+        (d.objective, [100 * value for value in d.by_seed], 100 * d.mean, 100 * d.half_width) for d in group
+    ]
+    title = f"{ACCURACIES[group[0].figure]} against {group[0].reference}, paired"
+    return drawn(plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group])
 
 
-def _paired(
-    records: Sequence[RunRecord], values_of: Mapping[int, float], column: str
-) -> tuple[np.ndarray, metrics.Interval]:
-    """Differences in points from the values of the same seeds, and the interval of their mean."""
-    values = np.array([100 * (r.results[column] - values_of[r.seed]) for r in records])
-    return values, metrics.confidence_interval(values)
+def _verdict(d: Difference) -> str:
+    text = f"{100 * d.mean:+.2f} points"
+    if not math.isfinite(d.half_width):
+        return text + " (one seed: no interval)"
+    low, high = 100 * (d.mean - d.half_width), 100 * (d.mean + d.half_width)
+    return f"{text} [{low:+.2f}, {high:+.2f}], {d.verdict} {d.reference} (p {d.corrected_p:.2g})"
 
 
-def _standing(runs: Mapping[str, list[RunRecord]], baseline: str, column: str) -> str:
-    """A sentence on who stands where; an objective whose interval holds zero is not called better."""
-    values_of = {record.seed: record.results[column] for record in runs[baseline]}
+def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> str:
+    """A sentence on who stands where; an objective that chance may have put ahead is not called better."""
     names: dict[str, list[str]] = {}
-    for name, records in runs.items():
-        interval = _paired(records, values_of, column)[1]
-        if name != baseline and math.isfinite(interval.half_width):
-            names.setdefault(_word(interval), []).append(name)
+    for d in differences:
+        if (d.reference, d.figure) == (baseline, figure) and math.isfinite(d.half_width):
+            names.setdefault(d.verdict, []).append(d.objective)
     if not names:
         return ""
-    said = "; ".join(f"{', '.join(of)} {word} {baseline}" for word, of in names.items())
-    return f" {ACCURACIES[column]}: {said}."
+    said = "; ".join(f"{', '.join(of)} {verdict} {baseline}" for verdict, of in names.items())
+    return f" {ACCURACIES[figure]}: {said}."
 
 
-def _word(interval: metrics.Interval) -> str:
-    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-    return "above" if low > 0 else "below" if high < 0 else "not distinguishable from"
+def _classes(val: Outputs, classes: Sequence[str]) -> Section:
+    rows = [row for row in val.by_class(classes) if row["images"]]
+    worst = sorted(rows, key=lambda row: row["accuracy"])[:_CLASSES]
+    body = [
+        [
+            Cell(row["class"]),
+            Cell(f"{100 * row['accuracy']:.1f}"),
+            Cell(str(row["images"])),
+            Cell(f"{row['taken_for']} ({row['times']})" if row["times"] else "–"),
+        ]
+        for row in worst
+    ]
+    which = (
+        f"The {len(worst)} of {len(rows)} classes that are found least often."
+        if len(worst) < len(rows)
+        else "Those that are found least often first."
+    )
+    head = ["Class", "Top-1", "Images", "Most often taken for"]
+    return Section("Classes", which, table={"head": head, "rows": body})
 
 
-def _verdict(name: str, baseline: str, interval: metrics.Interval) -> str:
-    text = f"<b>{html.escape(name)}</b>: {interval.mean:+.2f} points"
-    if not math.isfinite(interval.half_width):
-        return text + " (one seed: no interval)"
-    low, high = interval.mean - interval.half_width, interval.mean + interval.half_width
-    return f"{text} [{low:+.2f}, {high:+.2f}], {_word(interval)} {html.escape(baseline)}"
+def _classes_by_objective(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> Section | None:
+    """Mean over seeds, of the classes that are hardest for all together."""
+    records = [record for of in runs.values() for record in of]
+    if any(r.labels is None or len(r.correct.get("top1", ())) != len(r.labels) for r in records):
+        return None
+    present = np.unique(records[0].labels)
+    accuracy = {
+        name: np.mean([[r.correct["top1"][r.labels == c].mean() for c in present] for r in of], axis=0)
+        for name, of in runs.items()
+    }
+    order = np.argsort(np.mean(list(accuracy.values()), axis=0))[:_CLASSES]
+    body = [
+        [Cell(classes[present[i]]), *(Cell(f"{100 * values[i]:.1f}") for values in accuracy.values())]
+        for i in order
+    ]
+    which = f"The {len(order)} of {len(present)} classes that are hardest for all together; " * (
+        len(order) < len(present)
+    )
+    text = f"{which}top-1 in percent, mean over seeds."
+    return Section("Classes", text[0].upper() + text[1:], table={"head": ["Class", *runs], "rows": body})
 
 
-def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> str:
+# Sections of photographs
+
+
+def _mistakes(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
+    wrong = (~val.correct()).nonzero()[:, 0]
+    worst = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
+    photos = [
+        {
+            "images": [_photograph(images, val, i)],
+            "text": f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %; "
+            f"it is {classes[val.labels[i]]}",
+        }
+        for i in worst
+    ]
+    text = "Wrong, and surest of it: what the classifier says, how sure it is, and what it is."
+    return Section("Worst mistakes", text, photos=photos) if photos else None
+
+
+def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
+    pairs = metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
+    photos = [
+        {
+            "images": [_photograph(images, val, i), _photograph(images, val, j)],
+            "text": f"{classes[val.labels[i]]} and {classes[val.labels[j]]}, cosine {cosine:.3f}",
+        }
+        for i, j, cosine in pairs
+    ]
+    text = "Images of different classes whose embeddings are most alike."
+    return Section("Hardest negatives", text, photos=photos) if photos else None
+
+
+def _photograph(images: Images, val: Outputs, i: int) -> str:
+    return plots.photograph(images.source.image(int(images.indices[val.rows[i]])))
+
+
+# Sections of curves, embeddings and cost
+
+
+def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> Section:
     accuracies = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
     losses = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
     figures = [_curves(runs, column, title, 100.0, "%") for column, title in accuracies.items()]
     if with_losses:
         figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
-    note = _note(
-        "Accuracy per epoch on the split that training watches: val, or test where there is no val. Thin "
-        "lines are seeds. Objectives of two stages have a classifier only in the second one."
+    return Section(
+        "Learning curves",
+        figures=[drawn(svg) for svg in figures if svg],
+        note="Accuracy per epoch on the split that training watches: val, or test where there is no val. "
+        "Thin lines are seeds. Objectives of two stages have a classifier only in the second one.",
     )
-    return _section("Learning curves", _grid(figures), note)
 
 
 def _curves(
@@ -303,43 +411,43 @@ def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np
     return epochs, values
 
 
-def _geometry_section(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> str:
+def _embeddings(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> list[Section]:
     shown = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
     if not shown:
-        return ""
+        return []
     maps = []
     for name, record in shown.items():
         points, labels, method = map_points(record.embeddings, record.labels)
-        maps.append(plots.embedding_map(points, labels, classes, name))
+        maps.append(drawn(plots.embedding_map(points, labels, classes, name)))
     counts = {name: metrics.cosine_histograms(r.embeddings, r.labels, 100) for name, r in shown.items()}
     # One axis for all: from the lowest cosine that occurs.
     low = min(h["edges"][:-1][h["within"] + h["between"] > 0].min() for h in counts.values())
-    histograms = [plots.cosine_histogram(histogram, name, name, low) for name, histogram in counts.items()]
+    histograms = [drawn(plots.cosine_histogram(h, name, name, low)) for name, h in counts.items()]
+    rows = {name: [number_cell(interval_of(of, c), 1, 3) for c in GEOMETRY] for name, of in runs.items()}
     seed = next(iter(shown.values())).seed
-    table = _table(runs, GEOMETRY, lambda v: f"{v:.3f}", lambda v: f"{v:.3f}", best=None)
-    return (
-        _section(
+    return [
+        Section(
             "Embeddings",
-            f"<p>The images judged on, seed {seed}, {method} of the normalised embeddings. Only "
-            "neighbourhoods mean something on such a map; distances across it do not.</p>",
-            _grid(maps),
-        )
-        + _section(
+            f"The images judged on, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
+            "mean something on such a map; distances across it do not.",
+            figures=maps,
+        ),
+        Section(
             "Cosines within and between classes",
-            "<p>The further apart the two, the easier it is to tell classes by the embedding alone.</p>",
-            _grid(histograms),
-        )
-        + _section(
-            "Geometry",
-            table,
-            _note(
-                "Silhouette by cosine distance, in [-1, 1]. Alignment: mean squared distance within a class. "
-                "Uniformity: log mean exp(-2 · squared distance) over all pairs (both: Wang &amp; Isola, "
-                "arXiv 2005.10242). Isotropy: smallest over largest partition function along the principal "
-                "directions (Mu &amp; Viswanath, arXiv 1702.01417), 1 is isotropic. Embeddings normalised."
-            ),
-        )
-    )
+            "The further apart the two, the easier it is to tell classes by the embedding alone.",
+            figures=histograms,
+        ),
+        Section(
+            "Retrieval and geometry",
+            table=table_of(rows, GEOMETRY),
+            note="Among the images judged on. Recall@K: one of the K nearest others is of the same class. "
+            "MAP@R: Musgrave et al., arXiv 2003.08505. Silhouette by cosine distance, in [-1, 1]. Alignment: "
+            "mean squared distance within a class. Uniformity: log mean exp(-2 · squared distance) over all "
+            "pairs (both: Wang & Isola, arXiv 2005.10242). Isotropy: smallest over largest partition "
+            "function along the principal directions (Mu & Viswanath, arXiv 1702.01417), 1 is isotropic. "
+            "Embeddings normalised.",
+        ),
+    ]
 
 
 def map_points(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
@@ -358,90 +466,31 @@ def map_points(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return tsne.fit_transform(x), labels, "t-SNE"
 
 
-def _cost_section(runs: Mapping[str, list[RunRecord]]) -> str:
+def _cost(runs: Mapping[str, list[RunRecord]]) -> Section:
+    if not all(is_steady(record.rows) for records in runs.values() for record in records):
+        return Section(
+            "Cost",
+            "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
+            "must have kept the machine busy, or they are too few to tell.",
+        )
     values = {}
     for name, records in runs.items():
         interval = metrics.confidence_interval(np.array([r.results["seconds_per_epoch"] for r in records]))
         values[name] = (interval.mean, interval.half_width)
-    note = _note(
-        "Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
-        "double the images; a frozen backbone in the head stage makes its epochs cheap."
+    return Section(
+        "Cost",
+        figures=[drawn(plots.bars(values, "Training time per epoch", "s"))],
+        note="Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
+        "double the images; a frozen backbone in the head stage makes its epochs cheap. Epochs of the same "
+        f"stage took the same time within {round(100 * (_STEADY - 1))} %.",
     )
-    return _section("Cost", _grid([plots.bars(values, "Training time per epoch", "s")]), note)
 
 
-def _options(title: str, text: str) -> str:
-    version = html.escape(str(clce_ext.__version__))
-    return f"<details><summary>{title}</summary><pre>{html.escape(text)}clce_ext: {version}</pre></details>"
-
-
-def _table(
-    runs: Mapping[str, list[RunRecord]],
-    columns: Mapping[str, str],
-    show: Callable[[float], str],
-    show_half: Callable[[float], str],
-    best: Callable | None,
-) -> str:
-    intervals = {name: {c: _interval_of(records, c) for c in columns} for name, records in runs.items()}
-    body = []
-    for name in runs:
-        cells = [f"<td>{_name_cell(name)}</td>"]
-        for column in columns:
-            interval = intervals[name][column]
-            means = [i[column].mean for i in intervals.values() if math.isfinite(i[column].mean)]
-            is_best = best and len(means) > 1 and interval.mean == best(means)
-            half = (
-                f" <small>± {show_half(interval.half_width)}</small>"
-                if math.isfinite(interval.half_width)
-                else ""
-            )
-            value = show(interval.mean) if math.isfinite(interval.mean) else "n/a"
-            cells.append(f"<td{' class=best' if is_best else ''}>{value}{half}</td>")
-        body.append("".join(cells))
-    return _plain_table(["", *columns.values()], body)
-
-
-def _name_cell(objective: str) -> str:
-    dot = f'<span class=dot style="background:{plots.color(objective)}"></span>'
-    return f"{dot}{html.escape(objective)}"
-
-
-def _plain_table(head: Sequence[str], rows: Sequence[str]) -> str:
-    """Titles of columns, and the cells of each row as HTML."""
-    titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    return f"<div class=scroll><table><tr>{titles}</tr>{body}</table></div>"
-
-
-def _section(title: str, *parts: str) -> str:
-    return f"<h2>{title}</h2>{''.join(parts)}"
-
-
-def _note(text: str) -> str:
-    return f"<p class=muted>{text}</p>"
-
-
-def _grid(figures: Sequence[str | None]) -> str:
-    return f"<div class=grid>{''.join(f'<figure>{figure}</figure>' for figure in figures if figure)}</div>"
-
-
-def _judged_on(results: Mapping[str, Any]) -> str:
-    return f"{results['images']} images of the {results['split']} split"
-
-
-def _data_name(config: TrainConfig) -> str:
-    return Path(config.data).name if config.data_is_folder else config.data
-
-
-def _page(title: str, lead: str, config: TrainConfig, parts: Sequence[str]) -> str:
-    few = f", {config.shots} images per class" if config.shots else ""
-    setting = f"{config.model}, batches of {config.batch_size}{few}."
-    return (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        '<meta name=viewport content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head><body>"
-        f"<h1>{html.escape(title)}</h1>"
-        f"<p class=lead>{html.escape(lead)}</p>"
-        f"{_note(html.escape(setting))}{''.join(parts)}"
-        "</body></html>\n"
+def is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the epochs of each stage took the same time, the first of all aside, which warms up."""
+    stages: dict[str, list[float]] = {}
+    for row in rows[1:]:
+        stages.setdefault(row["stage"], []).append(row["seconds"])
+    return bool(stages) and all(
+        len(times) > 1 and max(times) <= _STEADY * min(times) for times in stages.values()
     )

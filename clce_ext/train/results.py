@@ -6,21 +6,26 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors
+import torch
 from safetensors.numpy import load_file
+from torch import Tensor
 
 from .checkpoint import write_text, write_weights
+from .data import Images
+from .errors import TrainingError, first_line
 from .judge import Outputs
 from .objectives import UNTOUCHED
 
 # What results.json says of how a run was made, whatever it is judged on.
 _OF_THE_RUN = (
     "objective", "model", "data", "seed", "classes", "train_images", "epochs", "steps", "seconds",
-    "seconds_per_epoch", "best_metric", "best_epoch",
+    "seconds_per_epoch", "best_metric", "best_epoch", "code", "torch", "timm",
 )  # fmt: skip
 
 
@@ -34,28 +39,75 @@ class RunRecord:
     rows: list[dict[str, Any]]  # of metrics.csv
     embeddings: np.ndarray | None = None  # [N, D] of the images that the run was judged on
     labels: np.ndarray | None = None  # [N]
+    # "images" [N], positions of all images of the split in its source, and by figure whether it is right [N].
+    correct: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_run(folder: Path, split: str | None = None) -> RunRecord:
-    """Of a finished run's directory; ``split`` names the one whose figures write_figures left there."""
+    """Of a finished run's directory; ``split`` names the one whose figures write_figures left there.
+
+    Raises:
+        TrainingError: a file of it is missing or damaged.
+    """
+    try:
+        return _read_run(folder, split)
+    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
+        raise TrainingError(
+            f"{folder}: not what a finished run leaves ({type(error).__name__}: {first_line(error)}): "
+            "clce-train with --resume finishes it again"
+        ) from error
+
+
+def _read_run(folder: Path, split: str | None) -> RunRecord:
     suffix = f"-{split}" if split else ""
     results = json.loads((folder / "results.json").read_text())
     if split:  # what says how the run was made, with the figures of that split
         made = {k: v for k, v in results.items() if k in _OF_THE_RUN}
         results = made | json.loads((folder / f"results{suffix}.json").read_text())
     tensors = load_file(folder / f"embeddings{suffix}.safetensors")
+    correct = folder / f"correct{suffix}.safetensors"
     with (folder / "metrics.csv").open(newline="") as file:
         rows = [
             {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
             for row in csv.DictReader(file)
         ]
     return RunRecord(
-        results["objective"], results["seed"], results, rows, tensors["embeddings"], tensors["labels"]
+        results["objective"],
+        results["seed"],
+        results,
+        rows,
+        tensors["embeddings"],
+        tensors["labels"],
+        load_file(correct) if correct.exists() else {},
     )
 
 
-def write_figures(folder: Path, split: str, figures: dict[str, Any], outputs: Outputs) -> None:
+def correct_tensors(
+    images: Images, found: dict[str, Tensor], untouched: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """What correct.safetensors holds: which ``images`` were judged, and by figure, the untouched backbone's
+    too, whether each one's class was found.
+
+    Nothing where only a part of the images was judged: every seed draws another part, so they do not pair.
+    """
+    found = found | {f"{UNTOUCHED}.{name}": of for name, of in (untouched or {}).items()}
+    if any(len(of) != len(images) for of in found.values()):
+        return {}
+    return {"images": torch.from_numpy(images.indices.astype(np.int64)), **found}
+
+
+def write_correct(
+    folder: Path, images: Images, found: dict[str, Tensor], untouched: dict[str, Tensor] | None
+) -> None:
+    """correct.safetensors of a run: see correct_tensors."""
+    write_weights(folder / "correct.safetensors", correct_tensors(images, found, untouched))
+
+
+def write_figures(
+    folder: Path, split: str, figures: dict[str, Any], outputs: Outputs, correct: dict[str, Tensor]
+) -> None:
     """Keeps a finished run's figures on another split beside its own."""
+    write_weights(folder / f"correct-{split}.safetensors", correct)
     tensors = {"embeddings": outputs.embeddings, "labels": outputs.labels}
     write_weights(folder / f"embeddings-{split}.safetensors", tensors)
     write_text(folder / f"results-{split}.json", json.dumps(figures, indent=2) + "\n")
@@ -68,7 +120,11 @@ def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
         if UNTOUCHED in record.results:
             shared = ("model", "data", "seed", "classes", "train_images", "split", "images")
             results = {"objective": UNTOUCHED} | {k: record.results[k] for k in shared}
-            found.append(RunRecord(UNTOUCHED, record.seed, results | record.results[UNTOUCHED], []))
+            prefix = f"{UNTOUCHED}."
+            correct = {k.removeprefix(prefix): v for k, v in record.correct.items() if k.startswith(prefix)}
+            correct |= {k: v for k, v in record.correct.items() if k == "images"}
+            results |= record.results[UNTOUCHED]
+            found.append(RunRecord(UNTOUCHED, record.seed, results, [], correct=correct))
     return found
 
 

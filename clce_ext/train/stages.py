@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from .config import TrainConfig
-from .criteria import Contrast, CrossEntropy, Joint
+from .criteria import Contrast, Criterion, CrossEntropy, Joint
 from .objectives import OBJECTIVES, Objective
 
 
@@ -21,22 +19,27 @@ class Stage:
     views: int
     lr: float
     classifier_lr: float
-    criterion: nn.Module
+    warmup_epochs: float
+    criterion: Criterion
     mixing: bool  # mixup and CutMix apply
 
 
-def stages(config: TrainConfig) -> list[Stage]:
+def stages(config: TrainConfig, world_size: int = 1) -> list[Stage]:
     """The stages of ``config.objective``, whose epochs add up to ``config.epochs``."""
     objective = OBJECTIVES[config.objective]
+    if not config.epochs:
+        return []
     head_epochs = config.resolved_head_epochs if objective.two_stage else 0
+    first_epochs = config.epochs - head_epochs
     first = Stage(
         "contrast" if objective.two_stage else "joint",
         objective.outputs,
-        config.epochs - head_epochs,
+        first_epochs,
         config.resolved_views,
-        config.lr,
+        config.resolved_lr,
         config.resolved_head_lr,
-        _criterion(objective, config),
+        min(config.warmup_epochs, first_epochs / 2),
+        _criterion(objective, config, world_size),
         mixing=objective.soft_targets,
     )
     if not objective.two_stage:
@@ -46,20 +49,21 @@ def stages(config: TrainConfig) -> list[Stage]:
         "head" if config.head_backbone == "frozen" else "logits",
         head_epochs,
         1,
-        config.head_lr or config.lr,
+        config.head_lr or config.resolved_lr,
         config.resolved_head_lr,
+        min(config.warmup_epochs, head_epochs / 2),
         CrossEntropy(config.label_smoothing),
         mixing=True,
     )
     return [first, head]
 
 
-def _criterion(objective: Objective, config: TrainConfig) -> nn.Module:
+def _criterion(objective: Objective, config: TrainConfig, world_size: int) -> Criterion:
     if objective.loss is None:
         return CrossEntropy(config.label_smoothing)
-    options = {name: getattr(config, name) for name in objective.options}
-    if config.distributed_loss != "none":
-        options["distributed"] = config.distributed_loss
     # An option that was not given is left to the loss.
-    loss = objective.loss(**{name: value for name, value in options.items() if value is not None})
-    return Joint(loss) if objective.outputs == "joint" else Contrast(loss)
+    options = {name: getattr(config, name) for name in objective.options if name != "queue_size"}
+    options = {name: value for name, value in options.items() if value is not None}
+    if world_size > 1 and config.distributed_loss != "none":
+        options["distributed"] = config.distributed_loss or "gather"
+    return (Joint if objective.outputs == "joint" else Contrast)(objective.loss(**options))

@@ -86,8 +86,9 @@ def _grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def sweep(asked: Sweep) -> Path:
-    """Trains what has not been trained, and writes sweep.csv and sweep.html; returns the latter's path."""
+def sweep(asked: Sweep) -> Path | None:
+    """Trains what has not been trained, and writes sweep.csv and sweep.html; returns the latter's path, in
+    the main process."""
     from .report import write_sweep_report
 
     c = asked.comparison
@@ -101,13 +102,13 @@ def sweep(asked: Sweep) -> Path:
             c.config(objective, seed, c.output / "runs" / name / f"{objective}-seed{seed}", **own)
             for seed in c.seeds
         ]
-    train_all(
-        {
-            f"{objective}, {name}, seed {config.seed}": config
-            for (objective, name), runs in configs.items()
-            for config in runs
-        }
-    )
+    named = {
+        f"{objective}, {name}, seed {config.seed}": config
+        for (objective, name), runs in configs.items()
+        for config in runs
+    }
+    if not train_all(named):
+        return None
     settings = [
         _setting(objective, points[objective, name], runs, asked.metric)
         for (objective, name), runs in configs.items()
@@ -151,7 +152,11 @@ def _row(setting: Setting, asked: Sweep) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-sweep", lambda: print(f"report: {sweep(parse(arguments))}"))
+    def command() -> None:
+        if report := sweep(parse(arguments)):
+            print(f"report: {report}")
+
+    return run_command("clce-sweep", command)
 
 
 if __name__ == "__main__":

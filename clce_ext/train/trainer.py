@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
-from timm.data import Mixup
+import torch.nn.functional as F
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torchvision.transforms import v2
 
 from ..gradcache import GradCache
+from ..queue import EmbeddingQueue
 from .config import TrainConfig
 from .data import Data, training_loader
 from .errors import timm_makes
@@ -26,8 +29,8 @@ from .stages import Stage
 class Trainer:
     """Updates ``model`` as ``stage`` asks.
 
-    ``loader`` gives the batches of the epoch that ``sampler`` is set to. A step is ``gradients``, then
-    ``update``.
+    An epoch is ``start_epoch``, then for every batch ``gradients`` and ``update``. None of these waits for a
+    GPU (but for float16's scaler): what they return lies on the device.
     """
 
     def __init__(
@@ -46,15 +49,29 @@ class Trainer:
             data.train, config, input_config, stage.views, group.rank, group.world_size
         )
         self.optimizer = _optimizer(stage, model, config)
-        self.scheduler = _scheduler(stage, self.optimizer, len(self.sampler), config)
+        self.scheduler = _scheduler(stage, self.optimizer, self.sampler.steps, config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "float16")
-        self.averaged = ModelEmaV3(model, decay=config.ema, use_warmup=True) if config.ema else None
-        self.criterion = stage.criterion.to(self.device)
+        self.averaged = ModelEmaV3(model, decay=config.ema) if config.ema else None
+        self.criterion = stage.criterion
+        if config.queue_size and self.criterion.contrasts:
+            self.criterion.queue = EmbeddingQueue(config.queue_size, model.contrast_dim)
+        self.criterion.to(self.device)
         self.net = _wrapped(model, config, group)
+        self.micro_batch = min(config.micro_batch_size or self.sampler.share, self.sampler.share)
         self.grad_cache = None
-        if config.micro_batch_size and config.micro_batch_size < config.batch_size:
-            self.grad_cache = GradCache(self.net, self.criterion, config.micro_batch_size, self.scaler)
-        self.mixup = _mixup(config, len(data.classes)) if stage.mixing else None
+        if self.criterion.contrasts and self.micro_batch < self.sampler.share:
+            self.grad_cache = GradCache(self.net, self.criterion, self.micro_batch, self.scaler)
+        # DistributedDataParallel averages over processes, some of which may have one image more.
+        self.weight = 1.0
+        if not self.criterion.spans_processes:
+            self.weight = self.sampler.share * group.world_size / config.batch_size
+        self.num_classes = len(data.classes)
+        kinds = [
+            kind(alpha=alpha, num_classes=self.num_classes)
+            for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
+            if alpha and stage.mixing
+        ]
+        self.mix = v2.RandomChoice(kinds) if kinds else None
 
     @property
     def evaluated_model(self) -> FineTuner:
@@ -67,26 +84,25 @@ class Trainer:
         groups = self.optimizer.param_groups
         return max(group["lr"] for group in [g for g in groups if "classifier" not in g] or groups)
 
-    def gradients(self, images: Tensor, labels: Tensor, step: int) -> dict[str, float]:
-        """Fills .grad for update ``step`` of the stage; returns the whole batch's loss and its halves.
+    def start_epoch(self, epoch: int, first_batch: int) -> None:
+        """``gradients`` then goes through the batches from ``first_batch`` on."""
+        self.net.train()
+        self.sampler.set_position(epoch, first_batch)
+        self._items = iter(self.loader)
 
-        Args:
-            images: views [B, V, C, H, W].
-            labels: [B].
-            step: updates of this stage so far, which the schedule goes by.
-        """
+    def gradients(self, step: int) -> dict[str, Tensor]:
+        """Fills .grad for update ``step`` of the stage; returns the next batch's loss and its halves."""
         self.scheduler.step_update(step)
-        if self.stage.views == 1:
-            images = images[:, 0]
-        labels = labels.to(self.device, non_blocking=True)
-        extra: dict[str, Tensor] = {}
-        if self.mixup is not None:
-            images, extra["targets"] = self.mixup(images.to(self.device), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(images, labels, extra)
-        return {name: float(value) for name, value in {"loss": loss, **self.criterion.parts}.items()}
+        images, labels, targets = self._batch()
+        if self.grad_cache is None:
+            return self._accumulated(images, labels, targets)
+        extra = {} if targets is None else {"targets": targets}
+        with autocast(self.device, self.config.amp):
+            loss = self.grad_cache(images, labels, **extra)
+        return {"loss": loss, **self.criterion.parts}
 
-    def update(self, step: int) -> None:
+    def update(self) -> None:
         """Moves the weights along .grad."""
         if self.config.clip_grad is not None:
             self.scaler.unscale_(self.optimizer)
@@ -94,7 +110,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.averaged is not None:
-            self.averaged.update(self.model, step=step)
+            self.averaged.update(self.model)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps beside the model's weights."""
@@ -102,23 +118,61 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged.module.state_dict() if self.averaged is not None else None,
+            "criterion": self.criterion.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.criterion.load_state_dict(state["criterion"])
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
 
-    def _backward(self, images: Tensor, labels: Tensor, extra: dict[str, Tensor]) -> Tensor:
-        with autocast(self.device, self.config.amp):
-            if self.grad_cache is not None:
-                return self.grad_cache(images, labels, **extra)
-            outputs = self.net(images.to(self.device, non_blocking=True))
-            loss = self.criterion(*outputs, labels, **extra)
-        self.scaler.scale(loss).backward()
-        return loss.detach()
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This process's share of the next batch, on the device: images [B, C, H, W], or views [B, V, C, H,
+        W], in uint8; labels [B]; soft targets [B, classes] where images are mixed."""
+        images: Tensor | None = None
+        labels, targets = [], []
+        begin = 0
+        while begin < self.sampler.share:
+            item, item_labels = (x.to(self.device, non_blocking=True) for x in next(self._items))
+            if self.stage.views == 1:
+                item = item[:, 0]
+            if self.mix is not None:
+                item, item_targets = self._mixed(item, item_labels)
+                targets.append(item_targets)
+            if images is None:  # one allocation, into which items go as they come
+                images = item.new_empty(self.sampler.share, *item.shape[1:])
+            images[begin : begin + len(item)] = item
+            labels.append(item_labels)
+            begin += len(item)
+        return images, torch.cat(labels), torch.cat(targets) if targets else None
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Neighbours of an item mixed, which are in no order; [n, C, H, W] uint8 and [n, classes]."""
+        if torch.rand(()) >= self.config.mix_prob:
+            return images, F.one_hot(labels, self.num_classes).float()
+        mixed, targets = self.mix(images.float(), labels)
+        return mixed.round().to(torch.uint8), targets
+
+    def _accumulated(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
+        """Micro-batch by micro-batch, each backward at once: exact for cross-entropy, a mean over images."""
+        parts: dict[str, Tensor] = {}
+        for begin in range(0, len(images), self.micro_batch):
+            rows = slice(begin, begin + self.micro_batch)
+            extra = {} if targets is None else {"targets": targets[rows]}
+            is_last = begin + self.micro_batch >= len(images)
+            waits = not is_last and hasattr(self.net, "no_sync")
+            with self.net.no_sync() if waits else contextlib.nullcontext():
+                with autocast(self.device, self.config.amp):
+                    outputs = self.net(images[rows])
+                    loss = self.criterion(*outputs, labels[rows], **extra)
+                share = len(labels[rows]) / len(labels)
+                self.scaler.scale(loss * (share * self.weight)).backward()
+            for name, value in {"loss": loss.detach(), **self.criterion.parts}.items():
+                parts[name] = parts.get(name, 0.0) + share * value
+        return parts
 
 
 def _optimizer(stage: Stage, model: FineTuner, config: TrainConfig) -> torch.optim.Optimizer:
@@ -135,7 +189,7 @@ def _scheduler(
         optimizer,
         sched=config.sched,
         num_epochs=stage.epochs,
-        warmup_epochs=config.warmup_epochs,
+        warmup_epochs=stage.warmup_epochs,
         warmup_lr=min(config.warmup_lr, stage.lr),
         min_lr=min(config.min_lr, stage.lr),
         step_on_epochs=False,
@@ -149,15 +203,3 @@ def _wrapped(model: FineTuner, config: TrainConfig, group: Processes) -> nn.Modu
     if group.world_size == 1:
         return net
     return DistributedDataParallel(net, device_ids=[group.device] if group.device.type == "cuda" else None)
-
-
-def _mixup(config: TrainConfig, num_classes: int) -> Mixup | None:
-    if not (config.mixup or config.cutmix):
-        return None
-    return Mixup(
-        mixup_alpha=config.mixup,
-        cutmix_alpha=config.cutmix,
-        prob=config.mix_prob,
-        label_smoothing=0.0,  # the losses smooth the mixed targets
-        num_classes=num_classes,
-    )

@@ -1,36 +1,32 @@
 #include "binding/calls.h"
 
-#include <ATen/Context.h>
-#include <ATen/Functions.h>
-
 #include <utility>
 
 namespace clce::binding {
 namespace {
 
 const void* data_or_null(const OptionalTensor& tensor) {
-  return tensor.has_value() && tensor->defined() ? tensor->const_data_ptr() : nullptr;
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
 Tensor workspace(size_t bytes, const Tensor& like) {
-  return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+  return empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, like);
 }
 
 OptionalTensor as_int64(const OptionalTensor& labels) {
   if (!labels.has_value()) return {};
-  return labels->to(at::kLong).contiguous();
+  return contiguous_as(*labels, ScalarType::Long);
 }
 
-OptionalTensor as_acc(const Temperature& temperature, DType dtype) {
-  if (!temperature.tensor.has_value()) return {};
-  return temperature.tensor->detach().to(acc_type(dtype)).contiguous();
+OptionalTensor as_acc(const OptionalTensor& numbers, DType dtype) {
+  if (!numbers.has_value()) return {};
+  return contiguous_as(*numbers, acc_type(dtype));
 }
 
-// Whether float32 products may round to TF32, as at::mm asks it. (allowTF32CuBLAS() throws where both the
-// older and the newer switches of torch were used.)
-bool tf32_is_allowed() {
-  return at::globalContext().float32Precision(at::Float32Backend::CUDA, at::Float32Op::MATMUL) ==
-         at::Float32Precision::TF32;
+// Of a tensor on the CPU, in the accumulation type.
+double item(const Tensor& tensor, DType dtype) {
+  const void* data = tensor.const_data_ptr();
+  return dtype == DType::kFloat64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
 }
 
 // `temperature` is the number that counts where `on_device` holds nothing.
@@ -40,6 +36,7 @@ LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options,
   args.dtype = dtype;
   args.num_anchors = num_anchors;
   args.config = options.config;
+  args.debias = data_or_null(options.debias);
   args.reduction = options.reduction;
   args.temperature = temperature;
   args.temperature_ptr = data_or_null(on_device);
@@ -47,17 +44,19 @@ LossArgs loss_args(DType dtype, int64_t num_anchors, const LossOptions& options,
 }
 
 // What only the backend's device tells of the contrast.
-void use_backend(ContrastArgs& args, const BackendOnStream& backend) {
-  args.engine = engine_in_use();
+void use_backend(ContrastArgs& args, const BackendOnDevice& backend) {
+  const Switches now = switches();
+  args.engine = now.engine;
+  args.allow_tf32 = now.allow_tf32 && args.dtype == DType::kFloat32;
   args.product = backend.product;
 }
 
-// Allocates what the loss gives and makes `args` point to it.
-Loss new_loss(LossArgs& args, const at::TensorOptions& acc) {
-  Loss loss;
-  loss.value = args.reduction == Reduction::kNone ? at::empty({args.num_anchors}, acc) : at::empty({}, acc);
-  loss.num_terms = at::empty({}, acc);
-  loss.derivatives = at::empty({kNumDerivatives, args.num_anchors}, acc);
+// Allocates what the loss gives, on the device of `like`, and makes `args` point to it.
+Loss new_loss(LossArgs& args, const Tensor& like) {
+  const ScalarType acc = acc_type(args.dtype);
+  const bool each = args.reduction == Reduction::kNone;
+  Loss loss{each ? empty({args.num_anchors}, acc, like) : empty({}, acc, like), empty({}, acc, like),
+            empty({kNumDerivatives, args.num_anchors}, acc, like)};
   args.loss = loss.value.mutable_data_ptr();
   args.num_terms = loss.num_terms.mutable_data_ptr();
   args.derivatives = loss.derivatives.mutable_data_ptr();
@@ -65,51 +64,68 @@ Loss new_loss(LossArgs& args, const at::TensorOptions& acc) {
 }
 
 // Fills in the contrast, the statistics and the workspace, and calls forward.
-Tensor run_forward(const BackendOnStream& backend, ForwardArgs& args, const Contrast& contrast,
+Tensor run_forward(const BackendOnDevice& backend, ForwardArgs& args, const Contrast& contrast,
                    const Tensor& z) {
   args.contrast = contrast.args;
   use_backend(args.contrast, backend);
-  Tensor statistics = at::empty({kNumStatistics, contrast.args.num_anchors},
-                                z.options().dtype(acc_type(contrast.args.dtype)));
+  Tensor statistics = empty({kNumStatistics, contrast.args.num_anchors}, acc_type(contrast.args.dtype), z);
   args.statistics = statistics.mutable_data_ptr();
   args.loss.statistics = args.statistics;
   const Tensor scratch = workspace(backend.forward_workspace_bytes(args.contrast), z);
-  args.workspace = scratch.data_ptr();
+  args.workspace = scratch.mutable_data_ptr();
   backend.forward(args, backend.stream);
   return statistics;
 }
 
 }  // namespace
 
-Rows prepare(const BackendOnStream& backend, const Tensor& x, bool normalize, const char* name) {
+Reduction reduction_of(std::string_view name) {
+  return name == "none" ? Reduction::kNone : name == "sum" ? Reduction::kSum : Reduction::kMean;
+}
+
+LossOptions loss_options(DType dtype, double beta, std::string_view summation, std::string_view denominator,
+                         const TensorOrNumber& debias, bool detach_weights, std::string_view reduction) {
+  LossOptions options;
+  LossConfig& config = options.config;
+  config.beta = beta;
+  config.debias = debias.number;
+  config.mean_inside_log = summation == "in";
+  config.negatives_only = denominator == "negatives";
+  config.detach_weights = detach_weights;
+  options.reduction = reduction_of(reduction);
+  options.debias = as_acc(debias.tensor, dtype);
+  return options;
+}
+
+Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize) {
   PrepareArgs args;
-  args.dtype = dtype_of(x, name);
+  args.dtype = dtype_of(x);
   args.rows = x.size(0);
   args.dim = x.size(1);
   args.x = x.const_data_ptr();
   args.x_row_stride = x.stride(0);
   args.x_col_stride = x.stride(1);
   args.normalize = normalize;
-  Tensor z = at::empty({args.rows, padded_dim(args.dim)}, x.options());
-  Tensor norms = at::empty({normalize ? args.rows : 0}, x.options().dtype(acc_type(args.dtype)));
+  Tensor z = empty({args.rows, padded_dim(args.dim)}, scalar_type(args.dtype), x);
+  Tensor norms = empty({normalize ? args.rows : 0}, acc_type(args.dtype), x);
   args.z = z.mutable_data_ptr();
   args.norms = norms.mutable_data_ptr();
   if (args.rows > 0) backend.prepare(args, backend.stream);
   return {z, norms};
 }
 
-RowsBackward prepare_backward(const BackendOnStream& backend, const Tensor& dz, const Rows& rows, int64_t dim,
+RowsBackward prepare_backward(const BackendOnDevice& backend, const Tensor& dz, const Rows& rows, int64_t dim,
                               bool normalize, bool want_dx, bool want_dots) {
   PrepareBackwardArgs args;
-  args.dtype = dtype_of(rows.z, "embeddings");
+  args.dtype = dtype_of(rows.z);
   args.rows = rows.z.size(0);
   args.dim = dim;
   args.z = rows.z.const_data_ptr();
   args.norms = rows.norms.const_data_ptr();
   args.dz = dz.const_data_ptr();
   args.normalize = normalize;
-  Tensor dx = at::empty({want_dx ? args.rows : 0, dim}, rows.z.options());
-  Tensor dots = at::empty({want_dots ? args.rows : 0}, dz.options());
+  Tensor dx = empty({want_dx ? args.rows : 0, dim}, scalar_type(args.dtype), rows.z);
+  Tensor dots = empty({want_dots ? args.rows : 0}, acc_type(args.dtype), rows.z);
   args.dx = want_dx ? dx.mutable_data_ptr() : nullptr;
   args.dots = want_dots ? dots.mutable_data_ptr() : nullptr;
   if (args.rows > 0 && (want_dx || want_dots)) backend.prepare_backward(args, backend.stream);
@@ -121,9 +137,9 @@ Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalT
                    const ContrastOptions& options)
     : labels(as_int64(labels)),
       key_labels(as_int64(key_labels)),
-      temperature(as_acc(options.temperature, dtype_of(z, "embeddings"))) {
+      temperature(as_acc(options.temperature.tensor, dtype_of(z))) {
   const Tensor& keys = key_z.has_value() ? *key_z : z;
-  args.dtype = dtype_of(z, "embeddings");
+  args.dtype = dtype_of(z);
   args.num_anchors = z.size(0);
   args.num_keys = keys.size(0);
   args.dim = dim;
@@ -145,53 +161,52 @@ Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalT
   if (!temperature.has_value()) {
     args.bounded = logits_are_bounded(normalized, args.temperature, args.beta);
   } else if (z.is_cpu()) {  // elsewhere reading it would wait for the device
-    args.bounded = logits_are_bounded(normalized, temperature->item<double>(), args.beta);
+    args.bounded = logits_are_bounded(normalized, item(*temperature, args.dtype), args.beta);
   } else {
     args.bounded = normalized;
   }
-  args.allow_tf32 = z.is_cuda() && args.dtype == DType::kFloat32 && tf32_is_allowed();
 }
 
-Tensor statistics_of(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z) {
+Tensor statistics_of(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z) {
   ForwardArgs args;
   return run_forward(backend, args, contrast, z);
 }
 
-std::pair<Tensor, Loss> forward(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z,
+std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z,
                                 const LossOptions& options) {
   ForwardArgs args;
   args.with_loss = true;
   args.loss = loss_args(contrast.args.dtype, contrast.args.num_anchors, options, contrast.args.temperature,
                         contrast.temperature);
-  Loss loss = new_loss(args.loss, z.options().dtype(acc_type(args.loss.dtype)));
+  Loss loss = new_loss(args.loss, z);
   Tensor statistics = run_forward(backend, args, contrast, z);
   return {std::move(statistics), std::move(loss)};
 }
 
-Loss loss_of(const BackendOnStream& backend, const Tensor& statistics, const Temperature& temperature,
+Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const TensorOrNumber& temperature,
              const LossOptions& options) {
-  const Tensor numbers = statistics.contiguous();
-  const DType dtype = dtype_of(numbers, "statistics");
-  const OptionalTensor on_device = as_acc(temperature, dtype);
+  const DType dtype = dtype_of(statistics);
+  const Tensor numbers = contiguous_as(statistics, acc_type(dtype));
+  const OptionalTensor on_device = as_acc(temperature.tensor, dtype);
   LossArgs args = loss_args(dtype, numbers.size(1), options, temperature.number, on_device);
   args.statistics = numbers.const_data_ptr();
-  Loss loss = new_loss(args, numbers.options());
+  Loss loss = new_loss(args, numbers);
   backend.loss(args, backend.stream);
   return loss;
 }
 
-Gradients backward(const BackendOnStream& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
+Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
                    bool want_keys) {
   use_backend(args.contrast, backend);
   const ContrastArgs& contrast = args.contrast;
-  const auto acc = z.options().dtype(acc_type(contrast.dtype));
+  const ScalarType acc = acc_type(contrast.dtype);
   want_keys = want_keys && !contrast.symmetric;
-  Tensor danchors = at::empty({want_anchors ? contrast.num_anchors : 0, contrast.stride}, acc);
-  Tensor dkeys = at::empty({want_keys ? contrast.num_keys : 0, contrast.stride}, acc);
+  Tensor danchors = empty({want_anchors ? contrast.num_anchors : 0, contrast.stride}, acc, z);
+  Tensor dkeys = empty({want_keys ? contrast.num_keys : 0, contrast.stride}, acc, z);
   args.danchors = want_anchors ? danchors.mutable_data_ptr() : nullptr;
   args.dkeys = want_keys ? dkeys.mutable_data_ptr() : nullptr;
   const Tensor scratch = workspace(backend.backward_workspace_bytes(contrast), z);
-  args.workspace = scratch.data_ptr();
+  args.workspace = scratch.mutable_data_ptr();
   if (want_anchors || want_keys) backend.backward(args, backend.stream);
   return {danchors, dkeys};
 }

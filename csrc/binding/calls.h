@@ -1,24 +1,51 @@
 // One call of each of a backend's functions: tensors in, new tensors out.
 #pragma once
 
+#include <string_view>
 #include <utility>
 
-#include "binding/checks.h"
 #include "binding/devices.h"
+#include "binding/tensors.h"
 
 namespace clce::binding {
+
+// A tensor, and where there is none, a number. The temperature's has one element, that of debias one for each
+// anchor.
+struct TensorOrNumber {
+  OptionalTensor tensor;
+  double number;
+};
+
+// The options that a contrast's statistics depend on, in the schemas' order.
+struct ContrastOptions {
+  TensorOrNumber temperature;
+  int64_t views;
+  std::optional<int64_t> key_offset;
+  double beta;
+  int64_t ignore_index;
+};
+
+// What makes a loss of the statistics.
+struct LossOptions {
+  LossConfig config;
+  Reduction reduction;
+  OptionalTensor debias;  // acc [M]: of each anchor, instead of the config's
+};
+LossOptions loss_options(DType dtype, double beta, std::string_view summation, std::string_view denominator,
+                         const TensorOrNumber& debias, bool detach_weights, std::string_view reduction);
+Reduction reduction_of(std::string_view name);
 
 // Rows from `prepare`, with the embeddings' norms: none where they are not normalised.
 struct Rows {
   Tensor z, norms;
 };
-Rows prepare(const BackendOnStream& backend, const Tensor& x, bool normalize, const char* name);
+Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize);
 
 // The gradient of the embeddings, and z . dz per row; what is not wanted has no rows.
 struct RowsBackward {
   Tensor dx, dots;
 };
-RowsBackward prepare_backward(const BackendOnStream& backend, const Tensor& dz, const Rows& rows, int64_t dim,
+RowsBackward prepare_backward(const BackendOnDevice& backend, const Tensor& dz, const Rows& rows, int64_t dim,
                               bool normalize, bool want_dx, bool want_dots);
 
 // Anchors against keys as backends read them. Holds the labels and the temperature that `args` points to; the
@@ -36,11 +63,11 @@ struct Loss {
   Tensor value, num_terms, derivatives;
 };
 
-Tensor statistics_of(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z);
+Tensor statistics_of(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z);
 // The same with the loss, in one call.
-std::pair<Tensor, Loss> forward(const BackendOnStream& backend, const Contrast& contrast, const Tensor& z,
+std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z,
                                 const LossOptions& options);
-Loss loss_of(const BackendOnStream& backend, const Tensor& statistics, const Temperature& temperature,
+Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const TensorOrNumber& temperature,
              const LossOptions& options);
 
 // danchors [M, stride], dkeys [N, stride] in the accumulation type; what is not wanted has no rows. In
@@ -48,7 +75,7 @@ Loss loss_of(const BackendOnStream& backend, const Tensor& statistics, const Tem
 struct Gradients {
   Tensor danchors, dkeys;
 };
-Gradients backward(const BackendOnStream& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
+Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
                    bool want_keys);
 
 }  // namespace clce::binding

@@ -1,43 +1,35 @@
 #include "binding/devices.h"
 
-#include <c10/core/Device.h>
-#include <c10/util/Exception.h>
-
 #include <atomic>
-
-#if defined(CLCE_CUDA)
-#include <c10/cuda/CUDAStream.h>
+#include <stdexcept>
 
 #include "binding/product.h"
+
+#if defined(CLCE_CUDA)
+// libtorch_cuda has it, of which a torch for CPUs alone has none.
+#pragma weak aoti_torch_get_current_cuda_stream
 #endif
 
 namespace clce::binding {
 namespace {
 
-struct Entry {
-  at::DeviceType type;
-  const Backend& backend;
-  void* (*current_stream)(at::Device device);
-  ProductFunction product;
-};
-
-const Entry kDevices[] = {
-    {at::kCPU, cpu::kBackend, [](at::Device) -> void* { return nullptr; }, {}},
-#if defined(CLCE_CUDA)
-    {at::kCUDA, cuda::kBackend,
-     [](at::Device device) -> void* { return c10::cuda::getCurrentCUDAStream(device.index()).stream(); },
-     torch_product()},
-#endif
-};
-
-std::atomic<EngineChoice> chosen{EngineChoice::kAuto};
+std::atomic<EngineChoice> engine{EngineChoice::kAuto};
+std::atomic<bool> tf32{false};
 
 }  // namespace
 
-std::vector<at::DeviceType> device_types() {
-  std::vector<at::DeviceType> types;
-  for (const Entry& entry : kDevices) types.push_back(entry.type);
-  return types;
+BackendOnDevice backend_for(const Tensor& tensor) {
+  if (tensor.is_cpu()) return {cpu::kBackend, {}, nullptr, {}};
+#if defined(CLCE_CUDA)
+  if (tensor.is_cuda()) {
+    const int32_t device = tensor.get_device_index();
+    BackendOnDevice backend{cuda::kBackend, {}, nullptr, torch_product()};
+    backend.guard.emplace(device);
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &backend.stream));
+    return backend;
+  }
+#endif
+  throw std::invalid_argument("clce_ext has no kernels for this device; clce_ext.build_info() tells more");
 }
 
 std::optional<EngineChoice> engine_named(std::string_view name) {
@@ -47,21 +39,16 @@ std::optional<EngineChoice> engine_named(std::string_view name) {
   return {};
 }
 
+Switches switches() {
+  return {engine, tf32};
+}
+
 void use_engine(EngineChoice choice) {
-  chosen = choice;
+  engine = choice;
 }
 
-EngineChoice engine_in_use() {
-  return chosen;
-}
-
-BackendOnStream backend_for(const at::Tensor& tensor) {
-  const at::Device device = tensor.device();
-  for (const Entry& entry : kDevices) {
-    if (entry.type == device.type()) return {entry.backend, entry.current_stream(device), entry.product};
-  }
-  TORCH_CHECK_NOT_IMPLEMENTED(false, "clce_ext has no kernels for ", device,
-                              "; clce_ext.build_info() tells more");
+void allow_tf32(bool allowed) {
+  tf32 = allowed;
 }
 
 }  // namespace clce::binding

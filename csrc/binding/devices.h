@@ -1,34 +1,37 @@
 // Which backend computes on which device.
 #pragma once
 
-#include <ATen/core/Tensor.h>
-#include <c10/core/DeviceType.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
-#include <vector>
 
-#include "backend.h"
+#include "binding/tensors.h"
 
 namespace clce::binding {
 
-// The kinds of device that this build has kernels for.
-std::vector<at::DeviceType> device_types();
-
-// A backend's functions, the stream to give them, and what they need for panels.
-struct BackendOnStream : Backend {
-  void* stream;
+// A backend's functions, the stream to give them, and what they need for panels. While it lives, the tensor's
+// device is the current one.
+struct BackendOnDevice : Backend {
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  void* stream = nullptr;
   ProductFunction product;
 };
+
+// Throws where this build has no kernels for the tensor's device.
+BackendOnDevice backend_for(const Tensor& tensor);
 
 // "fused", "panels", or "" for the plan's choice; nothing for other names.
 std::optional<EngineChoice> engine_named(std::string_view name);
 
-// How the passes over pairs are computed from now on, where the device knows more than one way.
+// What holds for all calls from now on.
+struct Switches {
+  EngineChoice engine = EngineChoice::kAuto;  // where the device knows more than one way
+  bool allow_tf32 = false;                    // as in ContrastArgs
+};
+Switches switches();
 void use_engine(EngineChoice choice);
-EngineChoice engine_in_use();
-
-// The backend of the tensor's device, on that device's current stream.
-BackendOnStream backend_for(const at::Tensor& tensor);
+void allow_tf32(bool allowed);
 
 }  // namespace clce::binding

@@ -5,7 +5,10 @@
 
 namespace clce::binding {
 
-// On CUDA tensors' memory, the current device and its current stream. TF32 is as torch's switches say.
+// On CUDA memory, the current device and its current stream. TF32 is as torch's switches say.
+//
+// It calls the op clce_ext_backend::multiply, which clce_ext/backends.py makes of torch.mm and torch.addmm:
+// their own ops take numbers of any type, which the stable ABI cannot hand over (up to torch 2.15).
 ProductFunction torch_product();
 
 }  // namespace clce::binding

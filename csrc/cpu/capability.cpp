@@ -1,7 +1,6 @@
 // Which compiled instruction set runs here.
-#include <ATen/Version.h>
-
-#include <string>
+#include <cstdlib>
+#include <string_view>
 
 #include "cpu/tile.h"
 
@@ -13,12 +12,13 @@ enum class Capability { kBaseline, kAvx2, kAvx512 };
 // ATEN_CPU_CAPABILITY=default|avx2|avx512 limits torch's kernels, and ours with them.
 Capability capability() {
 #if defined(CLCE_X86_TILES)
-  const std::string torch_uses = at::get_cpu_capability();
+  const char* variable = std::getenv("ATEN_CPU_CAPABILITY");
+  const std::string_view limit = variable != nullptr ? variable : "";
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (torch_uses == "AVX512" && avx512) return Capability::kAvx512;
-  if ((torch_uses == "AVX512" || torch_uses == "AVX2") && avx2) return Capability::kAvx2;
+  if (avx512 && limit != "avx2" && limit != "default") return Capability::kAvx512;
+  if (avx2 && limit != "default") return Capability::kAvx2;
 #endif
   return Capability::kBaseline;
 }

@@ -13,11 +13,14 @@ void loss_as(const LossArgs& args) {
   const int64_t rows = args.num_anchors;
   const T* statistics = static_cast<const T*>(args.statistics);
   T* derivatives = static_cast<T*>(args.derivatives);
+  const T* debias = static_cast<const T*>(args.debias);
   T* out = static_cast<T*>(args.loss);
   const T scale = T(1 / temperature_of<T>(args));
+  LossConfig config = args.config;
   double sum = 0, terms = 0;
   for (int64_t row = 0; row < rows; ++row) {
-    const AnchorLoss<T> term = anchor_loss(load_statistics(statistics, rows, row), args.config, scale);
+    if (debias) config.debias = debias[row];
+    const AnchorLoss<T> term = anchor_loss(load_statistics(statistics, rows, row), config, scale);
     store_derivatives(derivatives, rows, row, term.d);
     sum += term.value;
     terms += term.is_term;

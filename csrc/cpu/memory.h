@@ -1,23 +1,27 @@
-// Memory of a call: large pieces from torch's allocator, small ones as vectors.
+// Memory of a call.
 #pragma once
 
-#include <c10/core/CPUAllocator.h>
-
 #include <cstdint>
+#include <memory>
+#include <new>
 #include <vector>
 
 namespace clce::cpu {
 
-// Uninitialised memory from torch's allocator (64-byte aligned, counted by its profiler).
+// Uninitialised memory that begins with a cache line.
 template <class T>
 class Buffer {
  public:
   explicit Buffer(int64_t size)
-      : memory_(c10::GetCPUAllocator()->allocate(static_cast<size_t>(size > 0 ? size : 1) * sizeof(T))) {}
-  T* get() const { return static_cast<T*>(memory_.get()); }
+      : memory_(static_cast<T*>(::operator new(static_cast<size_t>(size) * sizeof(T), kLine))) {}
+  T* get() const { return memory_.get(); }
 
  private:
-  c10::DataPtr memory_;
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(T* memory) const { ::operator delete(memory, kLine); }
+  };
+  std::unique_ptr<T, Free> memory_;
 };
 
 // A few arrays of one number per row, zero at first, in one piece of memory.

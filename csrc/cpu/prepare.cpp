@@ -1,14 +1,12 @@
 // Rows before and after the tiles: normalised embeddings, and the gradient back through it.
-#include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
 
 #include "backend.h"
+#include "cpu/half.h"
+#include "cpu/schedule.h"
 #include "dispatch.h"
 
 namespace clce::cpu {
@@ -37,7 +35,7 @@ void prepare_as(const PrepareArgs& args) {
   T* z = static_cast<T*>(args.z);
   Acc* norms = static_cast<Acc*>(args.norms);
   const int64_t stride = padded_dim(args.dim), step = args.x_col_stride;
-  at::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* from = x + i * args.x_row_stride;
       T* to = z + i * stride;
@@ -67,7 +65,7 @@ void prepare_backward_as(const PrepareBackwardArgs& args) {
   T* dx = static_cast<T*>(args.dx);
   Acc* dots = static_cast<Acc*>(args.dots);
   const int64_t stride = padded_dim(args.dim);
-  at::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, args.rows, kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const T* row = z + i * stride;
       const Acc* grad = dz + i * stride;
@@ -80,7 +78,7 @@ void prepare_backward_as(const PrepareBackwardArgs& args) {
       } else if (norms[i] < Acc(kNormEps)) {
         // Division by so small a number may leave the type's range (float16's nearly always does). A zero
         // vector must not make the optimiser's step infinite: such a gradient is the largest number there is.
-        const Acc largest = std::is_same_v<T, c10::Half> ? Acc(65504) : std::numeric_limits<Acc>::max();
+        const Acc largest = std::is_same_v<T, Float16> ? Acc(65504) : std::numeric_limits<Acc>::max();
         for (int64_t d = 0; d < args.dim; ++d) {
           const Acc value = grad[d] / Acc(kNormEps);
           out[d] = static_cast<T>(value > largest ? largest : value < -largest ? -largest : value);
@@ -97,13 +95,13 @@ void prepare_backward_as(const PrepareBackwardArgs& args) {
 }  // namespace
 
 void prepare(const PrepareArgs& args, void*) {
-  with_element_type<c10::BFloat16, c10::Half>(args.dtype,
-                                              [&](auto element) { prepare_as<decltype(element)>(args); });
+  with_element_type<BFloat16, Float16>(args.dtype,
+                                       [&](auto element) { prepare_as<decltype(element)>(args); });
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void*) {
-  with_element_type<c10::BFloat16, c10::Half>(
-      args.dtype, [&](auto element) { prepare_backward_as<decltype(element)>(args); });
+  with_element_type<BFloat16, Float16>(args.dtype,
+                                       [&](auto element) { prepare_backward_as<decltype(element)>(args); });
 }
 
 }  // namespace clce::cpu

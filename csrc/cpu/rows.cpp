@@ -1,14 +1,12 @@
 #include "cpu/rows.h"
 
-#include <ATen/Parallel.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
-
 #include <algorithm>
 #include <cstring>
 #include <utility>
 #include <vector>
 
+#include "cpu/half.h"
+#include "cpu/schedule.h"
 #include "dispatch.h"
 
 namespace clce::cpu {
@@ -18,7 +16,7 @@ constexpr int64_t kGrain = 64;  // a thread takes so many rows at least
 
 template <class In, class T>
 void gather_as(const Order& order, const In* in, int64_t stride, T* out) {
-  at::parallel_for(0, order.size(), kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, order.size(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const In* from = in + order.source[i] * stride;
       T* to = out + i * stride;
@@ -73,14 +71,14 @@ Matches match(const Order& anchors, const Order& keys, const ContrastArgs& args)
 
 template <class T>
 void gather_rows(const Order& order, DType dtype, const void* in, int64_t stride, T* out) {
-  with_element_type<c10::BFloat16, c10::Half>(
+  with_element_type<BFloat16, Float16>(
       dtype, [&](auto element) { gather_as(order, static_cast<const decltype(element)*>(in), stride, out); });
 }
 
 template <class T>
 void scatter_rows(const Order& order, const T* in, int64_t rows, int64_t stride, T* out) {
   if (order.size() < rows) std::memset(out, 0, sizeof(T) * rows * stride);
-  at::parallel_for(0, order.size(), kGrain, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, order.size(), kGrain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       std::memcpy(out + order.source[i] * stride, in + i * stride, sizeof(T) * stride);
     }

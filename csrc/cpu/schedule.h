@@ -3,7 +3,7 @@
 // on the sizes alone: the same bits at every run and for every number of threads.
 #pragma once
 
-#include <ATen/Parallel.h>
+#include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -19,7 +19,7 @@ struct Blocks {
 
 template <class Task>
 void in_parallel(int64_t tasks, const Task& task) {
-  at::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) task(i);
   });
 }

@@ -1,5 +1,3 @@
 // Compiled for AVX2 (setup.py gives this file the flags); nothing in it runs on another processor.
-#define CPU_CAPABILITY AVX2
-#define CPU_CAPABILITY_AVX2
 #define CLCE_TILE_NAMESPACE avx2
 #include "cpu/tile_impl.h"

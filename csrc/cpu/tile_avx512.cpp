@@ -1,5 +1,3 @@
 // Compiled for AVX-512 (setup.py gives this file the flags); nothing in it runs on another processor.
-#define CPU_CAPABILITY AVX512
-#define CPU_CAPABILITY_AVX512
 #define CLCE_TILE_NAMESPACE avx512
 #include "cpu/tile_impl.h"

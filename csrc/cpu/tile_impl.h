@@ -1,56 +1,19 @@
 // Body of tile_*.cpp, which set the instruction set and CLCE_TILE_NAMESPACE before they include it.
-#include <ATen/cpu/vec/functional.h>
-#include <ATen/cpu/vec/vec.h>
-
 #include <cmath>
 #include <type_traits>
 
 #include "cpu/tile.h"
+#include "cpu/vec.h"
 
 namespace clce::cpu::CLCE_TILE_NAMESPACE {
 namespace {
-
-template <class T>
-using Vec = at::vec::Vectorized<T>;
-
-// e^x to about 1 ulp for x <= 88, 0 below -87.3: 2^n e^r with |r| <= ln(2) / 2, e^r by a polynomial
-// of degree 6 (Cephes' expf coefficients). Faster than a libm call because x is known not to overflow.
-C10_ALWAYS_INLINE Vec<float> exp_vec(Vec<float> x) {
-  const Vec<float> lowest(-87.33654f);
-  const Vec<float> clamped = at::vec::clamp(x, lowest, Vec<float>(88.0f));
-  const Vec<float> n = (clamped * Vec<float>(1.44269504088896341f)).round();
-  Vec<float> r = at::vec::fmadd(n, Vec<float>(-0.693359375f), clamped);
-  r = at::vec::fmadd(n, Vec<float>(2.12194440e-4f), r);
-  Vec<float> p(1.9875691500e-4f);
-  p = at::vec::fmadd(p, r, Vec<float>(1.3981999507e-3f));
-  p = at::vec::fmadd(p, r, Vec<float>(8.3334519073e-3f));
-  p = at::vec::fmadd(p, r, Vec<float>(4.1665795894e-2f));
-  p = at::vec::fmadd(p, r, Vec<float>(1.6666665459e-1f));
-  p = at::vec::fmadd(p, r, Vec<float>(5.0000001201e-1f));
-  p = at::vec::fmadd(p, r * r, r + Vec<float>(1.0f));
-  const Vec<int32_t> exponent = at::vec::convert_to_int_of_same_size(n) + Vec<int32_t>(127);
-  const Vec<float> power = at::vec::cast<float, int32_t>(exponent << Vec<int32_t>(23));
-  return Vec<float>::blendv(p * power, Vec<float>(0.0f), x < lowest);
-}
-C10_ALWAYS_INLINE Vec<double> exp_vec(Vec<double> x) {
-  return x.exp();
-}
-
-template <class T>
-inline T horizontal_sum(Vec<T> v) {
-  return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return a + b; }, v);
-}
-template <class T>
-inline T horizontal_max(Vec<T> v) {
-  return at::vec::vec_reduce_all<T>([](Vec<T>& a, Vec<T>& b) { return at::vec::maximum(a, b); }, v);
-}
 
 // The kinds of beta that save an exponential.
 enum class Beta { kZero, kOne, kAny };
 
 // e^(beta s), from e^s where that is enough.
 template <Beta kBeta, class T>
-C10_ALWAYS_INLINE Vec<T> power_beta(Vec<T> e, Vec<T> s, T beta) {
+CLCE_INLINE Vec<T> power_beta(Vec<T> e, Vec<T> s, T beta) {
   if constexpr (kBeta == Beta::kZero) return Vec<T>(T(1));
   if constexpr (kBeta == Beta::kOne) return e;
   return exp_vec(s * Vec<T>(beta));
@@ -83,7 +46,7 @@ inline void for_segments(const RowRange& range, int64_t cols, const Negatives& n
 }
 
 template <class T>
-C10_ALWAYS_INLINE void add_to(T* target, Vec<T> value, int64_t count) {
+CLCE_INLINE void add_to(T* target, Vec<T> value, int64_t count) {
   if (count == Vec<T>::size()) {
     (Vec<T>::loadu(target) + value).store(target);
   } else {
@@ -93,9 +56,9 @@ C10_ALWAYS_INLINE void add_to(T* target, Vec<T> value, int64_t count) {
 
 // Zero in the lanes that a partial vector does not have.
 template <class T>
-C10_ALWAYS_INLINE Vec<T> keep(Vec<T> value, int64_t count) {
+CLCE_INLINE Vec<T> keep(Vec<T> value, int64_t count) {
   if (count == Vec<T>::size()) return value;
-  return value & (Vec<T>::arange(T(0), T(1)) < Vec<T>(static_cast<T>(count)));
+  return select(Vec<T>::first(count), value, Vec<T>(T(0)));
 }
 
 template <class T, Beta kBeta, bool kColumns>
@@ -157,7 +120,7 @@ void forward_unbounded_as(const Tile<T>& tile, const UnboundedSums<T>& rows) {
     const auto largest = [&](int64_t begin, int64_t end) {
       Vec<T> top(-INFINITY);
       for_columns(row, begin, end, [&](Vec<T> dots, int64_t, int64_t count) {
-        top = at::vec::maximum(top, Vec<T>::set(Vec<T>(-INFINITY), dots * scale, count));
+        top = maximum(top, select(Vec<T>::first(count), dots * scale, Vec<T>(-INFINITY)));
       });
       return horizontal_max(top);
     };
@@ -222,7 +185,7 @@ void backward_bounded_as(const Tile<T>& tile, const Coefficients<T>& rows, const
           save(e * wn, row + j, count);
         } else {
           const Vec<T> w = both(rows.w[i], column.w, j, count);
-          save(power_beta<kBeta>(e, s, tile.beta) * at::vec::fmadd(e, wn, w), row + j, count);
+          save(power_beta<kBeta>(e, s, tile.beta) * fmadd(e, wn, w), row + j, count);
         }
       });
     };
@@ -230,7 +193,7 @@ void backward_bounded_as(const Tile<T>& tile, const Coefficients<T>& rows, const
       for_columns<T>(row, begin, end, [&](Vec<T> dots, int64_t j, int64_t count) {
         const Vec<T> e = exp_vec(dots * scale);
         const Vec<T> pos = both(rows.pos[i], column.pos, j, count);
-        save(at::vec::fmadd(e, pos, both(rows.sum_pos[i], column.sum_pos, j, count)), row + j, count);
+        save(fmadd(e, pos, both(rows.sum_pos[i], column.sum_pos, j, count)), row + j, count);
       });
     };
     for_segments<T>(tile.ranges[i], tile.cols, negatives, positives);
@@ -243,7 +206,7 @@ void backward_unbounded_as(const Tile<T>& tile, const Coefficients<T>& rows, con
   const Vec<T> scale(tile.scale), one(T(1)), beta(tile.beta), one_plus_beta(1 + tile.beta);
   // coefficient * e^(power * s - lse)
   const auto term = [](Vec<T> coefficient, Vec<T> power, Vec<T> s, Vec<T> lse, Vec<T> lse_low) {
-    return coefficient * exp_vec(at::vec::fmsub(power, s, lse) - lse_low);
+    return coefficient * exp_vec(fmsub(power, s, lse) - lse_low);
   };
   for (int64_t i = 0; i < tile.rows; ++i) {
     T* row = tile.dots + i * tile.ld;

@@ -14,6 +14,7 @@ template <class T>
 void fill_loss(MergeLossParams<T>& p, const LossArgs& args) {
   p.with_loss = true;
   p.config = args.config;
+  p.debias = static_cast<const T*>(args.debias);
   p.scale = scale_of<T>(args);
   p.each_row = args.reduction == Reduction::kNone;
   p.mean = args.reduction == Reduction::kMean;

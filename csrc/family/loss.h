@@ -6,7 +6,8 @@
 //          = log H                                         denominator "negatives" (decoupled)
 //   L      = log D - sum_pos / n_pos                       summation "out"
 //          = log D - lse_pos + log n_pos                   summation "in"
-//   debias: H -> max((H - debias n_neg e^lse_pos / n_pos) / (1 - debias), n_neg e^(-1 / temperature))
+//   debias: H -> max((H - debias n_neg e^lse_pos / n_pos) / (1 - debias), n_neg e^(-1 / temperature)),
+//           where debias, which anchors may have each their own, is not 0
 //
 // w is the hardness weight of a negative: proportional to e^(beta s), and 1 in the mean over the negatives.
 //

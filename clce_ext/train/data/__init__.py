@@ -5,13 +5,15 @@
     images     images with labels, and their augmentation
     sampler    which images form a batch
     loaders    batches of transformed images
+    digest     what two processes, or a run and its continuation, must agree on
 
 Nothing here depends on how many workers load the images or where a run was interrupted: the order of an epoch
 is a function of (seed, epoch), and the augmentation of an image of (seed, epoch, image, view).
 """
 
+from .digest import data_digest, digest_differences
 from .images import Images, Source
-from .loaders import evaluation_loader, training_loader
+from .loaders import epoch_sampler, evaluation_loader, in_memory, training_loader
 from .sampler import EpochSampler
 from .splits import Data, load_classes, load_data
 
@@ -20,7 +22,11 @@ __all__ = [
     "EpochSampler",
     "Images",
     "Source",
+    "data_digest",
+    "digest_differences",
+    "epoch_sampler",
     "evaluation_loader",
+    "in_memory",
     "load_classes",
     "load_data",
     "training_loader",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,38 @@ class Source:
     image: Callable[[int], Image.Image]
     labels: np.ndarray  # [N] int64
     name: Callable[[int], str]
+    passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
+    in_files: bool = False  # whether name(i) is the path of a file
+
+
+def read_image(path: str, max_pixels: int) -> Image.Image:
+    """The image of a file, as :func:`rgb` gives it.
+
+    Raises:
+        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
+    """
+    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
+    with Image.open(path) as image:
+        return rgb(image, max_pixels)
+
+
+def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
+    """8 bits of red, green and blue. Pillow itself would clip 16 bits of grey to white instead of scaling.
+
+    Raises:
+        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
+    """
+    if max_pixels is not None and image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.width} x {image.height} pixels are more than --max-image-pixels {max_pixels}"
+        )
+    # Older versions of Pillow read the 16 bits of a PNG as 32.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        grey = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit grey (mode {image.mode}) has no known range: convert it to 8 or 16 bits")
+    return image.convert("RGB")
 
 
 def joined(sources: Sequence[Source]) -> Source:
@@ -33,6 +65,7 @@ def joined(sources: Sequence[Source]) -> Source:
         image=functools.partial(_of_joined, [source.image for source in sources], starts),
         labels=np.concatenate([source.labels for source in sources]),
         name=functools.partial(_of_joined, [source.name for source in sources], starts),
+        in_files=all(source.in_files for source in sources),
     )
 
 
@@ -58,25 +91,20 @@ class Images(Dataset):
     def take(self, positions: np.ndarray | slice) -> Images:
         return Images(self.source, self.indices[positions], self.labels[positions])
 
-    def sample(self, most: int, seed: int) -> Images:
-        """At most ``most`` of the images, drawn with ``seed``, in their order."""
-        if len(self) <= most:
-            return self
-        return self.take(np.sort(np.random.default_rng([seed, 0x5AB]).choice(len(self), most, replace=False)))
-
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, item: int | tuple[int, int]) -> tuple[Tensor, int]:
         index, draw = item if isinstance(item, tuple) else (item, None)
-        image = self._decode(int(self.indices[index]))
+        image = self.decode(int(self.indices[index]))
         label = int(self.labels[index])
         if draw is None:
             return self.transform(image), label
         with seeded(draw, int(self.indices[index])):
             return torch.stack([self.transform(image) for _ in range(self.views)]), label
 
-    def _decode(self, index: int) -> Image.Image:
+    def decode(self, index: int) -> Image.Image:
+        """The source's image ``index``; raises UnreadableImageError."""
         try:
             return self.source.image(index)
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files

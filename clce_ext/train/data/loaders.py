@@ -1,65 +1,106 @@
-"""Batches of transformed images, for training and for evaluation."""
+"""Images on their way to the model: transformed, as uint8, in items of a few; the model normalises them."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor
 from torch.utils.data import DataLoader
+from torchvision.transforms import Compose
 
 from ..config import TrainConfig
 from ..errors import timm_makes
 from .images import Images
 from .sampler import EpochSampler
 
+ITEM = 64  # images that a loader's process hands over at once, at most
+PREFETCH = 2  # items that each of them prepares ahead
+KEPT_BYTES = 256 << 20  # of a run's decoded training images, at most
+
+
+def in_memory(images: Images, world_size: int = 1) -> Images:
+    """The images, decoded here and now if that is little: the processes of a loader share them."""
+    few = images.indices[np.linspace(0, len(images) - 1, min(8, len(images))).astype(int)]
+    sizes = [3 * image.width * image.height for image in map(images.decode, few.tolist())]
+    if np.mean(sizes) * len(images) * world_size > KEPT_BYTES:
+        return images
+    decoded = {i: images.decode(i) for i in images.indices.tolist()}
+    source = dataclasses.replace(images.source, image=decoded.__getitem__)
+    return Images(source, images.indices, images.labels)
+
+
+def epoch_sampler(labels: np.ndarray, config: TrainConfig, rank: int, world_size: int) -> EpochSampler:
+    item_size = min(config.micro_batch_size or ITEM, ITEM)
+    return EpochSampler(
+        labels, config.batch_size, config.images_per_class, config.seed, rank, world_size, item_size
+    )
+
 
 def training_loader(
     images: Images, config: TrainConfig, input_config: dict[str, Any], views: int, rank: int, world_size: int
 ) -> tuple[DataLoader, EpochSampler]:
-    """Batches (views [B, V, C, H, W], labels [B]) of the augmented training images."""
+    """Items (views [n, V, C, H, W] uint8, labels [n]), n <= ITEM, of this process's share of the batches."""
     glyphs = config.data_is_glyphs
     images.views = views
-    images.transform = timm_makes("--auto-augment and other augmentation", create_transform)(
-        input_size=input_config["input_size"],
+    transform = timm_makes("--auto-augment and other augmentation", create_transform)(
         is_training=True,
         no_aug=not config.augment,
         scale=tuple(config.scale) or ((0.8, 1.0) if glyphs else None),
         hflip=_first(config.hflip, 0.0 if glyphs else 0.5),
         color_jitter=_first(config.color_jitter, 0.0 if glyphs else 0.4) or None,
         auto_augment=config.auto_augment,
-        re_prob=config.random_erasing,
-        re_mode="pixel",
-        interpolation=input_config["interpolation"],
-        mean=input_config["mean"],
-        std=input_config["std"],
+        **_shared(input_config),
     )
-    sampler = EpochSampler(
-        images.labels, config.batch_size, config.images_per_class, config.seed, rank, world_size
-    )
+    if config.augment and config.random_erasing:
+        transform = Compose([transform, _Erase(config.random_erasing, input_config)])
+    images.transform = transform
+    sampler = epoch_sampler(images.labels, config, rank, world_size)
     return _loader(images, config, batch_sampler=sampler), sampler
 
 
 def evaluation_loader(
     images: Images, config: TrainConfig, input_config: dict[str, Any], rank: int = 0, world_size: int = 1
 ) -> DataLoader:
-    """Batches (images [B, C, H, W], labels [B]) without augmentation; every process gets its share once."""
+    """Batches (images [B, C, H, W] uint8, labels [B]) without augmentation; every process gets its share
+    once."""
     shard = images.take(slice(rank, None, world_size))
     shard.transform = create_transform(
-        input_size=input_config["input_size"],
         is_training=False,
-        interpolation=input_config["interpolation"],
-        mean=input_config["mean"],
-        std=input_config["std"],
         crop_pct=input_config["crop_pct"],
+        crop_mode=input_config.get("crop_mode"),
+        **_shared(input_config),
     )
-    return _loader(shard, config, batch_size=config.micro_batch_size or max(config.batch_size, 64))
+    few = min(max(config.batch_size, ITEM), 2 * ITEM)
+    return _loader(shard, config, batch_size=config.micro_batch_size or few)
+
+
+def _shared(input_config: dict[str, Any]) -> dict[str, Any]:
+    names = ("input_size", "interpolation", "mean", "std")  # mean: of what rotations leave empty
+    return {name: input_config[name] for name in names} | {"normalize": False}
+
+
+class _Erase:
+    """timm's random erasing, which fills with normal noise and so wants normalised pixels, on uint8."""
+
+    def __init__(self, probability: float, input_config: dict[str, Any]) -> None:
+        self.erase = RandomErasing(probability, mode="pixel", device="cpu")
+        self.mean, self.std = (255 * torch.tensor(input_config[k]).view(-1, 1, 1) for k in ("mean", "std"))
+
+    def __call__(self, image: Tensor) -> Tensor:
+        erased = self.erase((image - self.mean) / self.std)
+        return (erased * self.std + self.mean).round().clamp(0, 255).to(torch.uint8)
 
 
 def _loader(dataset: Images, config: TrainConfig, **batching: Any) -> DataLoader:
     return DataLoader(
         dataset,
         num_workers=config.workers,
+        prefetch_factor=PREFETCH if config.workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # leaves the generator that dropout draws from alone
         persistent_workers=config.workers > 0 and "batch_sampler" in batching,

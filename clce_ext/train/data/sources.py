@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +15,26 @@ import numpy as np
 import torchvision
 from PIL import Image
 from timm.data import create_dataset
-from timm.data.readers.img_extensions import is_img_extension
 from timm.utils.misc import natural_key
 
 from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source
+from .images import Source, read_image, rgb
 
 # What splits are called, the usual names first.
 _TRAIN = ("train", "training", "trainval")
 _VAL = ("val", "valid", "validation")
 _TEST = ("test", "testing", "eval")
 
+
+# Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
+# ._photo.jpg that macOS leaves beside photo.jpg.
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+# Data sets that timm reads, by the beginnings of their names, with the package that each of them needs.
+OF_TIMM = ("hfds/", "tfds/", "wds/")
+_PACKAGES = {"hfds/": "datasets", "tfds/": "tensorflow-datasets", "wds/": "webdataset"}
 
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
@@ -52,8 +60,8 @@ def open_data_set(config: TrainConfig) -> DataSet:
         return _open_letters(LETTERS[name], config)
     if name.startswith("torchvision:"):
         return _open_torchvision(name.partition(":")[2], config)
-    if name.lower().startswith("hfds/"):
-        return _open_hugging_face(name, config)
+    if name.lower().startswith(OF_TIMM):
+        return _open_timm(name, config)
     return _open_folders(Path(name), config)
 
 
@@ -117,8 +125,8 @@ def _open_letters(characters: str, config: TrainConfig) -> DataSet:
 def _open_folders(root: Path, config: TrainConfig) -> DataSet:
     if not root.is_dir():
         raise TrainingError(
-            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, letters, "
-            "letters:novel or a directory with train/ and val/"
+            f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, tfds/NAME, wds/, "
+            "letters, letters:novel or a directory with train/ and val/"
         )
     names = _split_names(config)
     folders = {split: _find_folder(root, wanted) for split, wanted in names.items()}
@@ -134,15 +142,17 @@ def _open_folders(root: Path, config: TrainConfig) -> DataSet:
                 f"{listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
                 f"{root}/val/CLASS/*.jpg, or --val-fraction"
             )
-    train, classes = open_folder(folders["train"])
+    train, classes = open_folder(folders["train"], config.max_image_pixels)
     val, test = (
-        _open_same_classes(folders[split], folders["train"], classes) if folders[split] else None
+        _open_same_classes(folders[split], folders["train"], config.max_image_pixels, classes)
+        if folders[split]
+        else None
         for split in ("val", "test")
     )
     return DataSet(classes, train, val, test)
 
 
-def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
+def _open_same_classes(folder: Path, train: Path, max_pixels: int, classes: list[str]) -> Source:
     found = _class_folders(folder)
     missing = sorted(set(classes) - set(found))
     unknown = sorted(set(found) - set(classes))
@@ -152,7 +162,7 @@ def _open_same_classes(folder: Path, train: Path, classes: list[str]) -> Source:
         raise TrainingError(
             f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(sides)}"
         )
-    return open_folder(folder, classes)[0]
+    return open_folder(folder, max_pixels, classes)[0]
 
 
 def holds_splits(root: Path, config: TrainConfig) -> bool:
@@ -174,30 +184,77 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def open_folder(folder: Path, classes: list[str] | None = None) -> tuple[Source, list[str]]:
-    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given."""
+def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> tuple[Source, list[str]]:
+    """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given.
+
+    Raises:
+        TrainingError: a class without images, links that lead round in a circle, images that are no files.
+    """
     found = _class_folders(folder)
+    files, passed_over = image_files(folder)
+    loose = [path for path, name in files if name == ""]
+    if loose:
+        raise TrainingError(
+            f"{folder}: images lie directly in it ({listing([os.path.basename(p) for p in loose], 3)}); each "
+            f"must lie in the folder of its class: {folder}/CLASS/IMAGE"
+        )
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
+    holding = {name for _, name in files}
+    tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
     for name in found:
-        if not any(is_img_extension(p.suffix.lower()) for p in (folder / name).rglob("*")):
+        if name not in tops:
             raise TrainingError(f"{folder / name}: no images in this class folder")
-    # timm labels an image by the folder it lies in; classes are the folders of the training split.
-    dataset = create_dataset("", root=str(folder), split="", search_split=False)
-    mapping = dataset.reader.class_to_idx
-    # timm leaves names that differ in case alone in the order of their hashes, another one in each process.
-    names = classes or sorted(mapping, key=lambda name: (natural_key(name), name))
-    if set(mapping) != set(names):
-        odd = listing(sorted(set(mapping) ^ set(names)))
+    # Names that differ in case alone are ordered by their letters, so that every process has the same order.
+    names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
+    if holding != set(names):
+        odd = listing(sorted(holding ^ set(names)))
         raise TrainingError(f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {odd}")
-    index = {mapping[name]: i for i, name in enumerate(names)}
-    samples = dataset.reader.samples
+    index = {name: i for i, name in enumerate(names)}
+    samples = [(path, index[name]) for path, name in files]
     source = Source(
-        image=functools.partial(_sample_image, samples),
-        labels=np.array([index[label] for _, label in samples], dtype=np.int64),
-        name=functools.partial(_sample_name, samples),
+        image=functools.partial(file_image, samples, max_pixels),
+        labels=np.array([label for _, label in samples], dtype=np.int64),
+        name=functools.partial(sample_name, samples),
+        in_files=True,
+        passed_over=passed_over,
     )
     return source, list(names)
+
+
+def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
+    and how many files of other kinds there are, by kind.
+
+    Raises:
+        TrainingError: links that lead round in a circle, images that are no files.
+    """
+    images, others = [], Counter()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        _check_links(Path(root), folders)
+        label = "" if root == str(folder) else os.path.basename(root)
+        for name in files:
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                others["hidden"] += 1
+            elif suffix in _IMAGE_SUFFIXES:
+                path = os.path.join(root, name)
+                if not os.path.isfile(path):
+                    what = "a link to nothing" if os.path.islink(path) else "a pipe, socket or device"
+                    raise TrainingError(f"{path}: {what}, not a file: remove it")
+                images.append((path, label))
+            else:
+                others[suffix or "without suffix"] += 1
+    return sorted(images, key=lambda image: (natural_key(image[0]), image[0])), dict(others)
+
+
+def _check_links(root: Path, folders: list[str]) -> None:
+    for path in (root / name for name in folders):
+        if path.is_symlink() and path.resolve() in {above.resolve() for above in (root, *root.parents)}:
+            raise TrainingError(
+                f"{path}: a link to {path.resolve()}, in which it lies, leads round in a circle: remove it"
+            )
 
 
 def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
@@ -242,14 +299,18 @@ def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
         raise TrainingError(
             f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
         ) from None
-    sources = {s: _torchvision_source(split, name) for s, split in splits.items() if split is not None}
+    sources = {
+        s: _torchvision_source(split, name, config.max_image_pixels)
+        for s, split in splits.items()
+        if split is not None
+    }
     count = 1 + int(max(source.labels.max() for source in sources.values()))
     return DataSet([str(c) for c in getattr(splits["train"], "classes", range(count))], **sources)
 
 
-def _torchvision_source(dataset: Any, name: str) -> Source:
+def _torchvision_source(dataset: Any, name: str, max_pixels: int) -> Source:
     return Source(
-        functools.partial(_item_image, dataset),
+        functools.partial(_item_image, dataset, max_pixels),
         _torchvision_labels(dataset, name),
         functools.partial(_numbered, name, range(len(dataset))),
     )
@@ -268,17 +329,27 @@ def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
     )
 
 
-def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
+def _open_timm(name: str, config: TrainConfig) -> DataSet:
+    """Hugging Face's (hfds/NAME), and by one pass over all their images TensorFlow's (tfds/NAME) and
+    WebDataset's (wds/ with --data-dir)."""
+    prefix = name[: name.index("/") + 1].lower()
     failure: Exception | None = None
+    columns: dict[str, str] = {}
 
     def first_of(names: Sequence[str]) -> Any:
         nonlocal failure
         for split in names:
             try:
-                return create_dataset(name, root=config.data_dir, split=split)
+                if prefix == "hfds/":
+                    columns.update(columns or _hugging_face_columns(name, config))
+                dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
+                open_source = _hugging_face_source if prefix == "hfds/" else _kept
+                return open_source(dataset, name, config.max_image_pixels)
+            except TrainingError:
+                raise
             except ImportError as error:
                 raise TrainingError(
-                    f"--data {name}: needs the package datasets (pip install datasets)"
+                    f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
                 ) from error
             except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
                 failure = error
@@ -290,19 +361,53 @@ def _open_hugging_face(name: str, config: TrainConfig) -> DataSet:
     judged = splits["val"] or splits["test"] or config.val_fraction
     if not judged or any(splits[split] is None for split in needed):
         raise TrainingError(f"--data {name}: {type(failure).__name__}: {failure}") from failure
-    sources = {s: _hugging_face_source(split, name) for s, split in splits.items() if split is not None}
-    mapping = splits["train"].reader.class_to_idx
-    return DataSet(sorted(mapping, key=mapping.get), **sources)
+    found = {split: of for split, of in splits.items() if of is not None}
+    count = 1 + int(max(source.labels.max() for source, _ in found.values()))
+    classes = splits["train"][1] or [str(label) for label in range(count)]
+    return DataSet(classes, **{split: source for split, (source, _) in found.items()})
 
 
-def _hugging_face_source(dataset: Any, name: str) -> Source:
+def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
+    """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
+    import datasets
+
+    features = datasets.load_dataset_builder(name[5:], cache_dir=config.data_dir).info.features or {}
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if features and not (images and labels):
+        raise TrainingError(
+            f"--data {name}: a column of images and one of class labels are wanted, it has "
+            + listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
+        )
+    usual = {"image": images, "label": labels}
+    image, label = (name if name in of or not of else of[0] for name, of in usual.items())
+    return {"input_key": image, "target_key": label}
+
+
+def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
     reader = dataset.reader
     labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
-    return Source(
-        functools.partial(_sample_image, reader),
-        labels,
-        functools.partial(_numbered, name, range(len(labels))),
-    )
+    numbered = functools.partial(_numbered, name, range(len(labels)))
+    image = functools.partial(_reader_image, reader, max_pixels)
+    return Source(image, labels, numbered), _classes_of(reader)
+
+
+def _kept(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
+    """Of a set that can only be read from its beginning to its end: all its images, in memory."""
+    pixels, labels = [], []
+    for image, label in dataset:
+        pixels.append(np.asarray(rgb(image, max_pixels)))
+        labels.append(int(label))
+    if not labels:
+        raise TrainingError(f"--data {name}: no images in it")
+    numbered = functools.partial(_numbered, name, range(len(labels)))
+    source = Source(functools.partial(_array_image, pixels), np.array(labels, dtype=np.int64), numbered)
+    return source, _classes_of(dataset.reader)
+
+
+def _classes_of(reader: Any) -> list[str]:
+    mapping = getattr(reader, "class_to_idx", None) or {}
+    return sorted(mapping, key=mapping.get)
 
 
 # Sources are made of functions of this module: closures cannot be sent to loader processes that are spawned.
@@ -312,16 +417,20 @@ def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
     return Image.fromarray(pixels[i]).convert("RGB")
 
 
-def _sample_image(samples: Any, i: int) -> Image.Image:
-    with Image.open(samples[i][0]) as image:
-        return image.convert("RGB")
+def file_image(samples: Any, max_pixels: int, i: int) -> Image.Image:
+    return read_image(samples[i][0], max_pixels)
 
 
-def _item_image(dataset: Any, i: int) -> Image.Image:
-    return dataset[i][0].convert("RGB")
+def _reader_image(reader: Any, max_pixels: int, i: int) -> Image.Image:
+    with Image.open(reader[i][0]) as image:
+        return rgb(image, max_pixels)
 
 
-def _sample_name(samples: Any, i: int) -> str:
+def _item_image(dataset: Any, max_pixels: int, i: int) -> Image.Image:
+    return rgb(dataset[i][0], max_pixels)
+
+
+def sample_name(samples: Any, i: int) -> str:
     return str(samples[i][0])
 
 

@@ -92,7 +92,7 @@ def load_classes(
     """
     root = Path(config.data)
     if config.data_is_folder and root.is_dir() and not holds_splits(root, config):
-        source, classes = open_folder(root)
+        source, classes = open_folder(root, config.max_image_pixels)
     else:
         data = open_data_set(config)
         splits = {"train": data.train, "val": data.val, "test": data.test}

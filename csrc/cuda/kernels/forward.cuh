@@ -5,226 +5,235 @@
 // into G groups, block (P, Q), P <= Q, walks the tiles on and above the diagonal, and adds each tile to
 // its rows (slot Q) and to its columns (slot P). Slot [q][field][row] is written by one block only, so
 // nothing is added atomically and the bits never change.
+//
+// Bounded logits: the walk goes over bands of kBand columns of tiles, in each row by row, and its sums stay
+// in shared memory: a slot is touched when the walk leaves a row or the band.
 #pragma once
 
-#include "cuda/grid.h"
-#include "cuda/kernels/tile_sums.cuh"
+#include <type_traits>
+
+#include "cuda/kernels/forward_tiles.cuh"
+#include "cuda/kernels/forward_unbounded.cuh"
+#include "cuda/kernels/walk_labels.cuh"
+#include "cuda/kernels/walk_sums.cuh"
 #include "cuda/tile/pipeline.cuh"
-#include "cuda/tile/shared_tile.cuh"
 
 namespace clce::cuda {
 
-template <class Element, class T>
-struct ForwardParams {
-  Rows<Element> anchors, keys;
-  Labels anchor_labels, key_labels;
-  Scale<T> scale;
-  T beta;
-  bool symmetric, has_self;
-  int64_t self_offset;
-  int groups;        // symmetric: G; else the number of column splits
-  T* slots;          // [groups][fields][M]
-  uint32_t* ticket;  // set to 0 for the merge that follows
-};
-
-// A block's tiles, by their places in the grid of all tiles.
-struct TileRectangle {
-  int row_begin, row_end, col_begin, col_end;
-  bool triangular;  // only tiles with col >= row
-
-  CLCE_DEVICE int first_col(int row) const { return triangular && row > col_begin ? row : col_begin; }
-};
-
-// Goes through them row by row.
-struct TilePlace {
-  int row, col;
-
-  CLCE_DEVICE void next(const TileRectangle& all) {
-    if (++col < all.col_end) return;
-    ++row;
-    col = all.first_col(row);
-  }
-};
-
-template <class Product_, class Shape, bool kUnbounded_>
-struct ForwardTraits {
+template <class Product_, class Shape>
+struct BoundedForwardTraits {
   using Product = Product_;
   using F = typename Shape::Logits;
   using T = typename Product::Acc;
-  static constexpr bool kUnbounded = kUnbounded_;
-  static constexpr int kDepth = Shape::kDepth, kThreads = F::kThreads;
-  // Sums of unbounded logits need more registers, and are the exception: their blocks may be alone.
-  static constexpr int kMinBlocks = kUnbounded ? 1 : Shape::kMinBlocks;
+  static constexpr int kBand = Shape::kBand;
+  static constexpr int kDepth = Shape::kDepth, kThreads = F::kThreads, kMinBlocks = Shape::kMinBlocks;
   using Params = ForwardParams<typename Product::Element, T>;
   using TileA = SharedTile<typename Product::Element, F::kM, kDepth>;
   using TileB = SharedTile<typename Product::Element, F::kN, kDepth>;
   using Ring = Pipeline<Shape::kStages, TileA::kBytes + TileB::kBytes>;
-  using Sums = TileSums<T, F, kUnbounded>;
-  static constexpr int kPlaces = F::kM + F::kN;
-  using LabelsOfTile = TileLabels<kPlaces>;
+  static constexpr int kColumns = kBand * F::kN;  // of a band
+  using Sums = WalkSums<T, F, kColumns>;
+  using LabelsOfWalk = WalkLabels<F, kColumns>;
   static constexpr int kSumsAt = Ring::kBytes, kLabelsAt = kSumsAt + Sums::kBytes;
-  static constexpr int kSharedBytes = kLabelsAt + LabelsOfTile::kBytes;
+  static constexpr int kSharedBytes = kLabelsAt + LabelsOfWalk::kBytes;
   static_assert(F::kM == F::kN, "symmetric tiles are square");
-  static_assert(kThreads >= kPlaces, "each row and each column of the tile has a thread");
-};
-
-// The steps of a block's tiles, for the pipeline.
-template <class Traits>
-struct ForwardSteps {
-  using TileA = typename Traits::TileA;
-  using TileB = typename Traits::TileB;
-
-  using Embeddings = Rows<typename TileA::Element>;
-
-  const typename Traits::Params& p;
-  const TileRectangle& all;
-  const int steps;  // of a tile
-  TilePlace tile;   // of the next step
-  int step = 0;
-  Embeddings rows, cols;  // from the tile on
-  TileCopies<Traits::kThreads, TileA> copies;
-
-  CLCE_DEVICE ForwardSteps(const typename Traits::Params& p, const TileRectangle& all, int steps,
-                           const TilePlace& first)
-      : p(p), all(all), steps(steps), tile(first), copies(p.anchors.stride) {
-    seek();
-  }
-
-  CLCE_DEVICE bool left() const { return tile.row < all.row_end; }
-  CLCE_DEVICE void seek() {
-    rows = p.anchors.from(int64_t(tile.row) * TileA::kRows);
-    cols = p.keys.from(int64_t(tile.col) * TileB::kRows);
-  }
-  CLCE_DEVICE void load(unsigned char* to) {
-    const int col = step * Traits::kDepth;
-    copies.start(TileA(to), rows, col);
-    copies.start(TileB(to + TileA::kBytes), cols, col);
-    if (++step == steps) {
-      step = 0;
-      tile.next(all);
-      seek();
-    }
-  }
+  static_assert(kThreads >= F::kM && kThreads % 32 == 0, "each row of the tile has a thread");
 };
 
 template <class Traits>
-struct ForwardBlock {
+struct BoundedForwardBlock {
   using F = typename Traits::F;
   using T = typename Traits::T;
   using Params = typename Traits::Params;
   using Sums = typename Traits::Sums;
+  using LabelsOfWalk = typename Traits::LabelsOfWalk;
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
+  using Tiles = TileRectangle<Traits::kBand>;
+  using Place = TilePlace<Traits::kBand>;
+  using Dots = T[F::kMI][F::kNI][4];
   static constexpr int kM = F::kM, kN = F::kN;
-  static constexpr bool kUnbounded = Traits::kUnbounded;
 
   const Params& p;
   const F f;
   unsigned char* const memory;
   const Sums sums;
-  const typename Traits::LabelsOfTile labels;  // of the tile's rows, then of its columns
+  const LabelsOfWalk labels;
 
-  CLCE_DEVICE explicit ForwardBlock(const Params& params)
+  CLCE_DEVICE explicit BoundedForwardBlock(const Params& params)
       : p(params),
         f(),
         memory(ptx::dynamic_shared()),
         sums(memory + Traits::kSumsAt),
         labels(memory + Traits::kLabelsAt) {}
 
-  // The slots of the block's rows and columns are named by its groups of columns and rows.
-  CLCE_DEVICE TileRectangle rectangle(int& row_slot, int& col_slot) const {
-    const uint32_t row_tiles = uint32_t(ceil_div(p.anchors.count, kM)),
-                   col_tiles = uint32_t(ceil_div(p.keys.count, kN));
-    TileRectangle all;
-    int first = 0, second = int(blockIdx.y);
-    if (p.symmetric) {
-      int rest = int(blockIdx.x);
-      for (; rest >= p.groups - first; ++first) rest -= p.groups - first;
-      second = first + rest;
-      all.row_begin = part_begin(row_tiles, p.groups, first);
-      all.row_end = part_begin(row_tiles, p.groups, first + 1);
-    } else {
-      all.row_begin = int(blockIdx.x);
-      all.row_end = all.row_begin + 1;
-    }
-    all.col_begin = part_begin(col_tiles, p.groups, second);
-    all.col_end = part_begin(col_tiles, p.groups, second + 1);
-    all.triangular = p.symmetric && first == second;
-    row_slot = second;
-    col_slot = first;
-    return all;
-  }
+  // What depends on it is computed where it is used, instead of staying in registers throughout.
+  CLCE_DEVICE static int thread() { return int(ptx::opaque(threadIdx.x)); }
 
-  // Thread t has the label of the tile's row t, or column t - kM.
-  CLCE_DEVICE bool has_label() const { return int(threadIdx.x) < Traits::kPlaces; }
-  CLCE_DEVICE const Labels& label_side() const {
-    return int(threadIdx.x) < kM ? p.anchor_labels : p.key_labels;
+  CLCE_DEVICE void store_row_labels(int64_t row) const {
+    const int t = thread();
+    if (t < kM) labels.store_row(t, load_label(p.anchor_labels, row + t), p.anchor_labels.none);
   }
-  CLCE_DEVICE int64_t fetch_label(const TilePlace& at) const {
-    const int t = int(threadIdx.x);
-    return has_label()
-               ? load_label(label_side(), t < kM ? int64_t(at.row) * kM + t : int64_t(at.col) * kN + (t - kM))
-               : 0;
-  }
-  CLCE_DEVICE void store_label(int64_t label) const {
-    if (has_label()) labels.store(int(threadIdx.x), label, label_side().none);
+  CLCE_DEVICE void store_col_labels(int64_t col) const {
+    for (int t = thread(); t < Traits::kColumns; t += Traits::kThreads) {
+      labels.store_col(t, load_label(p.key_labels, col + t), p.key_labels.none);
+    }
   }
 
   // Adds to what this block has put in the slot, or puts it there first.
   CLCE_DEVICE void add_to_slot(int64_t index, int64_t row, bool first, const PartialSums<T>& value) const {
     if (row >= p.anchors.count) return;
     T* const slot = p.slots + index * Sums::kFields * p.anchors.count + row;
-    add_partial_sums(slot, p.anchors.count, kUnbounded, first, p.beta, value);
+    add_partial_sums(slot, p.anchors.count, /*unbounded=*/false, first, p.beta, value);
+  }
+
+  // What is neither positive nor negative gets a dot product of -infinity, and is counted.
+  CLCE_DEVICE PairBits<F> leave_out(const F& f, Dots& dots, int first, int self, bool by_column) const {
+    PairBits<F> out;
+    out.fill_slowly(f, [&](int row, int col) {
+      return !labels.is_valid_row(row) || !labels.is_valid_col(first + col) || col - row == self;
+    });
+#pragma unroll
+    for (int mi = 0; mi < F::kMI; ++mi) {
+#pragma unroll
+      for (int ni = 0; ni < F::kNI; ++ni) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          if (out.get(mi, ni, e)) dots[mi][ni][e] = minus_infinity<T>();
+        }
+      }
+    }
+    sums.count_left_out(f, by_column, first, [&](int i, int line) { return get(out, i, line); });
+    return out;
+  }
+
+  // Labels that agree in their lower halves only.
+  CLCE_DEVICE void add_unlike(const F& f, PairBits<F>& bits, int64_t first_row, int64_t first_col) const {
+    PairBits<F> unlike;
+    unlike.fill_slowly(f, [&](int row, int col) {
+      return load_label(p.anchor_labels, first_row + row) != load_label(p.key_labels, first_col + col);
+    });
+#pragma unroll
+    for (int i = 0; i < PairBits<F>::kWords; ++i) bits.words[i] |= unlike.words[i];
+  }
+
+  // By the lines of ByRow and ByColumn.
+  CLCE_DEVICE static bool get(const PairBits<F>& bits, int row_line, int col_line) {
+    return bits.get(row_line / 2, col_line / 2, 2 * (row_line % 2) + col_line % 2);
+  }
+
+  // Whether the lane's part of the tile holds labels that agree in their lower halves.
+  CLCE_DEVICE bool any_alike(const F& f, int first) const {
+    uint32_t rows[2 * F::kMI], cols[2 * F::kNI];
+    labels.load_rows(f, rows);
+    labels.load_cols(f, first, cols);
+    bool any = false;
+#pragma unroll
+    for (int i = 0; i < 2 * F::kMI; ++i) {
+#pragma unroll
+      for (int line = 0; line < 2 * F::kNI; ++line) any |= rows[i] == cols[line];
+    }
+    return any;
+  }
+
+  CLCE_DEVICE void take_positives(const F& f, Dots& dots, T scale, const PairBits<F>& not_positive, int first,
+                                  bool by_column) const {
+    uint32_t rows[2 * F::kMI], cols[2 * F::kNI];
+    labels.load_rows(f, rows);
+    labels.load_cols(f, first, cols);
+    sums.take_positives(
+        f, dots, scale, by_column, first, [&](int i, int line) { return rows[i] == cols[line]; },
+        [&](int i, int line) { return !get(not_positive, i, line); });
+  }
+
+  CLCE_DEVICE void add_tile(Dots& dots, T scale, const Place& at) const {
+    const F here = F::opaque();
+    const int first = (at.col - at.band) * kN;
+    const int64_t first_row = int64_t(at.row) * kM, first_col = int64_t(at.col) * kN;
+    const bool by_column = p.symmetric && at.row != at.col;
+    const int self = self_difference(p.has_self, p.self_offset, first_row, first_col);
+
+    const bool positives = ptx::any_sync(any_alike(here, first));
+    const uint32_t flags = labels.flags_of(here, first);
+    PairBits<F> not_positive;
+    not_positive.clear();
+    if ((flags & LabelsOfWalk::kNotAllValid) != 0 || (self < kN && self > -kM)) {
+      not_positive = leave_out(F::opaque(), dots, first, self, by_column);
+    }
+    if (positives) {
+      if ((flags & LabelsOfWalk::kWide) != 0) add_unlike(F::opaque(), not_positive, first_row, first_col);
+      take_positives(F::opaque(), dots, scale, not_positive, first, by_column);
+    }
+    with_exponentials<false>(p.beta, [&](auto mode) {
+      constexpr Exponentials kMode = decltype(mode)::value;
+      if (by_column) {
+        sums.template add_negatives<kMode, true>(here, dots, scale, p.beta, first);
+      } else {
+        sums.template add_negatives<kMode, false>(here, dots, scale, p.beta, first);
+      }
+    });
+  }
+
+  CLCE_DEVICE void flush_row(const Place& at, const Tiles& all, int slot, T scale) const {
+    const int t = thread();
+    if (t >= kM) return;
+    const T pairs = T((all.band_end(at.band) - all.first_col(at.row, at.band)) * kN);
+    const bool first = all.first_col(at.row, all.col_begin) >= at.band;
+    add_to_slot(slot, int64_t(at.row) * kM + t, first, sums.take_row(t, pairs, scale, p.beta));
+  }
+
+  CLCE_DEVICE void flush_cols(const Place& at, const Tiles& all, int slot, T scale) const {
+    const int columns = (all.band_end(at.band) - at.band) * kN;
+    for (int t = thread(); t < columns; t += Traits::kThreads) {
+      const T pairs = T(all.rows_above(at.band + t / kN)) * T(kM);
+      // In the diagonal's group its rows have been there before.
+      add_to_slot(slot, int64_t(at.band) * kN + t, !all.triangular, sums.take_col(t, pairs, scale, p.beta));
+    }
   }
 
   CLCE_DEVICE void run() const {
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) ptx::global_store(p.ticket, 0u);
-    int row_slot, col_slot;
-    const TileRectangle all = rectangle(row_slot, col_slot);
-    TilePlace at{all.row_begin, all.first_col(all.row_begin)};
+    BlockSlots slots;
+    const Tiles all = block_tiles<Traits>(p, slots);
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    ForwardSteps<Traits> ahead(p, all, steps, at);
+    ForwardSteps<Traits> ahead(p, all, steps);
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 
+    sums.clear();
     const T scale = load_scale(p.scale);
-    while (at.row < all.row_end) {
-      // On its way during the first step.
-      const int64_t label = fetch_label(at);
-      T dots[F::kMI][F::kNI][4];
+    for (Place at(all); at.is_within(all); at.next(all)) {
+      if (at.begins_row(all)) {
+        store_row_labels(int64_t(at.row) * kM);
+        if (at.row == all.row_begin) store_col_labels(int64_t(at.band) * kN);
+      }
+      Dots dots;
       set_zero(dots);
       for (int step = 0; step < steps; ++step) {
         unsigned char* const ready = ring.next(ahead);
         Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
-        if (step == 0) store_label(label);
       }
-      if (steps == 1) ptx::sync_threads();
-
-      const bool with_columns = p.symmetric && at.row != at.col;
-      const int self = self_difference(p.has_self, p.self_offset, int64_t(at.row) * kM, int64_t(at.col) * kN);
-      const bool masked = !labels.all_valid() || (self < kN && self > -kM);
-      const F here = F::opaque();
-      Pairs<F> pairs;
-      classify(here, pairs, labels, masked, self);
-      sums.write(here, dots, pairs, scale, p.beta, with_columns, masked);
-      ptx::sync_threads();
-
-      const int t = int(threadIdx.x);
-      const TilePlace tile = at;
-      at.next(all);
-      if (t < kM) {
-        // The first that the block adds to this row; in the diagonal's group it may have been a column
-        // before.
-        const bool first =
-            tile.col == all.first_col(tile.row) && (!all.triangular || tile.row == all.row_begin);
-        add_to_slot(row_slot, int64_t(tile.row) * kM + t, first, sums.row(t, p.beta, masked));
-      } else if (t < Traits::kPlaces && with_columns) {
-        add_to_slot(col_slot, int64_t(tile.col) * kN + (t - kM), tile.row == all.row_begin,
-                    sums.col(t - kM, p.beta, masked));
+      add_tile(dots, scale, at);
+      if (at.ends_row(all)) {
+        ptx::sync_threads();
+        flush_row(at, all, slots.row, scale);
+        if (p.symmetric && at.ends_band(all)) {
+          // In the diagonal's group the last row and its column have one slot.
+          ptx::sync_threads();
+          flush_cols(at, all, slots.col, scale);
+        }
       }
     }
     ring.finish();
   }
+};
+
+template <class Product_, class Shape, bool kUnbounded_>
+struct ForwardTraits : std::conditional_t<kUnbounded_, UnboundedForwardTraits<Product_, Shape>,
+                                          BoundedForwardTraits<Product_, Shape>> {
+  static constexpr bool kUnbounded = kUnbounded_;
+  using Block = std::conditional_t<kUnbounded, UnboundedForwardBlock<ForwardTraits>,
+                                   BoundedForwardBlock<ForwardTraits>>;
 };
 
 template <class Traits>
@@ -232,7 +241,8 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(Traits::kThreads, Traits::kMinBlocks)
     forward_kernel(typename Traits::Params params) {
   constexpr bool kUnbounded = Traits::kUnbounded;
   if (logits_are_unbounded(params.scale, params.beta, kUnbounded) != kUnbounded) return;
-  ForwardBlock<Traits>(params).run();
+  typename Traits::Block block(params);
+  block.run();
 }
 
 }  // namespace clce::cuda

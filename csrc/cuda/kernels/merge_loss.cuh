@@ -24,6 +24,7 @@ struct MergeLossParams {
   T* statistics;
   bool with_loss;
   LossConfig config;
+  const T* debias;  // [rows], instead of the config's; or null
   Scale<T> scale;
   bool each_row, mean;  // reduction none; mean
   T* loss;
@@ -73,12 +74,14 @@ template <class T>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kLossThreads<T>, 1) merge_loss_kernel(MergeLossParams<T> p) {
   const T scale = load_scale(p.scale);
   const bool unbounded = logits_are_unbounded(p.scale, p.beta, p.unbounded);
+  LossConfig config = p.config;
   LossSum<T> mine{0, 0};
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < p.rows; row += step) {
     const Statistics<T> statistics = statistics_of_row(p, row, unbounded);
     if (!p.with_loss) continue;
-    const AnchorLoss<T> anchor = anchor_loss(statistics, p.config, scale);
+    if (p.debias) config.debias = ptx::global_load(p.debias + row);
+    const AnchorLoss<T> anchor = anchor_loss(statistics, config, scale);
     put_derivatives(anchor.d, [&](int field, T value) {
       ptx::global_store(p.derivatives + field * p.rows + row, value);
     });

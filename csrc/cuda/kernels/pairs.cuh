@@ -26,11 +26,15 @@ struct PairBits {
   CLCE_DEVICE static int word(int mi) { return mi * kPerRow / 32; }
   CLCE_DEVICE bool get(int mi, int ni, int e) const { return words[word(mi)] >> place(mi, ni, e) & 1; }
 
+  CLCE_DEVICE void clear() {
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = 0;
+  }
+
   // holds(row, col): of the tile.
   template <class Holds>
   CLCE_DEVICE void fill(const F& f, Holds holds) {
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = 0;
+    clear();
     // Not unrolled: all labels at once would need more registers than the logits leave.
 #pragma unroll 1
     for (int ni = 0; ni < F::kNI; ++ni) {
@@ -40,6 +44,21 @@ struct PairBits {
         for (int e = 0; e < 4; ++e) {
           words[word(mi)] |= holds(f.row(mi, e), f.col(ni, e)) ? 1u << place(mi, ni, e) : 0u;
         }
+      }
+    }
+  }
+
+  // The same in little code and few registers, pair by pair: for what is rare.
+  template <class Holds>
+  CLCE_DEVICE void fill_slowly(const F& f, Holds holds) {
+    constexpr int kPieces = 32 / kPerRow;
+    clear();
+#pragma unroll
+    for (int word = 0; word < kWords; ++word) {
+#pragma unroll 1
+      for (int bit = 0; bit < 32 && bit < F::kMI * kPerRow; ++bit) {
+        const int mi = word * kPieces + bit / kPerRow, ni = bit % kPerRow / 4;
+        words[word] |= uint32_t(holds(f.row(mi, bit % 4), f.col(ni, bit % 4))) << bit;
       }
     }
   }

@@ -8,6 +8,7 @@
 #include "backend.h"
 #include "cuda/panels/panel.h"
 #include "cuda/plan/plan.h"
+#include "dispatch.h"
 
 namespace clce::cuda {
 
@@ -24,10 +25,6 @@ void for_each_panel(const ContrastArgs& args, const PanelShape& shape, Use use) 
       if (panel.rows > 0) use(panel);
     }
   }
-}
-
-inline int64_t element_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
 }
 
 // Rows of prepared embeddings, from `first` on.
@@ -63,14 +60,13 @@ inline void multiply_gradient(const ContrastArgs& args, const MatrixProduct::Ope
                               const MatrixProduct::Operand& embeddings, int64_t inner, void* total,
                               int64_t first, bool accumulate, void* stream) {
   if (!total) return;
-  const int64_t acc_bytes = args.dtype == DType::kFloat64 ? 8 : 4;
   MatrixProduct product;
   product.rows = rows;
   product.columns = args.dim;
   product.inner = inner;
   product.a = gradients;
   product.b = embeddings;
-  product.c = static_cast<char*>(total) + first * args.stride * acc_bytes;
+  product.c = static_cast<char*>(total) + first * args.stride * acc_bytes(args.dtype);
   product.c_stride = args.stride;
   product.accumulate = accumulate;
   multiply(args, product, stream);

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "dispatch.h"
+
 namespace clce::cuda {
 namespace {
 
@@ -12,10 +14,6 @@ constexpr size_t kAlignment = 256;
 
 size_t aligned(size_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-size_t acc_bytes(DType dtype) {
-  return dtype == DType::kFloat64 ? 8 : 4;
 }
 
 int64_t triangle(int64_t n) {
@@ -94,7 +92,7 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
   plan.splits = choose_splits(tile, row_tiles * chunks, others);
   plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
   if (plan.splits > 1) {
-    plan.workspace_bytes = acc_bytes(args.dtype) * size_t(plan.splits) * size_t(rows) * size_t(args.stride);
+    plan.workspace_bytes = size_t(acc_bytes(args.dtype) * plan.splits * rows * args.stride);
   }
   return plan;
 }
@@ -126,11 +124,11 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
     const PanelShape tile = panel_tile(args.dtype);
     plan.groups = ceil_div(plan.shape.columns, tile.columns);
     if (args.symmetric) plan.groups += ceil_div(plan.shape.rows, tile.rows);
-    panel_bytes = acc_bytes(args.dtype) * size_t(plan.shape.rows) * size_t(plan.shape.columns);
+    panel_bytes = size_t(acc_bytes(args.dtype) * plan.shape.rows * plan.shape.columns);
   }
   // The pass over tiles sets the ticket to 0; without it, a single block of the merge needs none.
   plan.merge_blocks = any_pairs ? ceil_div(args.num_anchors, kMergeThreads) : 1;
-  const size_t acc = acc_bytes(args.dtype), fields = size_t(num_fields(!plan.engine.bounded));
+  const size_t acc = size_t(acc_bytes(args.dtype)), fields = size_t(num_fields(!plan.engine.bounded));
   plan.block_sums_at = kAlignment;
   plan.slots_at = plan.block_sums_at + aligned(2 * acc * size_t(plan.merge_blocks));
   plan.panel_at = plan.slots_at + aligned(acc * fields * size_t(plan.groups) * size_t(args.num_anchors));
@@ -145,12 +143,12 @@ BackwardPlan plan_backward(const ContrastArgs& args, Architecture architecture) 
   plan.panels = choose_panels(args, engine.format);
   if (plan.panels) {
     plan.shape = panel_shape(args);
-    const size_t numbers = size_t(plan.shape.rows) * size_t(plan.shape.columns);
-    const bool half = args.dtype == DType::kBFloat16 || args.dtype == DType::kFloat16;
+    const int64_t numbers = plan.shape.rows * plan.shape.columns;
+    const bool half = element_bytes(args.dtype) < acc_bytes(args.dtype);
     plan.panel_at = kAlignment;
-    plan.workspace_bytes = plan.panel_at + aligned(acc_bytes(args.dtype) * numbers);
+    plan.workspace_bytes = plan.panel_at + aligned(size_t(acc_bytes(args.dtype) * numbers));
     plan.gradients_at = half ? plan.workspace_bytes : plan.panel_at;
-    if (half) plan.workspace_bytes += aligned(2 * numbers);
+    if (half) plan.workspace_bytes += aligned(size_t(element_bytes(args.dtype) * numbers));
     return plan;
   }
   plan.anchors = plan_gradient(args, engine, false);

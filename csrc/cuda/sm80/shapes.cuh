@@ -23,11 +23,12 @@ constexpr bool shared_fits(int bytes, int blocks) {
 
 // A square tile. kDepth: columns of embeddings per step. kStages: places of the pipeline. kMinBlocks: blocks
 // that shall fit on a multiprocessor together, which bounds the registers; with unbounded logits a block may
-// be alone.
-template <int kM, int kWarpsM, int kWarpsN, int kDepth_, int kStages_, int kMinBlocks_>
+// be alone. kBand: columns of tiles that are walked together, whose sums stay in shared memory.
+template <int kM, int kWarpsM, int kWarpsN, int kDepth_, int kStages_, int kMinBlocks_, int kBand_ = 4>
 struct ForwardShape {
   using Logits = Fragment<kM, kM, kWarpsM, kWarpsN>;
   static constexpr int kDepth = kDepth_, kStages = kStages_, kMinBlocks = kMinBlocks_;
+  static constexpr int kBand = kBand_;
 };
 
 // Both sides stream: kStep is the number of rows of the other side per step of the second product. The two
@@ -67,9 +68,11 @@ struct HalfShapes {
   using Product = Product_;
 
   // Large: 64 logits a thread, and with all that their sums need 128 / 128 registers, which lets two blocks
-  // run. Together they have 162 KiB of shared memory; sm_86 and sm_89 have room for one. A fourth stage would
-  // not fit into the 99 KiB of a block. Small: 32 logits, 116 / 152 registers.
-  using Forward = List<ForwardShape<128, 2, 4, 32, 3, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
+  // run, where there is room for 98 KiB of each: on Hopper. 72 of them are the pipeline's: two steps of 36
+  // KiB have as much on its way as three of half the depth, and half as many barriers. 24 hold the sums of a
+  // row of tiles and of a band of two; a third stage or a wider band would not fit. Small: 32 logits, 112 /
+  // 120 registers.
+  using Forward = List<ForwardShape<128, 2, 4, 64, 2, 2, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
 
   // A warp has 32 rows: 128 registers hold their gradient, 64 their embeddings, 16 the logits, 8 dL/ds, 255 /
   // 255 in all, of which eight warps may have as many. Two blocks rather than one: one multiplies while the
@@ -99,8 +102,8 @@ struct Shapes<Format::kFloat16> : HalfShapes<HalfProduct<ptx::f16>> {};
 template <>
 struct Shapes<Format::kFloat32> {
   using Product = FmaProduct<float>;
-  // Large: 64 logits and the operands of their outer product, 226 / 246 registers: one block, for two would
-  // leave 128, and it would spill. A fourth stage would not fit. Small: 116 / 162 registers. Its step loads 8
+  // Large: 64 logits and the operands of their outer product, 165 / 168 registers: one block, for two would
+  // leave 128, and it would spill. A fourth stage would not fit. Small: 111 / 113 registers. Its step loads 8
   // KiB only: a barrier is short beside that many multiply-adds without tensor cores.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 16, 3, 2>>;
   // 32 or 64 registers hold the gradient, 118 / 128 or 148 / 162 in all: one block, for two would leave 128.
@@ -113,9 +116,8 @@ struct Shapes<Format::kFloat32> {
 template <>
 struct Shapes<Format::kTf32> {
   using Product = Tf32Product;
-  // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 181 / 242
-  // registers. (Two blocks would fit into 128 on sm_80; which is faster has not been measured.) Small: 116 /
-  // 152 registers.
+  // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 177 / 180
+  // registers. Small: 112 / 126 registers.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 32, 3, 2>>;
   // 112 / 120 or 140 / 152 registers; a block has 74 KiB.
   using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 32, 16, 3, 1>,
@@ -123,12 +125,12 @@ struct Shapes<Format::kTf32> {
 };
 
 // float64 is for checking gradients, not for speed: one tile of each kind, small and quick to compile.
-// Exponentials take most of its 92 / 112 and 204 / 212 registers; two blocks of 128 threads may have 255. A
-// step loads 4 KiB, or 8 in the second product.
+// Exponentials take most of its 150 / 186 and 204 / 212 registers; two blocks of 128 threads may have 255. A
+// step loads 4 KiB, or 8 in the second product. Bands of one tile, so that tests have several of them.
 template <>
 struct Shapes<Format::kFloat64> {
   using Product = FmaProduct<double>;
-  using Only = ForwardShape<32, 2, 2, 8, 3, 2>;
+  using Only = ForwardShape<32, 2, 2, 8, 3, 2, 1>;
   using Forward = List<Only, Only>;
   using Backward = List<StreamingShape<Fragment<32, 32, 2, 2>, Fragment<32, 64, 2, 2>, 8, 16, 3, 2>>;
 };

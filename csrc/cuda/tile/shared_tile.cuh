@@ -26,8 +26,6 @@ template <class T>
 struct Rows {
   const T* data;
   int64_t count, stride;
-
-  CLCE_DEVICE Rows from(int64_t row) const { return {data + row * stride, count - row, stride}; }
 };
 
 // How many neighbouring threads share a row of `per_row` pieces: at most 32, and so that `rows` rows are some
@@ -45,6 +43,18 @@ CLCE_DEVICE int at_most(int64_t x, int limit) {
   return x < limit ? int(x) : limit;
 }
 
+// The rows of one tile: `most` from `row` on, or as many as there are.
+template <class T>
+struct TileRows {
+  const T* data;
+  int count, stride;
+
+  CLCE_DEVICE TileRows(const Rows<T>& rows, int64_t row, int most)
+      : data(rows.data + row * rows.stride),
+        count(at_most(rows.count - row, most)),
+        stride(int(rows.stride)) {}
+};
+
 // A thread's share in copying tiles from rows that are `stride` elements apart, made once for all of them.
 // The block's threads share a tile: up to 32 neighbours read one row.
 template <int kThreads, class Tile>
@@ -59,11 +69,11 @@ class TileCopies {
         to_(uint32_t(row_ * Tile::kStride + col_) * uint32_t(sizeof(T))),
         from_(uint32_t(row_) * stride_ + uint32_t(col_ * int(sizeof(T)))) {}
 
-  // Starts copying the first Tile::kRows of `rows`, columns [first_col, + Tile::kCols); zeros beyond the
-  // rows' ends, where nothing is read. The caller commits.
-  CLCE_DEVICE void start(const Tile& to, const Rows<T>& rows, int first_col) const {
-    const int rows_left = at_most(rows.count, Tile::kRows) - row_;
-    const int cols_left = int(rows.stride) - first_col - col_;
+  // Starts copying columns [first_col, + Tile::kCols) of the rows; zeros beyond the ends, where nothing is
+  // read. The caller commits.
+  CLCE_DEVICE void start(const Tile& to, const TileRows<T>& rows, int first_col) const {
+    const int rows_left = rows.count - row_;
+    const int cols_left = rows.stride - first_col - col_;
     // 32 bits do within a tile.
     const auto* const from = reinterpret_cast<const unsigned char*>(rows.data + first_col);
     auto* const place = reinterpret_cast<unsigned char*>(to.base);
@@ -95,7 +105,7 @@ class TileCopies {
 template <int kThreads, class Tile, class T>
 CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
   TileCopies<kThreads, Tile>(rows.stride, ptx::opaque(threadIdx.x))
-      .start(tile, rows.from(first_row), int(first_col));
+      .start(tile, TileRows<T>(rows, first_row, Tile::kRows), int(first_col));
 }
 
 }  // namespace clce::cuda

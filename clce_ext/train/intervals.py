@@ -1,0 +1,158 @@
+"""How sure a difference of two objectives is: paired by seed and by image, and corrected for the number of
+comparisons."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .results import RunRecord
+
+SIGNIFICANT = 0.05  # a corrected p below it lets a report say "above" or "below"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean difference of a figure between runs of the same seeds, as a share of 1.
+
+    The interval is the 95 % interval of this comparison alone; ``corrected_p`` takes into account how many
+    comparisons it is one of, and the verdict goes by it. With one seed there is neither.
+    """
+
+    objective: str
+    reference: str
+    figure: str
+    by_seed: tuple[float, ...]
+    half_width: float
+    p: float  # of a difference this large if there were none
+    images: int | None = None  # whose variation the interval holds too; None: that of the seeds alone
+    corrected_p: float = math.nan
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.by_seed))
+
+    @property
+    def verdict(self) -> str:
+        if not self.corrected_p < SIGNIFICANT:
+            return "not distinguishable from"
+        return "above" if self.mean > 0 else "below"
+
+    def row(self) -> dict[str, Any]:
+        """A line of differences.csv."""
+        return {
+            "objective": self.objective,
+            "reference": self.reference,
+            "figure": self.figure,
+            "difference": self.mean,
+            "low": self.mean - self.half_width,
+            "high": self.mean + self.half_width,
+            "p": self.p,
+            "holm_p": self.corrected_p,
+            "seeds": len(self.by_seed),
+            "images": self.images or "",
+        }
+
+
+def differences_of(
+    runs: Mapping[str, Sequence[RunRecord]], untouched: Sequence[RunRecord], baseline: str
+) -> list[Difference]:
+    """All that a comparison asks, corrected together: the other objectives against ``baseline`` by top-1 and
+    neighbours, and all of them against the untouched backbone by what frozen embeddings alone give."""
+    found = [
+        difference(records, runs[baseline], figure)
+        for figure in ("top1", "knn")
+        for name, records in runs.items()
+        if name != baseline
+    ]
+    if untouched:
+        found += [
+            difference(records, untouched, figure)
+            for figure in ("centroid", "probe")
+            for records in runs.values()
+        ]
+    return corrected(found)
+
+
+def difference(records: Sequence[RunRecord], reference: Sequence[RunRecord], figure: str) -> Difference:
+    """``figure`` of ``records`` less that of the runs of the same seeds in ``reference``.
+
+    Where all runs judged the same images and kept for each of them whether it was right, the interval holds
+    both variations, of seeds and of images; else that of the seeds alone.
+    """
+    partner = {record.seed: record for record in reference}
+    pairs = [(record, partner[record.seed]) for record in records]
+    by_seed = np.array([a.results[figure] - b.results[figure] for a, b in pairs])
+    images = None
+    error = standard_error(by_seed[:, None])
+    if _share_images([record for pair in pairs for record in pair], figure):
+        matrix = np.stack([a.correct[figure].astype(float) - b.correct[figure] for a, b in pairs])
+        images, error = matrix.shape[1], standard_error(matrix)
+    half_width, p = _student(float(by_seed.mean()), error, len(pairs))
+    names = records[0].objective, reference[0].objective, figure
+    return Difference(*names, tuple(by_seed.tolist()), half_width, p, images)
+
+
+def corrected(differences: Sequence[Difference]) -> list[Difference]:
+    """The same with Holm's p-values over all of them (Scand. J. Statist. 6, 1979): however many there are,
+    the chance that any difference is called real where none is stays below the level."""
+    p = holm([d.p for d in differences])
+    return [dataclasses.replace(d, corrected_p=value) for d, value in zip(differences, p, strict=True)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values. One that is NaN, of a comparison that was not possible, stays so and does not
+    count."""
+    adjusted = [math.nan] * len(p)
+    order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
+    largest = 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
+def standard_error(x: np.ndarray) -> float:
+    """Of the mean of ``x`` [seeds, images], whose rows and columns are both random draws; NaN of one seed.
+
+    The variance of the seeds' means over their number, as in Student's interval, plus the part of the images:
+    what their means vary beyond chance, over their number (variance components of a two-way table; Searle,
+    Casella & McCulloch, "Variance Components", 1992). A bootstrap that draws seeds and images anew estimates
+    the same with one bias: it counts three times what neither seeds nor images explain (Owen, "The pigeonhole
+    bootstrap", Ann. Appl. Statist. 1, 2007), and of answers that are right or wrong that is the most.
+    """
+    seeds, images = x.shape
+    if seeds < 2:
+        return math.nan
+    of_seeds, of_images = x.mean(axis=1), x.mean(axis=0)
+    variance = of_seeds.var(ddof=1) / seeds
+    if images > 1:
+        rest = ((x - of_seeds[:, None] - of_images + x.mean()) ** 2).sum() / ((seeds - 1) * (images - 1))
+        variance += max(0.0, of_images.var(ddof=1) - rest / seeds) / images
+    return math.sqrt(variance)
+
+
+def _student(mean: float, error: float, seeds: int) -> tuple[float, float]:
+    """(half of the 95 % interval, two-sided p) by Student's t with the seeds' degrees of freedom."""
+    from scipy.stats import t
+
+    if not math.isfinite(error):
+        return math.nan, math.nan
+    if error == 0:
+        return 0.0, float(mean == 0)
+    return float(t.ppf(0.975, seeds - 1) * error), float(2 * t.sf(abs(mean) / error, seeds - 1))
+
+
+def _share_images(records: Sequence[RunRecord], figure: str) -> bool:
+    first = records[0]
+    return all(
+        figure in record.correct
+        and record.results["split"] == first.results["split"]
+        and np.array_equal(record.correct["images"], first.correct["images"])
+        for record in records
+    )

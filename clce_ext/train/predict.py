@@ -1,0 +1,140 @@
+"""clce-predict: the classes of new images by a trained model, as a table and as a page of thumbnails."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import timm
+
+from . import models, plots
+from .checkpoint import read_weights
+from .config import TrainConfig
+from .data import Images, Source, evaluation_loader
+from .data.sources import file_image, image_files, sample_name
+from .errors import TrainingError, run_command
+from .judge import run_model
+from .page import Section, write_page
+from .processes import choose_device
+from .results import write_rows
+
+_ON_SHEET = 500  # thumbnails at most; the table has all images
+_SAID = 3  # classes of each image
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("clce-predict", lambda: print(f"predictions: {predict(_parse(arguments))}"))
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="clce-predict",
+        description=__doc__.partition(": ")[2],
+        epilog="example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", nargs="+", help="image files, and folders of them")
+    parser.add_argument(
+        "--checkpoint", required=True, help="a run's directory, or its model.safetensors alone"
+    )
+    parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
+    return parser.parse_args(arguments)
+
+
+def predict(options: argparse.Namespace) -> Path:
+    """Writes predictions.csv and contact-sheet.html; returns the former's path."""
+    model, classes, input_config = load_saved(options.checkpoint)
+    paths = _paths(options.images)
+    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
+    image = functools.partial(file_image, paths, config.max_image_pixels)
+    images = Images(
+        Source(
+            image,
+            np.zeros(len(paths), int),
+            functools.partial(sample_name, paths),
+        ),
+        np.arange(len(paths)),
+        np.zeros(len(paths), dtype=np.int64),
+    )
+    device = choose_device(options.device)
+    outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)
+    rows = []
+    for (path, _), top, confidence in zip(
+        paths, outputs.top.tolist(), outputs.confidence.tolist(), strict=True
+    ):
+        row: dict[str, Any] = {"image": path}
+        for place, (label, share) in enumerate(zip(top[:_SAID], confidence, strict=False), 1):
+            row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
+        rows.append(row)
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(folder / "predictions.csv", rows)
+    photos = [
+        {
+            "images": [plots.photograph(image(i))],
+            "text": f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}",
+        }
+        for i, row in enumerate(rows[:_ON_SHEET])
+    ]
+    write_page(
+        folder / "contact-sheet.html",
+        [Section("Images", photos=photos)],
+        title=f"{len(rows)} images, {len(classes)} classes",
+        lead=f"By {options.checkpoint}." + f" The first {_ON_SHEET} are shown." * (len(rows) > _ON_SHEET),
+    )
+    return folder / "predictions.csv"
+
+
+def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str, Any]]:
+    """(model, names of its classes, size and scale of its images) of a run, from its model.safetensors alone.
+
+    Raises:
+        TrainingError: no such file, a damaged one, or one that clce-train did not write.
+    """
+    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+    state = read_weights(path)
+    about = {}
+    if path.suffix == ".safetensors":
+        with safetensors.safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+    if missing := {"model", "classes", "input", "arguments"} - set(about):
+        raise TrainingError(
+            f"--checkpoint {path}: does not say its {', '.join(sorted(missing))}, as the model.safetensors "
+            "of clce-train does"
+        )
+    classes = json.loads(about["classes"])
+    backbone = timm.create_model(about["model"], **json.loads(about["arguments"]))
+    if about.get("global_pool"):
+        backbone.reset_classifier(len(classes), about["global_pool"])
+    backbone.load_state_dict(state)
+    return models.FineTuner(backbone).eval(), classes, json.loads(about["input"])
+
+
+def _paths(given: Sequence[str]) -> list[tuple[str, str]]:
+    """(path, name of its folder) of the files, and of the images in the folders."""
+    found: list[tuple[str, str]] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = image_files(path)[0]
+            if not inside:
+                raise TrainingError(f"{path}: no images in this folder")
+            found += inside
+        elif path.is_file():
+            found.append((str(path), path.parent.name))
+        else:
+            raise TrainingError(f"{path}: no such file or folder")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""The directory of a run: one command at a time works in it; a run that it holds is gone on with, kept or
+deleted, as the options say."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from .checkpoint import checkpoints, damage, write_checksums, write_text
+from .config import TrainConfig, flag, read_yaml
+from .errors import TrainingError
+
+# Options that may differ between a run and its continuation: they do not change what is computed.
+FREE_TO_CHANGE = {
+    "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
+    "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "workers",
+}  # fmt: skip
+_LOADERS_END = 10  # seconds after which loader processes have noticed that a killed run is gone
+
+
+def lasting_options(config: TrainConfig) -> dict[str, Any]:
+    """Those that decide what is computed."""
+    return {name: value for name, value in config.to_dict().items() if name not in FREE_TO_CHANGE}
+
+
+def run_id(config: TrainConfig) -> str:
+    """The same for a run and its continuation, and no other run: 12 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(lasting_options(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]:
+    """Makes the directory and holds it; gives the results of a run that has finished and is resumed.
+
+    Raises:
+        TrainingError: another command holds it; or it holds a run that ``config`` neither goes on with nor
+            deletes, or whose parts do not belong together.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with _held(folder):
+        yield _prepared(folder, config)
+
+
+def write_finished(folder: Path, config: TrainConfig) -> None:
+    """Marks the run as finished: from now on its files are to have the checksums that they have now."""
+    names = [
+        n for n in ("model.safetensors", "embeddings.safetensors", "results.json") if (folder / n).exists()
+    ]
+    write_checksums(folder, run_id(config), names)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The lock goes with the process, however it ends; the name of its holder is for messages."""
+    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
+    try:
+        _acquire(lock, folder, holder)
+        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: filelock.BaseFileLock, folder: Path, holder: Path) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        try:
+            found = json.loads(holder.read_text())
+            pid, host = found["pid"], found["host"]
+        except (OSError, ValueError, KeyError):
+            pid, host = "unknown", "unknown host"
+        try:
+            # A killed run's loader processes keep the lock until they notice.
+            lock.acquire(timeout=_LOADERS_END if host == socket.gethostname() and not _is_alive(pid) else 0)
+        except filelock.Timeout:
+            raise TrainingError(
+                f"--output {folder}: process {pid} on {host} is at work there: wait for its end, or give "
+                "another --output"
+            ) from None
+    except NotImplementedError:
+        print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, TypeError):
+        pass
+    return True
+
+
+def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    results = folder / "results.json"
+    # A start that failed has left nothing to keep.
+    if not (checkpoints(folder) or results.exists()):
+        return None
+    if config.resume:
+        return _resumed(folder, config)
+    if not config.overwrite:
+        raise TrainingError(
+            f"--output {folder} already holds a run: --resume goes on with it, --overwrite deletes it"
+        )
+    # First what says that there is a run, last what says which: it may be interrupted here too.
+    for name in ("results.json", "checksums.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("checkpoints", "tensorboard"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in ("metrics.csv", "report.html", "*.safetensors", "results-*.json", "config.yaml"):
+        for file in folder.glob(pattern):
+            file.unlink()
+    return None
+
+
+def _resumed(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
+    saved, results = folder / "config.yaml", folder / "results.json"
+    if not saved.exists():
+        raise TrainingError(
+            f"--resume: {folder} holds a run but no config.yaml to say which: put it back, or --overwrite "
+            "(without --resume) starts again"
+        )
+    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), lasting_options(config)
+    changed = [name for name in now if now[name] != before[name]]
+    if changed:
+        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
+        raise TrainingError(f"--resume: {saved} has other options: {details}")
+    if not results.exists():
+        return None
+    found = damage(folder, run_id(config))
+    if found is None:
+        return json.loads(results.read_text())
+    if not checkpoints(folder):
+        raise TrainingError(
+            f"--resume: {folder} finished before, but {found}, and there is no checkpoint to finish again "
+            "from: --overwrite (without --resume) starts again"
+        )
+    print(f"warning: {folder} finished before, but {found}: finishing again", file=sys.stderr)
+    return None

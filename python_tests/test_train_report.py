@@ -1,0 +1,105 @@
+"""What a report shows and what it does not claim; predictions of a saved model."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clce_ext.train import plots, predict, report
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.loop import train
+from clce_ext.train.results import RunRecord
+
+from .training import QUICK, quick_config, write_digit_images
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    train(quick_config(folder, hold_out_classes=["7", "8", "9"], batch_size=14, epochs=1))
+    return folder
+
+
+def test_bold_is_only_who_is_ahead_of_chance():
+    def table(gains):
+        runs = {
+            name: [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(of)]
+            for name, of in gains.items()
+        }
+        section = report._accuracies(runs, [])
+        return [row[1].bold for row in section.table["rows"]]
+
+    assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
+    assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
+    assert table({"ce": [0], "clce": [0.03]}) == [False, False]
+
+
+def test_time_per_epoch_is_shown_where_nothing_else_ran():
+    def runs(*seconds):
+        rows = [{"stage": "joint", "seconds": s} for s in seconds]
+        return {"ce": [RunRecord("ce", 0, {"seconds_per_epoch": 1.0}, rows)]}
+
+    assert report._cost(runs(9.0, 2.0, 2.1, 2.2)).figures
+    for disturbed in (runs(9.0, 2.0, 3.0, 2.0), runs(9.0, 2.0)):
+        section = report._cost(disturbed)
+        assert not section.figures and "not shown" in section.text
+
+
+def test_names_on_a_map_do_not_cover_each_other():
+    generator = np.random.default_rng(0)
+    points, labels = generator.normal(size=(240, 2)), np.arange(240) % 12
+    figure, axes = plots.plt.subplots(figsize=(4, 4))
+    axes.scatter(*points.T)
+    names = [axes.text(0, 0, f"class {i}", bbox={"boxstyle": "round,pad=0.2"}) for i in range(12)]
+    plots._push_apart(figure, axes, names)
+    figure.canvas.draw()
+    boxes = [name.get_bbox_patch().get_window_extent() for name in names]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    plots.plt.close(figure)
+    assert "<svg" in plots.embedding_map(points, labels, ["<b>&"] * 12, "a < b")
+
+
+def test_photographs_and_names_of_classes_in_a_report(tmp_path):
+    """Mistakes and hardest negatives are pictures; a class's name is text, whatever it holds."""
+    folder = write_digit_images(tmp_path / "data", train=4, val=3, classes=3, size=32)
+    for split in ("train", "val"):
+        (folder / split / "digit_1").rename(folder / split / "<script>1")
+    options = QUICK | {"shots": None, "batch_size": 6, "data": str(folder), "eval_embeddings": "final"}
+    train(TrainConfig.from_dict(options | {"epochs": 1, "output": str(tmp_path / "run"), "image_size": 32}))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Hardest negatives" in page and page.count("data:image/jpeg;base64,") >= 2
+    assert "&lt;script&gt;1" in page and "<script" not in page
+
+
+def test_prediction(finished, tmp_path, capsys):
+    """From the saved file alone, moved elsewhere: the run's own predictions for its own images."""
+    saved = shutil.copy(finished / "model.safetensors", tmp_path / "moved.safetensors")
+    folder = write_digit_images(tmp_path / "new", train=3, val=0, classes=2, size=32) / "train"
+    single = next((folder / "digit_0").iterdir())
+    arguments = ["--checkpoint", str(saved), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    assert predict.main([*arguments, str(folder), str(single)]) == 0
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).parent.name for row in rows] == ["digit_0"] * 3 + ["digit_1"] * 3 + ["digit_0"]
+    model, classes, _ = predict.load_saved(finished)
+    image = Image.open(single).convert("RGB")
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    shares = model.backbone((pixels - 0.5) / 0.5).softmax(dim=1)[0]
+    assert rows[-1]["class_1"] == classes[shares.argmax()]
+    assert float(rows[-1]["probability_1"]) == pytest.approx(shares.max().item(), abs=1e-3)
+    assert (tmp_path / "out" / "contact-sheet.html").read_text().count("<img") == 7
+    for wrong, message in (
+        ([str(tmp_path / "none.png")], "none.png: no such file or folder"),
+        ([str(finished / "checkpoints")], "no images in this folder"),
+    ):
+        assert predict.main([*arguments, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    torch.save(model.backbone.state_dict(), tmp_path / "plain.pth")
+    assert predict.main(["--checkpoint", str(tmp_path / "plain.pth"), str(single)]) == 2
+    assert "does not say its arguments, classes, input, model" in capsys.readouterr().err

@@ -1,0 +1,386 @@
+"""What a step computes, costs and leaves: passes of the model, waiting, odd losses, memory of images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from clce_ext.train import loop, models
+from clce_ext.train.cli import main
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.data import evaluation_loader, in_memory, load_data, loaders, training_loader
+from clce_ext.train.data.images import Images, Source
+from clce_ext.train.errors import TrainingError, UnreadableImageError
+from clce_ext.train.loop import train
+from clce_ext.train.losses import RunningLosses
+from clce_ext.train.objectives import OBJECTIVES
+from clce_ext.train.processes import Processes
+from clce_ext.train.stages import stages
+from clce_ext.train.trainer import Trainer
+
+from .ranks import World
+from .training import QUICK, command_line, quick_config, rows, write_digit_images
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_trainer(stage: int = 0, **options) -> Trainer:
+    """Of a stage of a quick run, at the start of its first epoch."""
+    config = quick_config(Path("nowhere"), **options)
+    torch.manual_seed(0)
+    data = load_data(config)
+    projection = OBJECTIVES[config.objective].projection
+    model = models.create_model(config, len(data.classes), projection)
+    given = models.input_config(model, config)
+    trainer = Trainer(stages(config)[stage], model, data, config, given, Processes(torch.device("cpu")))
+    trainer.start_epoch(0, 0)
+    return trainer
+
+
+# Passes
+
+
+@pytest.mark.parametrize(
+    "objective, stage, passes", [("ce", 0, 1), ("clce", 0, 2), ("supcon", 0, 2), ("supcon", 1, 1)]
+)
+def test_only_contrast_pays_for_gradient_caching(objective, stage, passes, monkeypatch):
+    """Cross-entropy is a mean over images: micro-batches add up to it. A frozen backbone runs once."""
+    seen = []
+    embed = models.FineTuner.embed
+
+    def counted(self, images):
+        seen.append(len(images))
+        return embed(self, images)
+
+    trainer = make_trainer(stage, objective=objective, micro_batch_size=6)
+    monkeypatch.setattr(models.FineTuner, "embed", counted)
+    trainer.gradients(0)
+    assert sum(seen) == 20 * passes * trainer.stage.views and max(seen) == 6 * trainer.stage.views
+
+
+def test_the_warm_up_of_a_stage_ends_before_the_stage(monkeypatch):
+    options = {"objective": "supcon", "epochs": 8, "head_epochs": 2, "warmup_epochs": 5.0}
+    for stage in (0, 1):
+        trainer = make_trainer(stage, **options)
+        rates = []
+        for step in range(trainer.stage.epochs * trainer.sampler.steps):
+            trainer.scheduler.step_update(step)
+            rates.append(trainer.learning_rate)
+        assert max(rates) > 0.4 * trainer.stage.lr and rates[0] < 0.01 * trainer.stage.lr
+        assert rates.index(max(rates)) <= len(rates) / 2 and rates[-1] < max(rates)
+
+
+def test_the_decay_of_averaged_weights_is_the_one_given():
+    trainer = make_trainer(objective="ce", ema=0.75, opt="sgd")
+    before, weight = None, trainer.model.backbone.head.weight
+    for step in range(2):
+        before = trainer.averaged.module.backbone.head.weight.clone()
+        trainer.gradients(step)
+        trainer.update()
+    after = trainer.averaged.module.backbone.head.weight
+    assert torch.allclose(after, 0.75 * before + 0.25 * weight, atol=1e-7)
+    assert not torch.allclose(after, weight, atol=1e-7)
+
+
+def test_learning_rates_scale_with_the_batch():
+    for opt, rate in (("adamw", 1e-3 * (1024 / 256) ** 0.5), ("sgd", 1e-3 * 1024 / 256)):
+        config = TrainConfig(opt=opt, lr_base=1e-3, batch_size=1024)
+        assert stages(config)[0].lr == pytest.approx(rate) == pytest.approx(config.resolved_head_lr)
+    assert stages(TrainConfig())[0].lr == 5e-4
+
+
+def test_a_queue_holds_embeddings_of_steps_before():
+    losses = {}
+    for size in (None, 30):
+        trainer = make_trainer(objective="clce", queue_size=size, drop_path=0.0, lr=1e-12)
+        losses[size] = [float(trainer.gradients(step)["contrast"]) for step in range(2)]
+    assert len(trainer.criterion.queue) == 30 and trainer.criterion.queue.embeddings.shape == (30, 96)
+    assert losses[None][0] == losses[30][0] and abs(losses[None][1] - losses[30][1]) > 1e-3
+
+
+# Waiting and losses that are not finite
+
+
+class Reads(TorchDispatchMode):
+    """Counts how often the host asks for a tensor's value, for which it would wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function)
+        self.count += "_local_scalar_dense" in name or "nonzero" in name
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("options", [{"objective": "ce"}, {"objective": "clce", "micro_batch_size": 6}])
+def test_a_step_reads_nothing_back(options):
+    """But for what is read anyway on the CPU alone, such as Adam's count of steps."""
+    trainer = make_trainer(
+        opt="sgd", clip_grad=1.0, ema=0.9, queue_size=30 if "micro_batch_size" in options else None, **options
+    )
+    losses = RunningLosses(Processes(torch.device("cpu")))
+    with Reads() as reads:
+        for step in range(2):
+            losses.add(trainer.gradients(step), 20, step)
+            trainer.update()
+        assert reads.count == 0
+        assert losses.not_finite() is None and set(losses.last()) == set(losses.sums())
+        assert reads.count > 0
+
+
+def test_losses_that_nobody_looked_at():
+    losses = RunningLosses(Processes(torch.device("cpu")))
+    for step, value in enumerate((1.0, 2.0, float("inf"), 3.0, float("nan"))):
+        losses.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, 10, step)
+    assert losses.not_finite() == (2, {"loss": float("inf"), "ce": 0.5})
+    losses = RunningLosses(Processes(torch.device("cpu")), {"loss": [30.0, 20.0]})
+    losses.add({"loss": torch.tensor(2.0)}, 10, 0)
+    assert losses.not_finite() is None and losses.sums() == {"loss": [50.0, 30.0]}
+
+
+def test_weights_of_a_loss_that_is_not_finite_are_never_saved(tmp_path, monkeypatch):
+    """Where the losses of a GPU are looked at now and then, it is before every checkpoint."""
+    monkeypatch.setitem(loop._CHECK_EVERY, "cpu", 1000)
+    options = {"objective": "ce", "lr": 1e30, "epochs": 5, "sched": "constant", "shots": 12}
+    messages = []
+    for name, every in (("each", 1), ("late", 2)):
+        with pytest.raises(TrainingError, match=r"the loss is not finite .*step \d+, at") as error:
+            train(quick_config(tmp_path / name, checkpoint_steps=every, keep_checkpoints=100, **options))
+        messages.append(str(error.value).split(", at")[0])
+        for folder in (tmp_path / name).glob("checkpoints/*"):
+            weights = loop.checkpoint.load_checkpoint(folder)[0]
+            step = int(folder.name[5:])
+            assert step <= int(messages[0].split("step ")[1]), "saved after the loss was not finite"
+            assert weights
+    assert messages[0] == messages[1]
+
+
+def one_rank_fails(folder: str, options: dict) -> str:
+    rank = torch.distributed.get_rank()
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    gradients = Trainer.gradients
+
+    def poisoned(self, step):
+        losses = gradients(self, step)
+        return {name: value * float("nan") for name, value in losses.items()} if rank and step else losses
+
+    Trainer.gradients = poisoned
+    try:
+        train(TrainConfig.from_dict(options | {"output": folder}))
+    except TrainingError as error:
+        return str(error)
+    return "went on"
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
+    world = World(2, tmp_path / "store")
+    try:
+        answers = world.run(one_rank_fails, {r: (str(tmp_path / "run"), QUICK) for r in range(2)})
+        assert answers[0] == answers[1] and "the loss is not finite (loss nan" in answers[0]
+        assert "step 1, at" in answers[0]
+    finally:
+        world.close()
+
+
+# Resuming and doing nothing
+
+
+def test_resuming_refuses_changed_data(tmp_path):
+    folder = write_digit_images(tmp_path / "images", train=6, val=3, classes=3, size=32)
+    options = {"data": str(folder), "shots": None, "batch_size": 6, "images_per_class": 2}
+    train(quick_config(tmp_path / "run", **options))
+    (tmp_path / "run" / "results.json").unlink()
+    some = next((folder / "train" / "digit_1").iterdir())
+    shutil.copy(some, some.with_name("another.png"))
+    with pytest.raises(
+        TrainingError, match=r"--resume: .* other data than .*: train was 18 images, .* is 19 images"
+    ):
+        train(quick_config(tmp_path / "run", resume=True, **options))
+    some.with_name("another.png").unlink()
+    assert train(quick_config(tmp_path / "run", resume=True, **options))["steps"] == 6
+
+
+def test_no_epochs(tmp_path):
+    """The given weights are judged as they are."""
+    torch.manual_seed(0)
+    weights = tmp_path / "weights.pth"
+    torch.save(models.timm.create_model("beit_tiny_digits").state_dict(), weights)
+    for objective in ("ce", "supcon"):
+        options = {
+            "epochs": 0,
+            "checkpoint": str(weights),
+            "eval_embeddings": "final",
+            "objective": objective,
+        }
+        figures = train(quick_config(tmp_path / objective, **options))
+        assert figures["steps"] == figures["epochs"] == 0 and rows(tmp_path / objective) == []
+        for name in ("knn", "centroid", "probe"):
+            assert figures[name] == figures["untouched"][name]
+        assert (tmp_path / objective / "report.html").exists()
+        assert (tmp_path / objective / "model.safetensors").exists()
+
+
+def test_a_plan_prints_and_stops(tmp_path, capsys):
+    options = QUICK | {
+        "objective": "supcon",
+        "epochs": 8,
+        "warmup_epochs": 5,
+        "micro_batch_size": 8,
+        "workers": 2,
+    }
+    assert main([*command_line(options), "--plan", "--output", str(tmp_path / "run")]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "40: 10 classes of 4 to 4", "20 images: 2 of each of 10 classes", "in micro-batches of 8",
+        "steps per epoch  2", "stage contrast   6 epochs, 12 steps, 2 view(s); learning rate 0.001",
+        "stage head       2 epochs, 4 steps, 1 view(s)", "after 2 steps of warm-up",
+        "2 workers prepare ahead",
+    ):  # fmt: skip
+        assert text in printed
+    assert not (tmp_path / "run").exists()
+    assert main([*command_line(QUICK | {"batch_size": 80}), "--plan"]) == 2
+    assert "--batch-size 80 exceeds the 40 training images" in capsys.readouterr().err
+
+
+# Images
+
+
+def source(count: int, size: tuple[int, int], calls: list[int] | None = None) -> Images:
+    def image(i: int) -> Image.Image:
+        if calls is not None:
+            calls.append(i)
+        return Image.new("RGB", size, (i % 256, 0, 0))
+
+    labels = np.arange(count) % 2
+    return Images(Source(image, labels, str), np.arange(count), labels)
+
+
+INPUT = {
+    "input_size": (3, 32, 32), "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.25), "interpolation": "bilinear",
+    "crop_pct": 1.0,
+}  # fmt: skip
+
+
+def test_a_small_training_set_is_decoded_once(monkeypatch):
+    calls: list[int] = []
+    images = in_memory(source(12, (40, 40), calls))
+    loader, sampler = training_loader(images, quick_config(Path("nowhere"), batch_size=4), INPUT, 2, 0, 1)
+    decoded = len(calls)
+    for epoch in range(2):
+        sampler.set_position(epoch)
+        list(loader)
+    assert len(calls) == decoded and set(calls) == set(range(12))
+    monkeypatch.setattr(loaders, "KEPT_BYTES", 12 * 40 * 40 * 3 - 1)
+    large = source(12, (40, 40))
+    assert in_memory(large) is large
+    broken = source(3, (8, 8))
+    broken.source.image = lambda i: 1 / 0
+    with pytest.raises(UnreadableImageError, match="cannot read image"):
+        in_memory(broken)
+
+
+def test_pixels_are_normalised_by_the_model():
+    config = quick_config(Path("nowhere"))
+    model = models.create_model(config, 10, False).eval()
+    pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    given = models.input_config(model, config)
+    mean, std = (torch.tensor(given[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        assert torch.allclose(model(pixels)[0], model((pixels / 255 - mean) / std)[0], atol=1e-5)
+    assert "mean" not in model.state_dict()
+
+
+def test_erasing_fills_with_noise_around_the_mean():
+    options = {
+        "batch_size": 2,
+        "images_per_class": None,
+        "random_erasing": 1.0,
+        "color_jitter": 0,
+        "hflip": 0,
+    }
+    images = source(2, (32, 32))
+    loader, _ = training_loader(images, quick_config(Path("nowhere"), **options), INPUT, 1, 0, 1)
+    ((found, _),) = loader
+    assert found.dtype == torch.uint8
+    blue = found[:, 0, 2].flatten().float()
+    noise = blue[blue > 0]
+    assert 0 < len(noise) < len(blue)
+    assert abs(noise.mean() - 0.6 * 255) < 15 and 45 < noise.std() < 75  # 0.25 * 255 is 64, cut at 0 and 255
+
+
+@pytest.mark.parametrize("mode, seen", [("center", 0), ("squash", 32 * 8), ("border", 16 * 8)])
+def test_the_crop_of_evaluation_is_the_models(mode, seen):
+    """A wide image, white at its left quarter: what is left of that quarter in 32 x 32 pixels."""
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:, :16] = 255
+    images = Images(
+        Source(lambda i: Image.fromarray(picture), np.zeros(1, int), str), np.zeros(1, int), np.zeros(1, int)
+    )
+    config = quick_config(Path("nowhere"))
+    ((found, _),) = evaluation_loader(images, config, INPUT | {"crop_mode": mode, "mean": (0, 0, 0)})
+    white = int((found[0, 0] > 127).sum())
+    assert white == pytest.approx(seen, abs=40) and (white == 0) == (seen == 0)
+
+
+@pytest.mark.slow
+def test_host_memory_of_large_batches():
+    """4,096 images of 224 pixels, 8 workers: all processes together, interpreter and libraries included."""
+    code = """
+import threading, time
+import numpy as np, psutil, torch
+from PIL import Image
+from clce_ext.train import models
+from clce_ext.train.config import TrainConfig
+from clce_ext.train.data import Data, training_loader
+from clce_ext.train.data.images import Images, Source
+from clce_ext.train.processes import Processes
+from clce_ext.train.stages import stages
+from clce_ext.train.trainer import Trainer
+
+picture = Image.new("RGB", (224, 224))
+labels = np.arange(8192) % 16
+images = Images(Source(lambda i: picture, labels, str), np.arange(8192), labels)
+config = TrainConfig(data="DIR", model="test_resnet", image_size=224, batch_size=4096, workers=8,
+    augment=False, micro_batch_size=64, tensorboard=False, device="cpu")
+model = models.create_model(config, 16, False)
+data = Data(images, images, None, [str(i) for i in range(16)], "val")
+trainer = Trainer(stages(config)[0], model, data, config, models.input_config(model, config),
+    Processes(torch.device("cpu")))
+peak, done = 0, threading.Event()
+
+def watch():
+    global peak
+    me = psutil.Process()
+    while not done.wait(0.2):
+        total = 0
+        for process in (me, *me.children(recursive=True)):
+            try:
+                total += process.memory_full_info().pss
+            except psutil.NoSuchProcess:
+                pass
+        peak = max(peak, total)
+
+thread = threading.Thread(target=watch)
+thread.start()
+trainer.start_epoch(0, 0)
+batch, labels, _ = trainer._batch()
+assert batch.shape == (4096, 3, 224, 224) and batch.dtype == torch.uint8
+time.sleep(1)  # the workers go on preparing the next one
+done.set()
+thread.join()
+print(peak / 1e9)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    print(f"host memory: {float(done.stdout):.2f} GB")
+    assert 0.6 < float(done.stdout) < 2.0
