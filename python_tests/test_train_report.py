@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from clce_ext.train import plots, predict, report
 from clce_ext.train.config import TrainConfig
+from clce_ext.train.errors import TrainingError
+from clce_ext.train.judge import Outputs
 from clce_ext.train.loop import train
+from clce_ext.train.records import Records
 from clce_ext.train.results import RunRecord
 
 from .training import QUICK, quick_config, write_digit_images
@@ -24,6 +31,34 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     train(quick_config(folder, hold_out_classes=["7", "8", "9"], batch_size=14, epochs=1))
     return folder
+
+
+def test_what_is_kept_of_a_models_outputs():
+    """Predictions, not logits; of the shares of several processes, in the order of the images."""
+    logits, labels = torch.randn(11, 200, generator=torch.Generator().manual_seed(0)), torch.arange(11) % 3
+
+    def outputs(rows):
+        top = logits[rows].topk(5).indices
+        shares = logits[rows].softmax(dim=1).gather(1, top)
+        losses = F.cross_entropy(logits[rows], labels[rows], reduction="none")
+        return Outputs(top, shares, losses, logits[rows, :4], labels[rows], rows)
+
+    whole = outputs(torch.arange(11))
+    joined = Outputs.join([outputs(torch.arange(rank, 11, 3)) for rank in range(3)])
+    for field in dataclasses.fields(Outputs):
+        assert torch.equal(getattr(joined, field.name), getattr(whole, field.name))
+        assert getattr(whole, field.name)[0].numel() <= 5
+    figures = whole.classification(200)
+    assert figures["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert figures["top1"] == (logits.argmax(dim=1) == labels).double().mean()
+    by_class = whole.by_class([f"class {i}" for i in range(200)])
+    assert [(row["class"], row["images"]) for row in by_class] == [
+        ("class 0", 4),
+        ("class 1", 4),
+        ("class 2", 3),
+    ]
+    part = whole.take(6, seed=1)
+    assert len(part.rows) == 6 and torch.equal(part.labels, labels[part.rows])
 
 
 def test_bold_is_only_who_is_ahead_of_chance():
@@ -103,3 +138,24 @@ def test_prediction(finished, tmp_path, capsys):
     torch.save(model.backbone.state_dict(), tmp_path / "plain.pth")
     assert predict.main(["--checkpoint", str(tmp_path / "plain.pth"), str(single)]) == 2
     assert "does not say its arguments, classes, input, model" in capsys.readouterr().err
+
+
+def test_trackers(tmp_path, monkeypatch):
+    logged = []
+
+    def log(values, step):
+        logged.append((values, step))
+
+    run = SimpleNamespace(log=log)
+    ids = []
+    wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
+    mlflow = SimpleNamespace(start_run=lambda run_name: None, log_params=lambda _: None, log_metrics=log)
+    row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
+    for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
+        monkeypatch.setitem(sys.modules, name, package)
+        Records(tmp_path, False, tracker=name, options={"lr": 1e-3}).write([row])
+        assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
+    assert ids[0] == ids[1]  # one run, where it is resumed
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
+        Records(tmp_path, False, tracker="mlflow")

@@ -570,14 +570,13 @@ def test_compare(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("clce_ext.train.loop._Run", None)
     assert compare.main(arguments) == 0
     assert (tmp_path / "report.html").read_text() == report
-    # Results of other versions are not taken for those of these.
+    # Runs of two versions are not compared, and none is deleted for it.
     path = tmp_path / "runs" / "ce-seed0" / "results.json"
-    changed = json.loads(path.read_text())
-    path.write_text(json.dumps(changed | {"torch": "1.0"}))
-    capsys.readouterr()
-    with pytest.raises(TypeError, match="NoneType"):  # it is about to train
-        compare.main(arguments)
-    assert "made by other versions (torch 1.0, now" in capsys.readouterr().out
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"torch": "1.0"}))
+    assert compare.main(arguments) == 2
+    message = capsys.readouterr().err
+    assert "not compared: ce, seed 0 by code 0.1.0+" in message and "torch 1.0, timm" in message
+    assert "torch 1.0" not in message.partition("; ")[2]
 
 
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():

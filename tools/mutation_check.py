@@ -72,12 +72,13 @@ MUTATIONS = [
         "if (share >= 1 || debiased <= floor) {", "if (!(share < 1 && debiased > floor)) {", "nan_and_inf",
     ),
     Mutation(
-        "NaN and Inf", "NaN dropped by an exponential", "csrc/cpu/tile_impl.h",
-        "x < lowest)", "(x < lowest) | (x != x))", "nan_and_inf",
+        "NaN and Inf", "NaN dropped by an exponential", "csrc/cpu/vec.h",
+        "select(x.lanes < Vec<float>(kLowest).lanes,",
+        "select((x.lanes < Vec<float>(kLowest).lanes) | (x.lanes != x.lanes),", "nan_and_inf",
     ),
     Mutation(
         "t = 0.01", "low parts of the logarithms forgotten", "csrc/cpu/tile_impl.h",
-        "at::vec::fmsub(power, s, lse) - lse_low", "at::vec::fmsub(power, s, lse)", "low_temperature",
+        "fmsub(power, s, lse) - lse_low", "fmsub(power, s, lse)", "low_temperature",
     ),
     Mutation(
         "B = 1", "own key kept", "csrc/cpu/rows.cpp",
@@ -89,7 +90,7 @@ MUTATIONS = [
     ),
     Mutation(
         "B no multiple of a tile", "lanes that are not there counted", "csrc/cpu/tile_impl.h",
-        "return value & (Vec<T>::arange(T(0), T(1)) < Vec<T>(static_cast<T>(count)));", "return value;",
+        "return select(Vec<T>::first(count), value, Vec<T>(T(0)));", "return value;",
         "small_and_odd",
     ),
     Mutation(
@@ -98,7 +99,7 @@ MUTATIONS = [
     ),
     Mutation(
         "bfloat16", "bfloat16's bits taken for float16's", "csrc/cpu/rows.cpp",
-        "with_element_type<c10::BFloat16, c10::Half>", "with_element_type<c10::Half, c10::Half>",
+        "with_element_type<BFloat16, Float16>", "with_element_type<Float16, Float16>",
         "several_blocks and bfloat16",
     ),
     Mutation(

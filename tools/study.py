@@ -92,8 +92,8 @@ def photographs(data: str) -> list[Part]:
     for shots in (5, *(s for s in PHOTO_SHOTS if s != 5)):
         common = [*recipe, *_few(shots, 20), "--split", "test"]
         for name, objectives, seeds in (
-            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 5),
-            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 3),
+            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 3),
+            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 2),
         ):
             parts.append(_compare(name, [*common, *_seeds(seeds), "--objectives", *objectives], "weights"))
     return parts
@@ -131,7 +131,11 @@ def digits() -> list[Part]:
         for value in values:
             own = ["--objectives", "clce", f"--{option}", f"{value:g}"]
             parts.append(
-                _compare(f"digits-{option}-{value:g}", [*recipe, *own, "--baseline", "clce"], "letters")
+                _compare(
+                    f"digits-{option}-{value:g}",
+                    [*recipe, *own, *_seeds(10), "--baseline", "clce"],
+                    "letters",
+                )
             )
     for shots in (s for s in SHOTS if s != 5):
         parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots, 40), *_seeds(10)], "letters"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -203,22 +202,41 @@ def train_all(configs: Mapping[str, TrainConfig]) -> bool:
     """Trains what has not been trained; the keys say on the terminal what each is. Returns whether this is
     the main process, which goes on."""
     from .loop import train
-    from .start import other_versions
 
     start = time.perf_counter()
     with processes(next(iter(configs.values()))) as group:  # joined once: for all runs
+        if problem := group.from_main(_mixed_versions(configs)):
+            raise TrainingError(problem)
         for done, (name, config) in enumerate(configs.items()):
             elapsed = time.perf_counter() - start
             left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
             if group.is_main:
                 print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
-            results = Path(config.output) / "results.json"
-            if results.exists() and (others := other_versions(json.loads(results.read_text()))):
-                if group.is_main:
-                    print(f"made by other versions ({others}): trained again", flush=True)
-                config = dataclasses.replace(config, resume=False, overwrite=True)
             train(config, with_map=False)  # the comparison draws the maps that it shows
     return group.is_main
+
+
+def _mixed_versions(configs: Mapping[str, TrainConfig]) -> str:
+    """What is wrong where finished runs were made by other versions than each other, or than those that would
+    train the rest now; nothing is deleted for it."""
+    from .start import versions
+
+    now = versions()
+    made: dict[str, str] = {}  # by versions, a run that they made
+    for name, config in configs.items():
+        results = Path(config.output) / "results.json"
+        try:
+            found = json.loads(results.read_text()) if results.exists() else now
+        except ValueError:
+            found = now  # damaged: it will be finished again
+        made.setdefault(", ".join(f"{k} {found.get(k, 'unknown')}" for k in now), name)
+    if len(made) == 1:
+        return ""
+    return (
+        "runs of different versions are not compared: "
+        + "; ".join(f"{name} by {version}" for version, name in made.items())
+        + ". Another --output trains all of them, or delete those of the other version"
+    )
 
 
 def judged(config: TrainConfig, split: str | None) -> RunRecord:

@@ -248,6 +248,9 @@ class TrainConfig:
         None, "end the last stage after N evaluations without a better --best-metric", _COUNT
     )
     tensorboard: bool = option(True, "write TensorBoard events")
+    tracker: str | None = option(
+        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
+    )
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:

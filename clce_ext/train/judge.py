@@ -65,18 +65,19 @@ class Outputs:
         return values
 
     def by_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Per class: name, images, accuracy, and the other class that is said most often and how often."""
+        """Per class that has images: name, their number, accuracy, the other class that is said most often,
+        and how often."""
         rows = []
-        for label, name in enumerate(classes):
+        for label in self.labels.unique().tolist():
             said = torch.bincount(self.top[self.labels == label, 0], minlength=len(classes))
             images, right = int(said.sum()), int(said[label])
             said[label] = 0
             other, times = int(said.argmax()), int(said.max())
             rows.append(
                 {
-                    "class": name,
+                    "class": classes[label],
                     "images": images,
-                    "accuracy": right / images if images else math.nan,
+                    "accuracy": right / images,
                     "taken_for": classes[other] if times else None,
                     "times": times,
                 }

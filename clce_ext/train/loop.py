@@ -101,7 +101,9 @@ class _Run:
             checkpoint.write_text(folder / "config.yaml", config.dump())
         if group.is_main and config.progress:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
-        self.records = Records(folder, config.tensorboard, self.rows) if group.is_main else None
+        self.records = None
+        if group.is_main:
+            self.records = Records(folder, config.tensorboard, self.rows, config.tracker, config.to_dict())
 
     def _agreed_digest(self) -> dict[str, str]:
         digests = self.group.gather(data_digest(self.data))

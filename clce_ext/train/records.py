@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import importlib
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from .checkpoint import write_text
+from .errors import TrainingError
 
 # fmt: off
 COLUMNS = (
@@ -25,9 +28,17 @@ class Records:
     """One row per epoch, in metrics.csv and as TensorBoard events. The rows are part of every checkpoint, so
     that a resumed run writes the file that the unbroken one would have written."""
 
-    def __init__(self, folder: Path, tensorboard: bool, rows: Sequence[dict[str, Any]] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        tensorboard: bool,
+        rows: Sequence[dict[str, Any]] = (),
+        tracker: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
         self.folder = folder
         self._writer = None
+        self._tracker = _tracker(tracker, folder, options or {}) if tracker else None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +49,8 @@ class Records:
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """All ``rows``, the last of which is new."""
         self._write_table(rows)
+        if self._tracker is not None:
+            self._tracker({k: v for k, v in rows[-1].items() if k not in ("stage", "step")}, rows[-1]["step"])
         if self._writer is not None:
             for name, value in rows[-1].items():
                 if name not in ("stage", "epoch", "step"):
@@ -54,6 +67,23 @@ class Records:
         writer.writeheader()
         writer.writerows(rows)
         write_text(self.folder / "metrics.csv", text.getvalue())
+
+
+def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Callable[[dict[str, Any], int], Any]:
+    """What takes an epoch's values and step to Weights & Biases or MLflow, by the name of the run's folder.
+    Where that goes is set as those packages have it, by their environment variables."""
+    try:
+        package = importlib.import_module(name)
+    except ImportError as error:
+        raise TrainingError(f"--tracker {name}: needs the package {name} (pip install {name})") from error
+    if name == "wandb":
+        # The same run, where it is resumed.
+        key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
+        run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=dict(options))
+        return lambda values, step: run.log(values, step=step)
+    package.start_run(run_name=folder.name)
+    package.log_params(dict(options))
+    return lambda values, step: package.log_metrics(values, step=step)
 
 
 def progress_bar(total: int, done: int, description: str, enabled: bool) -> tqdm:

@@ -300,7 +300,7 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
 
 
 def _classes(val: Outputs, classes: Sequence[str]) -> Section:
-    rows = [row for row in val.by_class(classes) if row["images"]]
+    rows = val.by_class(classes)
     worst = sorted(rows, key=lambda row: row["accuracy"])[:_CLASSES]
     body = [
         [

@@ -23,7 +23,7 @@ from .errors import TrainingError
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE_TO_CHANGE = {
     "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
-    "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "workers",
+    "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "tracker", "workers",
 }  # fmt: skip
 _LOADERS_END = 10  # seconds after which loader processes have noticed that a killed run is gone
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -57,12 +55,3 @@ def versions() -> dict[str, str]:
         digest.update(path.read_bytes())
     code = f"{clce_ext.__version__}+{digest.hexdigest()[:10]}"
     return {"code": code, "torch": torch.__version__, "timm": timm.__version__}
-
-
-def other_versions(results: Mapping[str, Any]) -> str:
-    """In which versions results were made that are not those of now, in words."""
-    return ", ".join(
-        f"{name} {results.get(name, 'unknown')}, now {version}"
-        for name, version in versions().items()
-        if results.get(name) != version
-    )
