@@ -396,7 +396,8 @@ class Experiment {
     k.temperature = c_.temperature_on_device ? 1e30 : temperature_;  // not to be looked at
     k.temperature_ptr = c_.temperature_on_device ? temperature_memory_->data() : nullptr;
     k.beta = c_.config.beta;
-    k.bounded = bounded();
+    // A temperature on the device is for the device to judge.
+    k.bounded = c_.temperature_on_device ? c_.normalize && !c_.unbounded : bounded();
     k.allow_tf32 = Format::kTf32;
     k.engine = c_.panel_rows ? EngineChoice::kPanels : EngineChoice::kFused;
     k.product = plain_product<Format>();
@@ -1235,11 +1236,19 @@ TEST("plan/engine") {
   args.dtype = DType::kFloat16;
   CHECK(cuda::format_of(args) == cuda::Format::kFloat16);
   CHECK(cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
-  // The bound of a temperature on the device is not known on the host.
+  CHECK(!cuda::plan_forward(args, Architecture::kSm80).engine.temperature_decides);
+  // The bound of a temperature on the device is not known on the host; rows that are not normalised have
+  // none.
   const float temperature = 1;
   args.temperature_ptr = &temperature;
-  CHECK(!cuda::plan_forward(args, Architecture::kSm80).engine.bounded);
-  CHECK(!cuda::plan_backward(args, Architecture::kSm80).anchors.engine.bounded);
+  for (bool normalized : {true, false}) {
+    args.bounded = normalized;
+    const cuda::Engine forward = cuda::plan_forward(args, Architecture::kSm80).engine;
+    const cuda::Engine backward = cuda::plan_backward(args, Architecture::kSm80).anchors.engine;
+    CHECK(!forward.bounded && !backward.bounded);
+    CHECK_EQ(forward.temperature_decides, normalized);
+    CHECK_EQ(backward.temperature_decides, normalized);
+  }
 }
 
 // As few chunks as possible, by the narrowest tile that makes so few, which is compiled for the logits.

@@ -103,7 +103,9 @@ struct ContrastArgs {
   double temperature = 1.0;               // used where temperature_ptr is null
   const void* temperature_ptr = nullptr;  // acc [1] on the device (no host synchronisation)
   double beta = 1.0;
-  bool bounded = false;     // logits_are_bounded(): plain sums of exponentials, no maxima
+  // logits_are_bounded(): plain sums of exponentials, no maxima. Where the temperature lies on another
+  // device: whether z is normalised; the device finds the rest.
+  bool bounded = false;
   bool allow_tf32 = false;  // float32 products may round their operands to TF32 (CUDA)
   // CUDA. Both passes must be given the same.
   EngineChoice engine = EngineChoice::kAuto;

@@ -234,33 +234,29 @@ def test_forward_with_positives_by_hand():
 
 
 def test_backward_by_hand():
-    """The resident bfloat16 tile of D 128: 64 x 64 over 4 warps of 32 x 32, then 64 x 128 over them."""
+    """The resident bfloat16 tile of D 128: 128 x 64 over 4 warps of 32 rows, in 4 chunks of 16 columns."""
     p = compiled("backward", 128, 0.0)
     per_warp = {pipe: n / 4 for pipe, n in p.counts.total.items()}
-    assert p.counts.shape.logits == pipe_model.Fragment(64, 64, 2, 2)
-    # Logits: 2 x 4 pieces, 8 times 16 columns. Gradient: 2 x 8 pieces, 4 times 16 rows.
-    assert per_warp["tensor"] == pytest.approx((2 * 4 * 8 + 2 * 8 * 4) * 4096)
+    assert p.counts.shape.logits == pipe_model.Fragment(128, 64, 4, 1)
+    assert p.counts.shape.chunk == 16
+    # Logits: 2 x 8 pieces, 8 times 16 columns. Gradient: 2 x 16 pieces, 4 times 16 rows.
+    assert per_warp["tensor"] == pytest.approx((2 * 8 * 8 + 2 * 16 * 4) * 4096)
     # The other side's 64 rows of 256 bytes; the owner's stay.
     assert p.counts.total["fill"] == pytest.approx(64 * 256)
     products = (
-        8 * (2 + 2) * 4  # logits: 2 ldmatrix.x4 for each side, of 4 wavefronts
-        + 4 * (2 + 4) * 4  # gradient: 2 for dL/ds, 4 for the rows
+        4 * 8 * 4  # logits: in each chunk 8 ldmatrix.x4 for the other side's rows, of 4 wavefronts
+        + 4 * 8 * 4  # gradient: 8 for them again; registers hold all else
         + 64 * 256 / 16 / 128 * 4  # copies of 16 bytes a lane
     )
-    assert products == 256
-    # Per pair of neighbours in a row: a coefficient of the row is one wavefront, of the two columns two.
-    gradients = (
-        4 * 4 * 4  # 4 coefficients of a lane's 4 rows, in each of 4 pieces of columns
-        + 4 * 4 * 4 * 2  # 4 of the two columns of 4 pieces, in each of 4 rows
-        + 16  # dL/ds of 32 pairs a lane, two to a store
-    )
+    # w and wn of the two columns of 8 pieces, 16 bytes a lane; in each chunk 1 / temperature.
+    gradients = 8 * 4 + 4
     labels = (
-        4 + 4  # 4 groups: all valid? any wide?
-        + 4 + 4 * 2  # of a lane's 4 rows once, of 2 columns in each of 4 turns
-        + (4 + 4) / 2  # half of the warps store a row's label, with its votes, and its coefficients
+        4 + 2  # 4 groups of own rows, 2 of the tile's: all valid?
+        + 4 * (4 + 2 * 2)  # the vote in each chunk: a lane's 4 rows, and two columns of 2 pieces
+        + (4 + 2 * 2) / 2  # half of the warps store a row's label, with its votes, and its coefficients
     )  # fmt: skip
-    assert products + gradients + labels == 488
-    assert per_warp["shared"] == pytest.approx(488)
+    assert products + gradients + labels == 366
+    assert per_warp["shared"] == pytest.approx(366)
 
 
 def test_no_rule_is_stale():

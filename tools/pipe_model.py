@@ -76,6 +76,11 @@ class Shape:
             text += f", {'resident' if self.resident else 'streaming'} {self.dims}"
         return text + (", unbounded" if self.unbounded else "")
 
+    @property
+    def chunk(self) -> int:
+        """Columns of a tile of logits that are made at once: resident rows leave a lane 16."""
+        return 16 * 32 * self.logits.warps // self.logits.m if self.resident else self.logits.n
+
     def steps(self, columns: int) -> int:
         return 1 if self.resident else -(-columns // self.depth)
 
@@ -153,7 +158,7 @@ class Case:
     def share_with_positives(self, shape: Shape) -> float:
         if self.positives is not None:
             return self.positives
-        pairs = shape.logits.m * shape.logits.n / shape.logits.warps
+        pairs = shape.logits.m * shape.chunk / shape.logits.warps
         return 1 - math.exp(-pairs * (self.per_class - 1) / max(self.batch - 1, 1))
 
     def columns_with_positives(self, shape: Shape) -> float:

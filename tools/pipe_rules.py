@@ -61,8 +61,6 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         # One branch of the machine code decides this and what load_other asks: a thread for each row.
         Rule("if (step == 0) load_other(tile);", share=logits.n / threads / steps),
         Rule("if (t < kN) store_row(", share=always, within="if (step == 0) load_other(tile);"),
-        Rule("if (tile + 1 < end) load_other(tile + 1);", share=logits.n / threads),
-        Rule("if (t < kN) store_row(", share=always, within="if (tile + 1 < end) load_other(tile + 1);"),
         Rule("if (steps == 1) ptx::sync_threads();", share=float(steps == 1)),
         # Self-contrast from bench/: every row has a label, none is ignored, labels are small numbers.
         Rule("if (p.symmetric) {", share=always),
@@ -76,6 +74,16 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (masked) {", share=never),
         Rule("return labels.is_valid(row) && labels.is_valid(F::kM + col)", share=always),
         Rule("for (int ni = 0; ni < F::kNI; ++ni) {", trips=logits.pieces_n),
+        # Resident rows: the next tile's numbers, then chunks of columns, in each of which a warp votes.
+        Rule("if (tile + 1 < end) load_other(tile + 1);", share=min(1.0, logits.n / threads)),
+        Rule("if (t >= kN) return;", share=never, leaves=True),
+        Rule("if (t == 0) ptx::shared_store(scale_place()", share=1 / threads),
+        Rule("if (t < kM) own.store(", share=min(1.0, logits.m / threads)),
+        Rule("for (int first = 0; first < kN; first += Traits::kChunk) {", trips=logits.n / shape.chunk),
+        Rule("if (!ptx::any_sync(any_alike(other, first)))", share=1 - positives),
+        # One of a lane's 16 pairs, hardly ever more.
+        Rule("if (kPositives && alike()) {", share=1 / 16),
+        Rule("if (masked) mask(", share=never),
         # The vote of a warp.
         Rule("if (positives) {", share=positives),
         Rule("if (positives) write_shifted(", share=positives),
@@ -101,6 +109,8 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("for (int k = 0; k < X::kRows; ++k) {", trips=shape.step),
         # Logits that are not bounded; the temperature comes from the host nevertheless.
         Rule("return scale.temperature ?", share=never),
+        Rule("if (!scale.decides) return otherwise;", share=always, leaves=True),
+        Rule("if (logits_are_unbounded(params.scale,", share=never, leaves=True),
         Rule("if (!positive && !negative) return 0;", share=never, leaves=True),
         # A warp's 32 pairs hardly ever hold a positive one.
         Rule("if (positive) return c(kCPos)", share=never, leaves=True),

@@ -92,8 +92,8 @@ def photographs(data: str) -> list[Part]:
     for shots in (5, *(s for s in PHOTO_SHOTS if s != 5)):
         common = [*recipe, *_few(shots, 20), "--split", "test"]
         for name, objectives, seeds in (
-            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 5),
-            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 3),
+            (f"photographs-{shots}-shots", ["ce", "clce"], 20 if shots == 5 else 3),
+            (f"photographs-{shots}-shots-others", ["schane", "supcon", "lacvit"], 5 if shots == 5 else 2),
         ):
             parts.append(_compare(name, [*common, *_seeds(seeds), "--objectives", *objectives], "weights"))
     return parts
@@ -129,9 +129,14 @@ def digits() -> list[Part]:
     parts.append(_compare("digits-from-scratch", [*recipe, *scratch, *_seeds(10)]))
     for option, values in OPTIONS.items():
         for value in values:
-            own = ["--objectives", "clce", f"--{option}", f"{value:g}"]
+            # As in the recipe, whose own --set this one replaces.
+            own = ["--objectives", "clce", "--set", "clce.lr=3e-3", f"clce.{option}={value:g}"]
             parts.append(
-                _compare(f"digits-{option}-{value:g}", [*recipe, *own, "--baseline", "clce"], "letters")
+                _compare(
+                    f"digits-{option}-{value:g}",
+                    [*recipe, *own, *_seeds(10), "--baseline", "clce"],
+                    "letters",
+                )
             )
     for shots in (s for s in SHOTS if s != 5):
         parts.append(_compare(f"digits-{shots}-shots", [*recipe, *_few(shots, 40), *_seeds(10)], "letters"))

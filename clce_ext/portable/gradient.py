@@ -35,8 +35,7 @@ def gradients(
         panel.set_selves(g, 0)
         first = panel.rows.start == 0
         if danchors is not None:
-            of_rows = panel.columns.start == 0 if first or not c.symmetric else False
-            add(danchors, panel.rows, g, key_rows[panel.columns], of_rows)
+            add(danchors, panel.rows, g, key_rows[panel.columns], panel.columns.start == 0)
             if panel.mirror < g.shape[1]:
                 add(danchors, panel.mirrored, g[:, panel.mirror :].T, rows[panel.rows], first)
         if dkeys is not None:

@@ -162,6 +162,8 @@ Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalT
     args.bounded = logits_are_bounded(normalized, args.temperature, args.beta);
   } else if (z.is_cpu()) {  // elsewhere reading it would wait for the device
     args.bounded = logits_are_bounded(normalized, item(*temperature, args.dtype), args.beta);
+  } else {
+    args.bounded = normalized;
   }
 }
 

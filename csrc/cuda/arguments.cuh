@@ -5,6 +5,7 @@
 #include "cuda/kernels/coefficients.cuh"
 #include "cuda/kernels/labels.cuh"
 #include "cuda/kernels/logits.cuh"
+#include "cuda/plan/engine.h"
 #include "cuda/tile/shared_tile.cuh"
 
 namespace clce::cuda {
@@ -35,7 +36,15 @@ inline Labels key_labels(const ContrastArgs& args) {
 // Args: with a temperature, on the host or on the device.
 template <class T, class Args>
 Scale<T> scale_of(const Args& args) {
-  return {static_cast<const T*>(args.temperature_ptr), T(1 / args.temperature)};
+  return {static_cast<const T*>(args.temperature_ptr), T(1 / args.temperature), false};
+}
+
+// The same for kernels of an engine that has them for both kinds of logits.
+template <class T>
+Scale<T> scale_of(const ContrastArgs& args, const Engine& engine) {
+  Scale<T> scale = scale_of<T>(args);
+  scale.decides = engine.temperature_decides;
+  return scale;
 }
 
 // The sides of the backward pass. Keys have statistics in self-contrast only, where they are the anchors.

@@ -44,8 +44,9 @@ void merge_as(const ForwardArgs& args, const ForwardPlan& plan, void* stream) {
   p.unbounded = !plan.engine.bounded;
   p.beta = T(c.beta);
   p.statistics = static_cast<T*>(args.statistics);
-  p.scale.value = 1;
   if (args.with_loss) fill_loss(p, args.loss);
+  p.scale = scale_of<T>(c, plan.engine);
+  p.scale.decides &= !plan.panels;
   p.block_sums = reinterpret_cast<T*>(workspace + plan.block_sums_at);
   p.ticket = reinterpret_cast<uint32_t*>(workspace);
   launch_merge_loss(p, plan.merge_blocks, kMergeThreads, stream);

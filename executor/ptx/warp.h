@@ -7,6 +7,10 @@
 
 namespace clce::ptx {
 
+inline uint32_t thread_again() {
+  return executor::thread().index.x;
+}
+
 inline void sync_threads() {
   executor::machine().scheduler.barrier(executor::thread(), "sync_threads");
 }

@@ -93,6 +93,11 @@ CLCE_DEVICE Coefficients<kUnbounded, T> make_coefficients(const RowNumbers<T>& r
       c.values[kCPosExp + i] = over_exp(c.values[kCPosExp + i], r.lse[i], r.low[i]);
     }
   }
+  if (!kUnbounded && beta == 0) {
+    // One exponential makes e^(beta s) of beta 1, and has to do for beta 0: e^s (wn + 0 e^s).
+    c.values[kCW] = c.values[kCWn];
+    c.values[kCWn] = 0;
+  }
   return c;
 }
 
@@ -125,6 +130,25 @@ CLCE_DEVICE T reduced(T factor, const T* upstream, const T* num_terms) {
   return factor;
 }
 
+// The exponent to base 2 of a bounded logit; rounded as in the forward pass: it is divided here by the sum
+// that was made there.
+template <class T>
+CLCE_DEVICE T exponent_of(T dot, T scale) {
+  return dot * (scale * kLog2E<T>);
+}
+
+// dL/ds of a negative and of a positive at a bounded logit. w, wn: the sums of both sides' coefficients;
+// row(i) and col(i) give the i-th of the pair's row and column.
+template <Exponentials kMode, class T>
+CLCE_DEVICE T negative_gradient_of(T exponent, T w, T wn, T beta) {
+  const T e = exp2_of(exponent);
+  return (kMode == Exponentials::kOne ? e : exp2_of(beta * exponent)) * (w + wn * e);
+}
+template <class T, class Row, class Col>
+CLCE_DEVICE T positive_gradient_of(T exponent, const Row& row, const Col& col) {
+  return row(kCPos) + col(kCPos) + (row(kCPosExp) + col(kCPosExp)) * exp2_of(exponent);
+}
+
 // dL/ds. row(i) and col(i) give the i-th coefficient of the pair's row and column.
 template <Exponentials kMode, class T, class Row, class Col>
 CLCE_DEVICE T logit_gradient(T dot, T scale, bool positive, bool negative, const Row& row, const Col& col,
@@ -134,20 +158,49 @@ CLCE_DEVICE T logit_gradient(T dot, T scale, bool positive, bool negative, const
     const T s = logit(dot, scale);
     return shifted_gradient(row, s, positive, beta) + shifted_gradient(col, s, positive, beta);
   } else {
-    // Rounded as in the forward pass: it is divided here by the sum that was made there.
-    const T exponent = dot * (scale * kLog2E<T>);
-    const T e = exp2_of(exponent);
-    const T w = row(kCW) + col(kCW), wn = row(kCWn) + col(kCWn);
-    T g;
-    if constexpr (kMode == Exponentials::kOne) {
-      // beta 0: w is 0 and e^((1 + beta) s) is e. beta 1: e^2.
-      g = beta == 0 ? wn * e : e * (w + wn * e);
-    } else {
-      g = exp2_of(beta * exponent) * (w + wn * e);
-    }
-    const T from_positive = row(kCPos) + col(kCPos) + (row(kCPosExp) + col(kCPosExp)) * e;
+    const T exponent = exponent_of(dot, scale);
+    const T g = negative_gradient_of<kMode>(exponent, row(kCW) + col(kCW), row(kCWn) + col(kCWn), beta);
+    const T from_positive = positive_gradient_of(exponent, row, col);
     return positive ? from_positive : negative ? g : T(0);
   }
 }
+
+// Labels and coefficients of kCount rows of one side, in shared memory. Coefficients lie in pairs, so that a
+// negative's two are read at once, and those of neighbouring rows too.
+template <int kCount, bool kUnbounded, class T>
+struct SideNumbers {
+  static constexpr int kCoefficients = num_coefficients(kUnbounded);
+  static constexpr int kLabelsAt = kCoefficients * kCount * int(sizeof(T));
+  static constexpr int kBytes = (kLabelsAt + TileLabels<kCount>::kBytes + 15) / 16 * 16;
+
+  T* const values;  // [kCoefficients / 2][kCount][2]
+  const TileLabels<kCount> labels;
+
+  CLCE_DEVICE explicit SideNumbers(unsigned char* memory)
+      : values(reinterpret_cast<T*>(memory)), labels(memory + kLabelsAt) {}
+
+  CLCE_DEVICE T* at(int i, int place) const { return values + (i / 2 * kCount + place) * 2 + i % 2; }
+
+  // By all lanes of a warp, for 32 places of one group.
+  CLCE_DEVICE void store(int place, const RowNumbers<T>& row, int64_t none, T beta, T unit) const {
+    labels.store(place, row.label, none);
+    const auto c = make_coefficients<kUnbounded>(row, beta, unit);
+#pragma unroll
+    for (int i = 0; i < kCoefficients; ++i) ptx::shared_store(at(i, place), c.values[i]);
+  }
+
+  CLCE_DEVICE auto coefficients(int place) const {
+    return [*this, place](int i) { return ptx::shared_load(at(i, place)); };
+  }
+
+  // w and wn of a row; of it and the next, where it is even.
+  CLCE_DEVICE const ptx::Pair<T>* negatives(int place) const {
+    return reinterpret_cast<const ptx::Pair<T>*>(at(kCW, place));
+  }
+  CLCE_DEVICE const ptx::Pack<T>* negatives_of_two(int place) const {
+    static_assert(sizeof(T) == 4 && kCW % 2 == 0 && kCWn == kCW + 1);
+    return reinterpret_cast<const ptx::Pack<T>*>(at(kCW, place));
+  }
+};
 
 }  // namespace clce::cuda

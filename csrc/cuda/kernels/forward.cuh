@@ -201,7 +201,7 @@ struct BoundedForwardBlock {
     ring.start(ahead);
 
     sums.clear();
-    const T scale = load_scale<false>(p.scale);
+    const T scale = load_scale(p.scale);
     for (Place at(all); at.is_within(all); at.next(all)) {
       if (at.begins_row(all)) {
         store_row_labels(int64_t(at.row) * kM);
@@ -239,6 +239,8 @@ struct ForwardTraits : std::conditional_t<kUnbounded_, UnboundedForwardTraits<Pr
 template <class Traits>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(Traits::kThreads, Traits::kMinBlocks)
     forward_kernel(typename Traits::Params params) {
+  constexpr bool kUnbounded = Traits::kUnbounded;
+  if (logits_are_unbounded(params.scale, params.beta, kUnbounded) != kUnbounded) return;
   typename Traits::Block block(params);
   block.run();
 }

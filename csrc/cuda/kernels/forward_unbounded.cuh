@@ -85,7 +85,7 @@ struct UnboundedForwardBlock {
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 
-    const T scale = load_scale<true>(p.scale);
+    const T scale = load_scale(p.scale);
     while (at.is_within(all)) {
       // On its way during the first step.
       const int64_t label = fetch_label(at);

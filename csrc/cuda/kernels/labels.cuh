@@ -63,9 +63,11 @@ struct TileLabels {
     return any != 0;
   }
 
-  CLCE_DEVICE bool is_valid(int place) const {
-    return ptx::shared_load(valid + place / 32) >> (place % 32) & 1;
+  // Bit i: of place + i, up to the end of the group.
+  CLCE_DEVICE uint32_t valid_from(int place) const {
+    return ptx::shared_load(valid + place / 32) >> (place % 32);
   }
+  CLCE_DEVICE bool is_valid(int place) const { return valid_from(place) & 1; }
 };
 
 }  // namespace clce::cuda

@@ -13,6 +13,9 @@ template <class T>
 struct Scale {
   const T* temperature;
   T value;
+  // The temperature, which only the device knows, decides whether logits are bounded. Kernels for both kinds
+  // are launched then, and one of them leaves at once.
+  bool decides;
 };
 
 template <class T>
@@ -20,11 +23,11 @@ CLCE_DEVICE T load_scale(const Scale<T>& scale) {
   return scale.temperature ? T(1) / ptx::global_load(scale.temperature) : scale.value;
 }
 
-// The same for a kernel that is compiled for bounded or for unbounded logits: with the temperature on the
-// device they are not known to be bounded.
-template <bool kUnbounded, class T>
-CLCE_DEVICE T load_scale(const Scale<T>& scale) {
-  return kUnbounded ? load_scale(scale) : scale.value;
+// `otherwise`, where the temperature does not decide it.
+template <class T>
+CLCE_DEVICE bool logits_are_unbounded(const Scale<T>& scale, T beta, bool otherwise) {
+  if (!scale.decides) return otherwise;
+  return !clce::logits_are_bounded(true, double(ptx::global_load(scale.temperature)), double(beta));
 }
 
 // s = dot / t, where sums are shifted by it: the passes must agree on it to the last bit.

@@ -19,7 +19,7 @@ struct MergeLossParams {
   bool merge;  // slots -> statistics; else the statistics are there
   const T* slots;
   int64_t num_slots;
-  bool unbounded;
+  bool unbounded;  // unless scale.decides
   T beta;
   T* statistics;
   bool with_loss;
@@ -48,14 +48,14 @@ CLCE_DEVICE LossSum<T> block_sum(const LossSum<T>& mine) {
 }
 
 template <class T>
-CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t row) {
+CLCE_DEVICE Statistics<T> statistics_of_row(const MergeLossParams<T>& p, int64_t row, bool unbounded) {
   const auto at = [&](int field) { return p.statistics + field * p.rows + row; };
   if (!p.merge) return statistics_from<T>([&](int field) { return ptx::global_load(at(field)); });
-  const int fields = num_fields(p.unbounded);
+  const int fields = num_fields(unbounded);
   PartialSums<T> sums;
   for (int64_t i = 0; i < p.num_slots; ++i) {
     const T* const slot = p.slots + i * fields * p.rows + row;
-    combine(sums, load_partial_sums(slot, p.rows, p.unbounded), p.unbounded, p.beta);
+    combine(sums, load_partial_sums(slot, p.rows, unbounded), unbounded, p.beta);
   }
   const Statistics<T> result = finalize(sums, hardness(p.beta));
   put_statistics(result, [&](int field, T value) { ptx::global_store(at(field), value); });
@@ -73,11 +73,12 @@ CLCE_DEVICE void store_loss(const MergeLossParams<T>& p, const LossSum<T>& sum) 
 template <class T>
 CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kLossThreads<T>, 1) merge_loss_kernel(MergeLossParams<T> p) {
   const T scale = load_scale(p.scale);
+  const bool unbounded = logits_are_unbounded(p.scale, p.beta, p.unbounded);
   LossConfig config = p.config;
   LossSum<T> mine{0, 0};
   const int64_t step = int64_t(gridDim.x) * blockDim.x;
   for (int64_t row = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; row < p.rows; row += step) {
-    const Statistics<T> statistics = statistics_of_row(p, row);
+    const Statistics<T> statistics = statistics_of_row(p, row, unbounded);
     if (!p.with_loss) continue;
     if (p.debias) config.debias = ptx::global_load(p.debias + row);
     const AnchorLoss<T> anchor = anchor_loss(statistics, config, scale);

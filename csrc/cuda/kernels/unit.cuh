@@ -1,10 +1,15 @@
 // float16 has few exponents: dL/ds is multiplied by a power of two, the unit, before it is rounded to it.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/kernels/block_reduce.cuh"
 #include "cuda/kernels/coefficients.cuh"
 
 namespace clce::cuda {
+
+template <class Element>
+constexpr bool kHasUnit = std::is_same_v<Element, ptx::f16>;
 
 // An upper bound of |dL/ds| over every `step`-th row of one side, from `first` on.
 template <class Element, class T>

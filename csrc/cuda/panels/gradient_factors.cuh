@@ -1,8 +1,6 @@
 // What a panel's gradients are multiplied by, before and after the products; and zeros.
 #pragma once
 
-#include <type_traits>
-
 #include "cuda/kernels/unit.cuh"
 #include "dispatch.h"
 
@@ -19,9 +17,6 @@ struct GradientFactorsParams {
   // rest of the gradient's factor. Others: all of it at once, and nothing is left.
   T* factors;
 };
-
-template <class Element>
-constexpr bool kHasUnit = std::is_same_v<Element, ptx::f16>;
 
 constexpr int kFactorThreads = 512;
 

@@ -144,7 +144,7 @@ struct PanelGradientsBlock {
 
   template <Exponentials kMode>
   CLCE_DEVICE void write(int c, const Line (&own)[kVector]) const {
-    const T scale = load_scale<Traits::kUnbounded>(p.scale), factor = ptx::global_load(p.factors);
+    const T scale = load_scale(p.scale), factor = ptx::global_load(p.factors);
     constexpr int kStep = Traits::kWarps * Traits::kBatch;
     for (int first = int(threadIdx.x) / 32; first < rows; first += kStep) {
       Dots dots[Traits::kBatch];

@@ -122,7 +122,7 @@ struct PanelSumsBlock {
       counted.fill(here, [&](int r, int c) { return c + above > r; });
       pairs.keep(counted);
     }
-    sums.write(here, dots, pairs, load_scale<Traits::kUnbounded>(p.scale), p.beta, p.symmetric, masked);
+    sums.write(here, dots, pairs, load_scale(p.scale), p.beta, p.symmetric, masked);
     ptx::sync_threads();
 
     const int t = int(threadIdx.x);

@@ -41,6 +41,9 @@ struct Engine {
   Architecture architecture;
   Format format;
   bool bounded;  // are its logits? Then no maxima are kept.
+  // Or are they for a temperature that lies on the device? Then it has kernels for both kinds, of which those
+  // leave at once that are not wanted; `bounded` is false.
+  bool temperature_decides;
 };
 
 }  // namespace clce::cuda

@@ -21,8 +21,8 @@ int64_t triangle(int64_t n) {
 }
 
 Engine engine_for(const ContrastArgs& args, Architecture architecture) {
-  // The bound of a temperature on the device is not known here.
-  return {architecture, format_of(args), args.bounded && !args.temperature_ptr};
+  const bool on_device = args.temperature_ptr != nullptr;
+  return {architecture, format_of(args), args.bounded && !on_device, args.bounded && on_device};
 }
 
 // Whether products of the library beat the fused tiles.

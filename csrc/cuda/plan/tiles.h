@@ -25,10 +25,12 @@ constexpr EngineTiles sm80_tiles(Format format) {
   switch (format) {
     case Format::kBFloat16:
     case Format::kFloat16:
-      return {
-          {128, 64},
-          4,
-          {{64, 64, 128, 3, true}, {64, 32, 256, 2, true}, {64, 64, 512, 1, true}, {64, 64, 768, 1, false}}};
+      return {{128, 64},
+              4,
+              {{128, 64, 128, 2, true},
+               {128, 64, 256, 1, true},
+               {64, 64, 512, 1, true},
+               {64, 64, 768, 1, false}}};
     case Format::kFloat32:
     case Format::kTf32:
       return {{128, 64}, 2, {{64, 64, 128, 1, true}, {64, 64, 256, 1, true}}};

@@ -2,7 +2,7 @@
 // blockDim and gridDim, and nothing else of CUDA, so that they can be compiled for other machines too: a
 // build that defines CLCE_PTX_HEADER names a header with the same functions for its machine.
 //
-//   barriers    sync_threads, sync_warp
+//   threads     thread_again, sync_threads, sync_warp
 //   warps       shuffle_xor, any_sync, ballot                                      (all 32 lanes take part)
 //   memory      shared_load, shared_store, global_load, global_store               (every ordinary access)
 //               dynamic_shared, fence_device, atomic_add                           (uint32_t, device scope)

@@ -1,9 +1,16 @@
-// Barriers, and what the 32 lanes of a warp exchange.
+// Threads, barriers, and what the 32 lanes of a warp exchange.
 #pragma once
 
 #include <cstdint>
 
 namespace clce::ptx {
+
+// threadIdx.x, which is read again instead of being kept in a register.
+CLCE_DEVICE uint32_t thread_again() {
+  uint32_t x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
 
 CLCE_DEVICE void sync_threads() {
   __syncthreads();

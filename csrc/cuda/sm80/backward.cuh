@@ -4,7 +4,8 @@
 #include <type_traits>
 
 #include "cuda/arguments.cuh"
-#include "cuda/kernels/backward.cuh"
+#include "cuda/kernels/backward_resident.cuh"
+#include "cuda/kernels/backward_streaming.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm80/engine.h"
 #include "cuda/sm80/shapes.cuh"
@@ -24,9 +25,23 @@ constexpr bool shapes_match(const EngineTiles& tiles, List<Items...>) {
   return sizeof...(Items) == tiles.num_backward && (shape_matches<Items>(tiles.backward[i++]) && ...);
 }
 
+template <class Shape>
+constexpr bool kIsResident = false;
+template <class Logits, class Gradients, int kStages, int kMinBlocks>
+constexpr bool kIsResident<ResidentShape<Logits, Gradients, kStages, kMinBlocks>> = true;
+
+template <class Product, class Shape, bool kUnbounded>
+constexpr auto traits_of() {
+  if constexpr (kIsResident<Shape>) {
+    return ResidentTraits<Product, Shape, kUnbounded>{};
+  } else {
+    return StreamingTraits<Product, Shape, kUnbounded>{};
+  }
+}
+
 template <class Product, class Shape, bool kUnbounded>
 void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* stream) {
-  using Traits = BackwardTraits<Product, Shape, kUnbounded>;
+  using Traits = decltype(traits_of<Product, Shape, kUnbounded>());
   using Element = typename Product::Element;
   using T = typename Product::Acc;
   static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
@@ -35,7 +50,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   typename Traits::Params params{};
   params.owner = plan.owner_is_keys ? keys : anchors;
   params.other = plan.owner_is_keys ? anchors : keys;
-  params.scale = scale_of<T>(args);
+  params.scale = scale_of<T>(args, plan.engine);
   params.beta = T(args.beta);
   params.has_self = args.has_self;
   params.self_offset = plan.owner_is_keys ? -args.self_offset : args.self_offset;
@@ -55,10 +70,11 @@ void backward_tiles(const BackwardArgs& args, const GradientPlan& plan, void* st
   static_assert(shapes_match(sm80_tiles(format), typename Shapes::Backward{}), "the plan's tiles");
   with_item(typename Shapes::Backward{}, plan.tile, [&](auto shape) {
     using Shape = decltype(shape);
-    if (plan.engine.bounded) {
+    if (plan.engine.bounded || plan.engine.temperature_decides) {
       launch_backward<Product, Shape, false>(args, plan, stream);
-    } else if constexpr (Shape::kUnbounded) {
-      launch_backward<Product, Shape, true>(args, plan, stream);
+    }
+    if constexpr (Shape::kUnbounded) {
+      if (!plan.engine.bounded) launch_backward<Product, Shape, true>(args, plan, stream);
     }
   });
 }

@@ -28,7 +28,7 @@ void launch_forward(const ForwardArgs& given, const ForwardPlan& plan, void* str
   params.keys = key_rows<Element>(args);
   params.anchor_labels = anchor_labels(args);
   params.key_labels = key_labels(args);
-  params.scale = scale_of<T>(args);
+  params.scale = scale_of<T>(args, plan.engine);
   params.beta = T(args.beta);
   params.symmetric = args.symmetric;
   params.has_self = args.has_self;
@@ -47,11 +47,10 @@ void forward_tiles(const ForwardArgs& args, const ForwardPlan& plan, void* strea
   static_assert(shapes_match(sm80_tiles(format).forward, typename Shapes::Forward{}), "the plan's tiles");
   with_item(typename Shapes::Forward{}, plan.tile, [&](auto shape) {
     using Shape = decltype(shape);
-    if (plan.engine.bounded) {
+    if (plan.engine.bounded || plan.engine.temperature_decides) {
       launch_forward<Product, Shape, false>(args, plan, stream);
-    } else {
-      launch_forward<Product, Shape, true>(args, plan, stream);
     }
+    if (!plan.engine.bounded) launch_forward<Product, Shape, true>(args, plan, stream);
   });
 }
 

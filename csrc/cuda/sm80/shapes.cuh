@@ -37,19 +37,18 @@ template <class Logits_, class Gradients_, int kDepth_, int kStep_, int kStages_
 struct StreamingShape {
   using Logits = Logits_;
   using Gradients = Gradients_;
-  static constexpr bool kResident = false, kUnbounded = true;
+  static constexpr bool kUnbounded = true;
   static constexpr int kDepth = kDepth_, kStep = kStep_, kStages = kStages_, kMinBlocks = kMinBlocks_;
 };
 
-// The owner's rows stay, tiles of the other side serve both products: for rows that fit into the gradient's
-// width.
+// The owner's rows stay in registers, tiles of the other side serve both products: for rows that fit into the
+// gradient's width.
 template <class Logits_, class Gradients_, int kStages_, int kMinBlocks_>
 struct ResidentShape {
   using Logits = Logits_;
   using Gradients = Gradients_;
-  static constexpr bool kResident = true, kUnbounded = true;
-  static constexpr int kDepth = Gradients::kN, kStep = Logits::kN, kStages = kStages_;
-  static constexpr int kMinBlocks = kMinBlocks_;
+  static constexpr bool kUnbounded = true;
+  static constexpr int kStages = kStages_, kMinBlocks = kMinBlocks_;
 };
 
 // Compiled for bounded logits only.
@@ -75,14 +74,14 @@ struct HalfShapes {
   // 120 registers.
   using Forward = List<ForwardShape<128, 2, 4, 64, 2, 2, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
 
-  // Three blocks of 128 threads leave 168 registers: 64 hold the gradient, 32 the logits, 158 / 160 in all.
-  // Four blocks would leave 128, and it would spill. Two stages: with three, three blocks would have 243 of
-  // 228 KiB.
-  using Resident128 = ResidentShape<Fragment<64, 64, 2, 2>, Fragment<64, 128, 2, 2>, 2, 3>;
-  // Two blocks of 256 threads leave 128 registers: 64 hold the gradient, 8 the logits, 126 / 127 in all. The
-  // other side's tiles have 32 rows: with own rows and three stages a block has 90 KiB, with 64 rows those
-  // alone would be 132 KiB.
-  using Resident256 = ResidentShape<Fragment<64, 32, 4, 2>, Fragment<64, 256, 2, 4>, 3, 2>;
+  // A warp has 32 rows: 128 registers hold their gradient, 64 their embeddings, 16 the logits, 8 dL/ds, 255 /
+  // 255 in all, of which eight warps may have as many. Two blocks rather than one: one multiplies while the
+  // other waits at its barrier. More rows would be read for as many products, but registers are full.
+  using Resident128 = ResidentShape<Fragment<128, 64, 4, 1>, Fragment<128, 128, 4, 1>, 2, 2>;
+  // Rows twice as wide, so 16 to a warp, in the same registers, 254 / 255 in all: each piece of the other
+  // side then serves half as many products, and shared memory is what it waits for. One block, or each would
+  // have to read the other side for 64 rows.
+  using Resident256 = ResidentShape<Fragment<128, 64, 8, 1>, Fragment<128, 256, 8, 1>, 2, 1>;
   // 128 registers hold the gradient, 16 the logits, 204 / 209 in all: one block. kStep is what one mma sums
   // over; a fifth stage would not fit. One row of warps in the second product: a warp then reads an eighth of
   // the other side's rows, the larger operand, instead of a quarter.
