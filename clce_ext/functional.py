@@ -49,7 +49,8 @@ def _refuse_non_tensors(**arguments: Tensor | None) -> None:
 
 def number(name: str, value: object) -> float:
     """Refuses what only looks like a number, such as "0.1" (TypeError)."""
-    if isinstance(value, str) or not hasattr(value, "__float__"):
+    # Most are of these types; what torch 2.10 puts in their place while it traces has no hasattr.
+    if not isinstance(value, (int, float)) and (isinstance(value, str) or not hasattr(value, "__float__")):
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)
 
