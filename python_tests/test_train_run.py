@@ -722,6 +722,13 @@ def test_the_best_epoch_is_kept(tmp_path):
         same_run(whole, broken)
 
 
+def test_a_run_whose_best_epoch_was_chosen_by_neighbours_is_judged_again(tmp_path):
+    options = {"epochs": 1, "best_metric": "knn", "patience": 1, "eval_embeddings": "epoch"}
+    figures = train(quick_config(tmp_path, **options), with_map=False)
+    again, *_ = evaluate.FinishedRun(tmp_path, device="cpu").figures()
+    assert again["knn"] == figures["knn"]
+
+
 def test_patience_ends_the_last_stage(tmp_path):
     options = BEST | {"epochs": 30, "patience": 2, "lr": 1e-12, "min_lr": 0.0, "best_metric": "top1"}
     whole = tmp_path / "whole"
