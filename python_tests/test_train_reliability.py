@@ -168,6 +168,21 @@ def test_a_damaged_finished_run_without_checkpoints_says_so(run):
         again(run, resume=True)
 
 
+def test_a_run_killed_while_its_report_is_drawn_finishes_again(run, monkeypatch):
+    def interrupted(*_, **__):
+        assert (run / "results.json").exists()
+        raise KeyboardInterrupt
+
+    (run / "results.json").unlink()
+    (run / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("clce_ext.train.report.write_run_report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(run, resume=True)
+    again(run, resume=True)
+    assert (run / "report.html").exists()
+
+
 def test_damaged_results_are_one_line_for_those_who_read_them(run):
     (run / "results.json").write_text('{"objective": "cl')
     with pytest.raises(TrainingError, match=r"not what a finished run leaves .* --resume finishes it again"):
