@@ -148,9 +148,12 @@ def test_where_every_checkpoint_is_damaged_they_are_named(run):
 
 @pytest.mark.parametrize(
     "name, damage",
-    [("results.json", flip), ("model.safetensors", Path.unlink), ("model.safetensors", flip)],
-    ids=["results", "no model", "model"],
-)
+    [
+        ("results.json", flip), ("model.safetensors", Path.unlink), ("model.safetensors", flip),
+        ("correct.safetensors", Path.unlink), ("metrics.csv", flip),
+    ],
+    ids=["results", "no model", "model", "no correct", "metrics"],
+)  # fmt: skip
 def test_a_damaged_finished_run_finishes_again(finished, run, capsys, name, damage):
     damage(run / name)
     figures = again(run, resume=True)

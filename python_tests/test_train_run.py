@@ -686,6 +686,13 @@ def test_every_result_names_its_split(three_splits, tmp_path, monkeypatch):
     assert float(table[0]["top1"]) == found["test"]["top1"]
     assert float(table[0]["silhouette"]) == found["test"]["silhouette"]
     assert "16 images of the test split" in (tmp_path / "report.html").read_text()
+    # Nor are these figures trusted where their files are damaged.
+    (run / "results-test.json").write_text("{")
+    (tmp_path / "runs" / "ce-seed1" / "correct-test.safetensors").unlink()
+    assert compare.main([*arguments, "--split", "test"]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == table
+    assert (tmp_path / "runs" / "ce-seed1" / "correct-test.safetensors").exists()
 
 
 def test_a_watched_test_split_chooses_nothing(three_splits, tmp_path, capsys):
