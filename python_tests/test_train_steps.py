@@ -33,7 +33,7 @@ from .training import QUICK, command_line, quick_config, rows, write_digit_image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_trainer(stage: int = 0, **options) -> Trainer:
+def make_trainer(stage: int = 0, rank: int = 0, world_size: int = 1, **options) -> Trainer:
     """Of a stage of a quick run, at the start of its first epoch."""
     config = quick_config(Path("nowhere"), **options)
     torch.manual_seed(0)
@@ -41,7 +41,8 @@ def make_trainer(stage: int = 0, **options) -> Trainer:
     projection = OBJECTIVES[config.objective].projection
     model = models.create_model(config, len(data.classes), projection)
     given = models.input_config(model, config)
-    trainer = Trainer(stages(config)[stage], model, data, config, given, Processes(torch.device("cpu")))
+    group = Processes(torch.device("cpu"), rank, world_size)
+    trainer = Trainer(stages(config, world_size)[stage], model, data, config, given, group)
     trainer.start_epoch(0, 0)
     return trainer
 
@@ -193,6 +194,25 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
 
 
 # Resuming and doing nothing
+
+
+def test_every_process_gets_its_own_queue_back(monkeypatch):
+    """Where the loss does not span them, the processes' queues hold different images."""
+    monkeypatch.setattr("clce_ext.train.trainer._wrapped", lambda model, *_: model)
+    options = {"world_size": 2, "distributed_loss": "none", "queue_size": 30}
+    trainers = [make_trainer(rank=rank, **options) for rank in range(2)]
+    for trainer in trainers:
+        trainer.gradients(0)
+        trainer.update()
+    queues = [trainer.criterion.queue for trainer in trainers]
+    assert not torch.equal(queues[0].embeddings, queues[1].embeddings)
+    every = [trainer.criterion.state_dict() for trainer in trainers]
+    monkeypatch.setattr(Processes, "gather", lambda *_: every)
+    state = trainers[0].state()
+    for rank in range(2):
+        resumed = make_trainer(rank=rank, **options)
+        resumed.restore(state)
+        assert torch.equal(resumed.criterion.queue.embeddings, queues[rank].embeddings)
 
 
 def test_resuming_refuses_changed_data(tmp_path):

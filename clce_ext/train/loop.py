@@ -344,12 +344,12 @@ class _Run:
     # Checkpoints
 
     def _save(self, trainer: Trainer) -> None:
-        sums = self.group.gather(self.losses.sums())
+        sums, state = self.group.gather(self.losses.sums()), trainer.state()
         if not self.group.is_main:
             return
         training = {
             "position": dataclasses.asdict(self.position),
-            **trainer.state(),
+            **state,
             "sums": sums,
             "rows": self.rows,
             "untouched": self.untouched,

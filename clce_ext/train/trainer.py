@@ -45,6 +45,7 @@ class Trainer:
         model.set_mode(stage.mode)
         model.zero_grad(set_to_none=True)  # what the stage before left on parameters that now rest
         self.stage, self.model, self.config, self.device = stage, model, config, group.device
+        self.group = group
         self.loader, self.sampler = training_loader(
             data.train, config, input_config, stage.views, group.rank, group.world_size
         )
@@ -113,19 +114,23 @@ class Trainer:
             self.averaged.update(self.model)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the model's weights."""
+        """What a checkpoint keeps beside the model's weights. All processes call this together."""
+        criteria = [{name: value.cpu() for name, value in self.criterion.state_dict().items()}]
+        if not self.criterion.spans_processes:  # every process has a queue of its own
+            criteria = self.group.gather(criteria[0])
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged.module.state_dict() if self.averaged is not None else None,
-            "criterion": self.criterion.state_dict(),
+            "criteria": criteria,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.criterion.load_state_dict(state["criterion"])
+        criteria = state["criteria"]
+        self.criterion.load_state_dict(criteria[self.group.rank if len(criteria) > 1 else 0])
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
 
