@@ -20,6 +20,7 @@ from clce_ext.train.config import TrainConfig
 from clce_ext.train.data import evaluation_loader, in_memory, load_data, loaders, training_loader
 from clce_ext.train.data.images import Images, Source
 from clce_ext.train.errors import TrainingError, UnreadableImageError
+from clce_ext.train.judge import Judge, Outputs, run_model
 from clce_ext.train.loop import train
 from clce_ext.train.losses import RunningLosses
 from clce_ext.train.objectives import OBJECTIVES
@@ -248,6 +249,29 @@ def test_no_epochs(tmp_path):
             assert figures[name] == figures["untouched"][name]
         assert (tmp_path / objective / "report.html").exists()
         assert (tmp_path / objective / "model.safetensors").exists()
+
+
+def test_no_epochs_leave_nothing_to_choose_from(tmp_path):
+    figures = train(quick_config(tmp_path, epochs=0, best_metric="top1"), with_map=False)
+    assert figures["epochs"] == 0 and "top1" in figures and "best_epoch" not in figures
+
+
+def test_fewer_images_to_judge_than_processes():
+    trainer = make_trainer(eval_embeddings="final")
+    model, images = trainer.model, load_data(trainer.config).val.take(slice(2))
+    given = models.input_config(model, trainer.config)
+    judges = [
+        Judge(trainer.config, given, Processes(torch.device("cpu"), rank, world_size))
+        for rank, world_size in [(0, 1), (0, 3), (1, 3), (2, 3)]
+    ]
+    shards = []
+    for judge in judges[1:]:
+        shard = run_model(model, judge._loaded(images), judge.group.device)
+        shard.rows = shard.rows * 3 + judge.group.rank
+        shards.append(shard)
+    whole, joined = judges[0].outputs(model, images), Outputs.join(shards)
+    assert torch.equal(joined.labels, whole.labels) and torch.equal(joined.rows, whole.rows)
+    assert torch.allclose(joined.embeddings, whole.embeddings, atol=1e-5)
 
 
 def test_a_plan_prints_and_stops(tmp_path, capsys):

@@ -294,7 +294,7 @@ class _Run:
             "seconds_per_epoch": round(self.position.seconds / max(1, len(self.rows)), 4),
             **val.classification(len(self.data.classes), self.data.watched),
         }
-        if config.best_metric:
+        if config.best_metric and self.rows:  # --epochs 0 leaves nothing to choose from
             best = best_row(self._rows_to_choose_from(self.stages[-1]), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
         part, found = None, {}
