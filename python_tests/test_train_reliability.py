@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from clce_ext.train import checkpoint
 from clce_ext.train.checkpoint import checkpoints, read_weights
 from clce_ext.train.cli import main
+from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.loop import train
 from clce_ext.train.results import read_run
-from clce_ext.train.run_folder import opened
+from clce_ext.train.run_folder import opened, run_id
 
 from .training import QUICK, command_line, quick_config, results, without_times, write_digit_images
 
@@ -144,6 +145,14 @@ def test_where_every_checkpoint_is_damaged_they_are_named(run):
         TrainingError, match=r"step-00000004 training.pt is damaged .*step-00000002 training.pt"
     ):
         again(run, resume=True)
+
+
+def test_an_option_that_is_added_later_leaves_checkpoints_their_run(tmp_path, monkeypatch):
+    configs = quick_config(tmp_path), quick_config(tmp_path, seed=1)
+    before = [run_id(config) for config in configs]
+    to_dict = TrainConfig.to_dict
+    monkeypatch.setattr(TrainConfig, "to_dict", lambda self: to_dict(self) | {"added_later": None})
+    assert [run_id(config) for config in configs] == before and before[0] != before[1]
 
 
 @pytest.mark.parametrize(

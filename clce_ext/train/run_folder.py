@@ -38,8 +38,13 @@ def lasting_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_id(config: TrainConfig) -> str:
-    """The same for a run and its continuation, and no other run: 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(lasting_options(config), sort_keys=True).encode()).hexdigest()[:12]
+    """The same for a run and its continuation, and no other run: 12 hexadecimal digits.
+
+    Of the options that are not at their defaults, so that one which is added later changes no run's.
+    """
+    defaults = lasting_options(TrainConfig())
+    given = {name: value for name, value in lasting_options(config).items() if value != defaults[name]}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
