@@ -194,6 +194,22 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
         world.close()
 
 
+def test_micro_batches_weigh_unequal_shares_alike(monkeypatch):
+    """A loss that does not span processes counts by their images, with gradient caching too."""
+    monkeypatch.setattr("clce_ext.train.trainer._wrapped", lambda model, *_: model)
+    options = {"world_size": 2, "distributed_loss": "none", "batch_size": 7, "images_per_class": None}
+    for rank, share in ((0, 3), (1, 4)):
+        found = []
+        for micro_batch in (None, 2):
+            trainer = make_trainer(rank=rank, micro_batch_size=micro_batch, drop_path=0.0, **options)
+            assert trainer.sampler.share == share and (trainer.grad_cache is None) == (micro_batch is None)
+            losses = trainer.gradients(0)
+            gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            found.append((losses["loss"], torch.cat([g.flatten() for g in gradients])))
+        (loss, gradient), (other_loss, other) = found
+        assert torch.allclose(loss, other_loss) and torch.allclose(gradient, other, rtol=1e-3, atol=1e-5)
+
+
 # Resuming and doing nothing
 
 

@@ -61,7 +61,7 @@ class Trainer:
         self.micro_batch = min(config.micro_batch_size or self.sampler.share, self.sampler.share)
         self.grad_cache = None
         if self.criterion.contrasts and self.micro_batch < self.sampler.share:
-            self.grad_cache = GradCache(self.net, self.criterion, self.micro_batch, self.scaler)
+            self.grad_cache = GradCache(self.net, self._weighted_loss, self.micro_batch, self.scaler)
         # DistributedDataParallel averages over processes, some of which may have one image more.
         self.weight = 1.0
         if not self.criterion.spans_processes:
@@ -101,7 +101,7 @@ class Trainer:
         extra = {} if targets is None else {"targets": targets}
         with autocast(self.device, self.config.amp):
             loss = self.grad_cache(images, labels, **extra)
-        return {"loss": loss, **self.criterion.parts}
+        return {"loss": loss / self.weight, **self.criterion.parts}
 
     def update(self) -> None:
         """Moves the weights along .grad."""
@@ -160,6 +160,9 @@ class Trainer:
             return images, F.one_hot(labels, self.num_classes).float()
         mixed, targets = self.mix(images.float(), labels)
         return mixed.round().to(torch.uint8), targets
+
+    def _weighted_loss(self, *outputs: Tensor, **extra: Tensor) -> Tensor:
+        return self.criterion(*outputs, **extra) * self.weight
 
     def _accumulated(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         """Micro-batch by micro-batch, each backward at once: exact for cross-entropy, a mean over images."""
