@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from clce_ext.train import checkpoint
 from clce_ext.train.checkpoint import checkpoints, read_weights
 from clce_ext.train.cli import main
+from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.loop import train
 from clce_ext.train.results import read_run
-from clce_ext.train.run_folder import opened
+from clce_ext.train.run_folder import opened, run_id
 
 from .training import QUICK, command_line, quick_config, results, without_times, write_digit_images
 
@@ -146,11 +147,22 @@ def test_where_every_checkpoint_is_damaged_they_are_named(run):
         again(run, resume=True)
 
 
+def test_an_option_that_is_added_later_leaves_checkpoints_their_run(tmp_path, monkeypatch):
+    configs = quick_config(tmp_path), quick_config(tmp_path, seed=1)
+    before = [run_id(config) for config in configs]
+    to_dict = TrainConfig.to_dict
+    monkeypatch.setattr(TrainConfig, "to_dict", lambda self: to_dict(self) | {"added_later": None})
+    assert [run_id(config) for config in configs] == before and before[0] != before[1]
+
+
 @pytest.mark.parametrize(
     "name, damage",
-    [("results.json", flip), ("model.safetensors", Path.unlink), ("model.safetensors", flip)],
-    ids=["results", "no model", "model"],
-)
+    [
+        ("results.json", flip), ("model.safetensors", Path.unlink), ("model.safetensors", flip),
+        ("correct.safetensors", Path.unlink), ("metrics.csv", flip),
+    ],
+    ids=["results", "no model", "model", "no correct", "metrics"],
+)  # fmt: skip
 def test_a_damaged_finished_run_finishes_again(finished, run, capsys, name, damage):
     damage(run / name)
     figures = again(run, resume=True)
@@ -166,6 +178,21 @@ def test_a_damaged_finished_run_without_checkpoints_says_so(run):
     flip(run / "model.safetensors")
     with pytest.raises(TrainingError, match=r"model.safetensors is damaged .*no checkpoint .*--overwrite"):
         again(run, resume=True)
+
+
+def test_a_run_killed_while_its_report_is_drawn_finishes_again(run, monkeypatch):
+    def interrupted(*_, **__):
+        assert (run / "results.json").exists()
+        raise KeyboardInterrupt
+
+    (run / "results.json").unlink()
+    (run / "report.html").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("clce_ext.train.report.write_run_report", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            again(run, resume=True)
+    again(run, resume=True)
+    assert (run / "report.html").exists()
 
 
 def test_damaged_results_are_one_line_for_those_who_read_them(run):

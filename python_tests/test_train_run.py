@@ -686,6 +686,13 @@ def test_every_result_names_its_split(three_splits, tmp_path, monkeypatch):
     assert float(table[0]["top1"]) == found["test"]["top1"]
     assert float(table[0]["silhouette"]) == found["test"]["silhouette"]
     assert "16 images of the test split" in (tmp_path / "report.html").read_text()
+    # Nor are these figures trusted where their files are damaged.
+    (run / "results-test.json").write_text("{")
+    (tmp_path / "runs" / "ce-seed1" / "correct-test.safetensors").unlink()
+    assert compare.main([*arguments, "--split", "test"]) == 0
+    with (tmp_path / "results.csv").open(newline="") as file:
+        assert list(csv.DictReader(file)) == table
+    assert (tmp_path / "runs" / "ce-seed1" / "correct-test.safetensors").exists()
 
 
 def test_a_watched_test_split_chooses_nothing(three_splits, tmp_path, capsys):
@@ -720,6 +727,13 @@ def test_the_best_epoch_is_kept(tmp_path):
         (broken / "results.json").unlink()
         train(quick_config(broken, resume=True, keep_checkpoints=100, **BEST))
         same_run(whole, broken)
+
+
+def test_a_run_whose_best_epoch_was_chosen_by_neighbours_is_judged_again(tmp_path):
+    options = {"epochs": 1, "best_metric": "knn", "patience": 1, "eval_embeddings": "epoch"}
+    figures = train(quick_config(tmp_path, **options), with_map=False)
+    again, *_ = evaluate.FinishedRun(tmp_path, device="cpu").figures()
+    assert again["knn"] == figures["knn"]
 
 
 def test_patience_ends_the_last_stage(tmp_path):

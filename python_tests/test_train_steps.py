@@ -20,6 +20,7 @@ from clce_ext.train.config import TrainConfig
 from clce_ext.train.data import evaluation_loader, in_memory, load_data, loaders, training_loader
 from clce_ext.train.data.images import Images, Source
 from clce_ext.train.errors import TrainingError, UnreadableImageError
+from clce_ext.train.judge import Judge, Outputs, run_model
 from clce_ext.train.loop import train
 from clce_ext.train.losses import RunningLosses
 from clce_ext.train.objectives import OBJECTIVES
@@ -33,7 +34,7 @@ from .training import QUICK, command_line, quick_config, rows, write_digit_image
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_trainer(stage: int = 0, **options) -> Trainer:
+def make_trainer(stage: int = 0, rank: int = 0, world_size: int = 1, **options) -> Trainer:
     """Of a stage of a quick run, at the start of its first epoch."""
     config = quick_config(Path("nowhere"), **options)
     torch.manual_seed(0)
@@ -41,7 +42,8 @@ def make_trainer(stage: int = 0, **options) -> Trainer:
     projection = OBJECTIVES[config.objective].projection
     model = models.create_model(config, len(data.classes), projection)
     given = models.input_config(model, config)
-    trainer = Trainer(stages(config)[stage], model, data, config, given, Processes(torch.device("cpu")))
+    group = Processes(torch.device("cpu"), rank, world_size)
+    trainer = Trainer(stages(config, world_size)[stage], model, data, config, given, group)
     trainer.start_epoch(0, 0)
     return trainer
 
@@ -192,7 +194,42 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(tmp_path):
         world.close()
 
 
+def test_micro_batches_weigh_unequal_shares_alike(monkeypatch):
+    """A loss that does not span processes counts by their images, with gradient caching too."""
+    monkeypatch.setattr("clce_ext.train.trainer._wrapped", lambda model, *_: model)
+    options = {"world_size": 2, "distributed_loss": "none", "batch_size": 7, "images_per_class": None}
+    for rank, share in ((0, 3), (1, 4)):
+        found = []
+        for micro_batch in (None, 2):
+            trainer = make_trainer(rank=rank, micro_batch_size=micro_batch, drop_path=0.0, **options)
+            assert trainer.sampler.share == share and (trainer.grad_cache is None) == (micro_batch is None)
+            losses = trainer.gradients(0)
+            gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            found.append((losses["loss"], torch.cat([g.flatten() for g in gradients])))
+        (loss, gradient), (other_loss, other) = found
+        assert torch.allclose(loss, other_loss) and torch.allclose(gradient, other, rtol=1e-3, atol=1e-5)
+
+
 # Resuming and doing nothing
+
+
+def test_every_process_gets_its_own_queue_back(monkeypatch):
+    """Where the loss does not span them, the processes' queues hold different images."""
+    monkeypatch.setattr("clce_ext.train.trainer._wrapped", lambda model, *_: model)
+    options = {"world_size": 2, "distributed_loss": "none", "queue_size": 30}
+    trainers = [make_trainer(rank=rank, **options) for rank in range(2)]
+    for trainer in trainers:
+        trainer.gradients(0)
+        trainer.update()
+    queues = [trainer.criterion.queue for trainer in trainers]
+    assert not torch.equal(queues[0].embeddings, queues[1].embeddings)
+    every = [trainer.criterion.state_dict() for trainer in trainers]
+    monkeypatch.setattr(Processes, "gather", lambda *_: every)
+    state = trainers[0].state()
+    for rank in range(2):
+        resumed = make_trainer(rank=rank, **options)
+        resumed.restore(state)
+        assert torch.equal(resumed.criterion.queue.embeddings, queues[rank].embeddings)
 
 
 def test_resuming_refuses_changed_data(tmp_path):
@@ -228,6 +265,29 @@ def test_no_epochs(tmp_path):
             assert figures[name] == figures["untouched"][name]
         assert (tmp_path / objective / "report.html").exists()
         assert (tmp_path / objective / "model.safetensors").exists()
+
+
+def test_no_epochs_leave_nothing_to_choose_from(tmp_path):
+    figures = train(quick_config(tmp_path, epochs=0, best_metric="top1"), with_map=False)
+    assert figures["epochs"] == 0 and "top1" in figures and "best_epoch" not in figures
+
+
+def test_fewer_images_to_judge_than_processes():
+    trainer = make_trainer(eval_embeddings="final")
+    model, images = trainer.model, load_data(trainer.config).val.take(slice(2))
+    given = models.input_config(model, trainer.config)
+    judges = [
+        Judge(trainer.config, given, Processes(torch.device("cpu"), rank, world_size))
+        for rank, world_size in [(0, 1), (0, 3), (1, 3), (2, 3)]
+    ]
+    shards = []
+    for judge in judges[1:]:
+        shard = run_model(model, judge._loaded(images), judge.group.device)
+        shard.rows = shard.rows * 3 + judge.group.rank
+        shards.append(shard)
+    whole, joined = judges[0].outputs(model, images), Outputs.join(shards)
+    assert torch.equal(joined.labels, whole.labels) and torch.equal(joined.rows, whole.rows)
+    assert torch.allclose(joined.embeddings, whole.embeddings, atol=1e-5)
 
 
 def test_a_plan_prints_and_stops(tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -245,11 +246,13 @@ def judged(config: TrainConfig, split: str | None) -> RunRecord:
     record = read_run(folder)
     if split in (None, record.results["split"]):
         return record
-    if not (folder / f"results-{split}.json").exists():
-        from .evaluate import FinishedRun
+    if all((folder / name).exists() for name in (f"results-{split}.json", f"correct-{split}.safetensors")):
+        with contextlib.suppress(TrainingError):  # damaged: they are made again
+            return read_run(folder, split)
+    from .evaluate import FinishedRun
 
-        run = FinishedRun(folder, batch_size=config.batch_size, workers=config.workers, device=config.device)
-        write_figures(folder, split, *run.figures(split))
+    run = FinishedRun(folder, batch_size=config.batch_size, workers=config.workers, device=config.device)
+    write_figures(folder, split, *run.figures(split))
     return read_run(folder, split)
 
 

@@ -167,6 +167,8 @@ class FinishedRun:
             pretrained=False,
             checkpoint=str(folder),
             eval_embeddings="final",
+            best_metric=None,
+            patience=None,
             # Another data set may name its splits otherwise.
             **({"train_split": None, "val_split": None, "test_split": None} if data else {}),
         )

@@ -37,7 +37,9 @@ class Outputs:
 
     @staticmethod
     def join(shards: list[Outputs]) -> Outputs:
-        """Of shards that took images in turn (rank, rank + W, ...), in the order of all images."""
+        """Of shards that took images in turn (rank, rank + W, ...), in the order of all images; of fewer
+        images than shards, some are empty."""
+        shards = [shard for shard in shards if len(shard.rows)]
         if len(shards) == 1:
             return shards[0]
         joined = Outputs(*(torch.cat(parts) for parts in zip(*map(_fields, shards), strict=True)))
@@ -138,7 +140,8 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
         losses = F.cross_entropy(logits, labels.to(device), reduction="none")
         parts.append([x.cpu() for x in (top, confidence, losses, embeddings.float(), labels)])
     model.train(was_training)
-    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+    # A process without images has outputs of no shape, which join leaves out.
+    joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] or [torch.empty(0, 0)] * 5
     return Outputs(*joined, rows=torch.arange(len(joined[-1])))
 
 

@@ -294,7 +294,7 @@ class _Run:
             "seconds_per_epoch": round(self.position.seconds / max(1, len(self.rows)), 4),
             **val.classification(len(self.data.classes), self.data.watched),
         }
-        if config.best_metric:
+        if config.best_metric and self.rows:  # --epochs 0 leaves nothing to choose from
             best = best_row(self._rows_to_choose_from(self.stages[-1]), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
         part, found = None, {}
@@ -305,6 +305,7 @@ class _Run:
         if self.untouched is not None:
             results[UNTOUCHED] = judge.accuracies(self.untouched)
         if self.group.is_main:
+            (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
             write_correct(self.folder, self.data.val, {"top1": val.correct(), **found}, self.untouched)
             self._write_results(results, part)
         return results
@@ -320,10 +321,10 @@ class _Run:
             tensors = {"embeddings": val.embeddings, "labels": val.labels}
             checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
         checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
-        write_finished(self.folder, self.config)  # its report can be made again
         report.write_run_report(
             self.folder, self.config, results, self.rows, self.data.classes, val, self.data.val, self.with_map
         )
+        write_finished(self.folder, self.config)  # last: a run killed before it is finished again
         if self.config.progress:
             shown = {k: v for k, v in results.items() if k in ("top1", "top5", "knn", "centroid", "probe")}
             figures = "  ".join(f"{k} {100 * v:.2f} %" for k, v in shown.items())
@@ -343,12 +344,12 @@ class _Run:
     # Checkpoints
 
     def _save(self, trainer: Trainer) -> None:
-        sums = self.group.gather(self.losses.sums())
+        sums, state = self.group.gather(self.losses.sums()), trainer.state()
         if not self.group.is_main:
             return
         training = {
             "position": dataclasses.asdict(self.position),
-            **trainer.state(),
+            **state,
             "sums": sums,
             "rows": self.rows,
             "untouched": self.untouched,

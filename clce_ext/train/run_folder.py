@@ -25,6 +25,10 @@ FREE_TO_CHANGE = {
     "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
     "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "tracker", "workers",
 }  # fmt: skip
+# What evaluations, comparisons and tables read of a finished run.
+_OF_A_FINISHED = (
+    "model.safetensors", "embeddings.safetensors", "correct.safetensors", "metrics.csv", "results.json"
+)  # fmt: skip
 _LOADERS_END = 10  # seconds after which loader processes have noticed that a killed run is gone
 
 
@@ -34,8 +38,13 @@ def lasting_options(config: TrainConfig) -> dict[str, Any]:
 
 
 def run_id(config: TrainConfig) -> str:
-    """The same for a run and its continuation, and no other run: 12 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(lasting_options(config), sort_keys=True).encode()).hexdigest()[:12]
+    """The same for a run and its continuation, and no other run: 12 hexadecimal digits.
+
+    Of the options that are not at their defaults, so that one which is added later changes no run's.
+    """
+    defaults = lasting_options(TrainConfig())
+    given = {name: value for name, value in lasting_options(config).items() if value != defaults[name]}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextlib.contextmanager
@@ -53,10 +62,7 @@ def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]
 
 def write_finished(folder: Path, config: TrainConfig) -> None:
     """Marks the run as finished: from now on its files are to have the checksums that they have now."""
-    names = [
-        n for n in ("model.safetensors", "embeddings.safetensors", "results.json") if (folder / n).exists()
-    ]
-    write_checksums(folder, run_id(config), names)
+    write_checksums(folder, run_id(config), [name for name in _OF_A_FINISHED if (folder / name).exists()])
 
 
 @contextlib.contextmanager

@@ -45,6 +45,7 @@ class Trainer:
         model.set_mode(stage.mode)
         model.zero_grad(set_to_none=True)  # what the stage before left on parameters that now rest
         self.stage, self.model, self.config, self.device = stage, model, config, group.device
+        self.group = group
         self.loader, self.sampler = training_loader(
             data.train, config, input_config, stage.views, group.rank, group.world_size
         )
@@ -60,7 +61,7 @@ class Trainer:
         self.micro_batch = min(config.micro_batch_size or self.sampler.share, self.sampler.share)
         self.grad_cache = None
         if self.criterion.contrasts and self.micro_batch < self.sampler.share:
-            self.grad_cache = GradCache(self.net, self.criterion, self.micro_batch, self.scaler)
+            self.grad_cache = GradCache(self.net, self._weighted_loss, self.micro_batch, self.scaler)
         # DistributedDataParallel averages over processes, some of which may have one image more.
         self.weight = 1.0
         if not self.criterion.spans_processes:
@@ -100,7 +101,7 @@ class Trainer:
         extra = {} if targets is None else {"targets": targets}
         with autocast(self.device, self.config.amp):
             loss = self.grad_cache(images, labels, **extra)
-        return {"loss": loss, **self.criterion.parts}
+        return {"loss": loss / self.weight, **self.criterion.parts}
 
     def update(self) -> None:
         """Moves the weights along .grad."""
@@ -113,19 +114,23 @@ class Trainer:
             self.averaged.update(self.model)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside the model's weights."""
+        """What a checkpoint keeps beside the model's weights. All processes call this together."""
+        criteria = [{name: value.cpu() for name, value in self.criterion.state_dict().items()}]
+        if not self.criterion.spans_processes:  # every process has a queue of its own
+            criteria = self.group.gather(criteria[0])
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "averaged": self.averaged.module.state_dict() if self.averaged is not None else None,
-            "criterion": self.criterion.state_dict(),
+            "criteria": criteria,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
-        self.criterion.load_state_dict(state["criterion"])
+        criteria = state["criteria"]
+        self.criterion.load_state_dict(criteria[self.group.rank if len(criteria) > 1 else 0])
         if self.averaged is not None:
             self.averaged.module.load_state_dict(state["averaged"])
 
@@ -155,6 +160,9 @@ class Trainer:
             return images, F.one_hot(labels, self.num_classes).float()
         mixed, targets = self.mix(images.float(), labels)
         return mixed.round().to(torch.uint8), targets
+
+    def _weighted_loss(self, *outputs: Tensor, **extra: Tensor) -> Tensor:
+        return self.criterion(*outputs, **extra) * self.weight
 
     def _accumulated(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
         """Micro-batch by micro-batch, each backward at once: exact for cross-entropy, a mean over images."""
