@@ -146,14 +146,25 @@ def test_trackers(tmp_path, monkeypatch):
     def log(values, step):
         logged.append((values, step))
 
-    run = SimpleNamespace(log=log)
+    ended = []
+    run = SimpleNamespace(log=log, finish=lambda: ended.append("wandb"))
     ids = []
     wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
-    mlflow = SimpleNamespace(start_run=lambda run_name: None, log_params=lambda _: None, log_metrics=log)
+    mlflow = SimpleNamespace(
+        start_run=lambda run_name: None,
+        log_params=lambda _: None,
+        log_metrics=log,
+        end_run=lambda: ended.append("mlflow"),
+    )
     row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
     for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
         monkeypatch.setitem(sys.modules, name, package)
-        Records(tmp_path, False, tracker=name, options={"lr": 1e-3}).write([row])
+        records = Records(tmp_path, False, tracker=name, options={"lr": 1e-3})
+        records.write([row])
+        assert not ended
+        records.close()
+        records.close()
+        assert ended.pop() == name and not ended  # once
         assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
     assert ids[0] == ids[1]  # one run, where it is resumed
     monkeypatch.setitem(sys.modules, "mlflow", None)
