@@ -130,6 +130,7 @@ def test_prediction(finished, tmp_path, capsys):
     assert float(rows[-1]["probability_1"]) == pytest.approx(shares.max().item(), abs=1e-3)
     assert (tmp_path / "out" / "contact-sheet.html").read_text().count("<img") == 7
     for wrong, message in (
+        ([str(single), "--max-image-pixels", "63"], "pixels are more than --max-image-pixels 63"),
         ([str(tmp_path / "none.png")], "none.png: no such file or folder"),
         ([str(finished / "checkpoints")], "no images in this folder"),
     ):
