@@ -9,6 +9,7 @@ import pytest
 
 from clce_ext.train.intervals import corrected, difference, holm, standard_error
 from clce_ext.train.metrics import confidence_interval
+from clce_ext.train.report import _standing, _verdict
 from clce_ext.train.results import RunRecord, untouched_records
 
 
@@ -109,6 +110,8 @@ def test_without_any_variation_there_is_no_interval():
         (found,) = corrected([difference(same, records("ce", reference), "top1")])
         assert math.isnan(found.p) and math.isnan(found.half_width)
         assert found.verdict == "not distinguishable from"
+        assert "nothing varies: no interval" in _verdict(found)
+        assert "clce not distinguishable from ce" in _standing([found], "ce", "top1")
 
 
 def test_verdicts_go_by_the_corrected_p():
