@@ -327,7 +327,8 @@ def _cross_entropy(
     class_weights: Tensor | None,
     ignore_index: int,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of the cross-entropies, and their number or the sum of their class weights.
+    """The sum of the cross-entropies, and their number or the sum of their class weights, in float32 at
+    least: bfloat16 has no 257.
 
     Not their quotient: for no images that would be 0 / 0.
     """
@@ -340,6 +341,9 @@ def _cross_entropy(
     check_shape(labels, logits.shape)
     views = logits.shape[1] if logits.dim() == 3 else 1
     flat = logits.reshape(-1, logits.shape[-1])
+    if flat.dtype in (torch.bfloat16, torch.float16):
+        flat = flat.float()
+        class_weights = None if class_weights is None else class_weights.to(flat.dtype)
     if targets is not None:
         target = targets.reshape(-1, targets.shape[-1])
         if target.shape != flat.shape:

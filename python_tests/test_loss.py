@@ -238,6 +238,29 @@ def test_class_weights_and_ignored_images_in_cross_entropy(device):
     assert clce_ext.clce_loss(logits, embeddings, nobody, weight=0.5) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["labels", "targets", "class_weights"])
+def test_the_cross_entropy_of_many_images_in_low_precision(dtype, kind):
+    """A bfloat16 cannot count to 257, and a float16 holds no sum of 6,000 cross-entropies."""
+    for images in (257, 6_000):
+        logits = (10 * torch.randn(images, 10)).to(dtype).requires_grad_()
+        embeddings = torch.randn(images, 4)
+        labels = torch.randint(10, (images,))
+        targets = torch.rand(images, 10).softmax(dim=1).to(dtype) if kind == "targets" else None
+        weights = torch.rand(10).to(dtype) if kind == "class_weights" else None
+        options = {"targets": targets, "class_weights": weights}
+        found = clce_ext.clce_loss(logits, embeddings, labels, weight=0.0, **options)
+        wanted = torch.nn.functional.cross_entropy(
+            logits.double(),
+            labels if targets is None else targets.double(),
+            None if weights is None else weights.double(),
+        )
+        assert found.dtype == torch.float32
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+        (gradient,) = torch.autograd.grad(found, logits)
+        assert gradient.dtype == dtype
+
+
 def test_presets_are_what_they_say(device):
     views, labels = torch.randn(20, 2, 16, device=device), torch.randint(4, (20,), device=device)
     ref = reference.hard_negative_contrastive_loss

@@ -93,6 +93,25 @@ def test_colour_spaces_palettes_and_metadata_are_read(folder):
         assert pixels.shape == (8, 8, 3) and pixels[..., 0].min() > 190
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_images_stand_upright(folder, suffix):
+    """Orientation 6: the camera was held so that the left side of what is stored is the top."""
+    stored = Image.new("RGB", (48, 16), (10, 10, 10))
+    stored.paste((250, 250, 250), (0, 0, 16, 16))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    replace_first(folder, stored, suffix, exif=exif)
+    pixels = first_image(folder)
+    assert pixels.shape == (48, 16, 3) and pixels[:12].min() > 190 and pixels[20:].max() < 60
+
+
+def test_damaged_exif_does_not_make_an_image_unreadable(folder):
+    image = Image.new("RGB", (8, 8), (250, 10, 10))
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        replace_first(folder, image, ".jpg", exif=exif)
+        assert first_image(folder).shape == (8, 8, 3)
+
+
 @pytest.mark.parametrize("target", ["..", "../..", "."])
 def test_links_that_lead_round_in_a_circle_are_named(folder, target):
     for name in ("digit_0", "digit_1"):

@@ -9,6 +9,7 @@ import pytest
 
 from clce_ext.train.intervals import corrected, difference, holm, standard_error
 from clce_ext.train.metrics import confidence_interval
+from clce_ext.train.report import _standing, _verdict
 from clce_ext.train.results import RunRecord, untouched_records
 
 
@@ -90,6 +91,27 @@ def test_images_count_where_all_runs_judged_the_same():
     assert difference(a, b, "top1").images is None
     b[1].correct = {}
     assert difference(a, b, "top1").images is None
+
+
+def test_seeds_that_agree_do_not_show_that_chance_is_absent():
+    """Each of three seeds has one more of 100 images right, and each another one."""
+    right = {"ce": np.zeros((3, 100)), "clce": np.zeros((3, 100))}
+    right["clce"][range(3), range(3)] = 1
+    a, b = (records(name, of.mean(axis=1), of) for name, of in right.items())
+    (found,) = corrected([difference(a, b, "top1")])
+    # One of 100 is right in each seed: 0.01 (1 - 0.01) / 300, but for the degrees of freedom.
+    assert standard_error(right["clce"]) == pytest.approx(math.sqrt(0.01 * 0.99 / 300), rel=0.03)
+    assert found.p > 0.1 and found.verdict == "not distinguishable from"
+
+
+def test_without_any_variation_there_is_no_interval():
+    same = records("clce", [0.41, 0.51, 0.71])  # less 0.4, 0.5 and 0.7 these are equal but for rounding
+    for reference in ([0.4, 0.5, 0.7], [0.41, 0.51, 0.71]):
+        (found,) = corrected([difference(same, records("ce", reference), "top1")])
+        assert math.isnan(found.p) and math.isnan(found.half_width)
+        assert found.verdict == "not distinguishable from"
+        assert "nothing varies: no interval" in _verdict(found)
+        assert "clce not distinguishable from ce" in _standing([found], "ce", "top1")
 
 
 def test_verdicts_go_by_the_corrected_p():

@@ -130,6 +130,7 @@ def test_prediction(finished, tmp_path, capsys):
     assert float(rows[-1]["probability_1"]) == pytest.approx(shares.max().item(), abs=1e-3)
     assert (tmp_path / "out" / "contact-sheet.html").read_text().count("<img") == 7
     for wrong, message in (
+        ([str(single), "--max-image-pixels", "63"], "pixels are more than --max-image-pixels 63"),
         ([str(tmp_path / "none.png")], "none.png: no such file or folder"),
         ([str(finished / "checkpoints")], "no images in this folder"),
     ):
@@ -146,14 +147,25 @@ def test_trackers(tmp_path, monkeypatch):
     def log(values, step):
         logged.append((values, step))
 
-    run = SimpleNamespace(log=log)
+    ended = []
+    run = SimpleNamespace(log=log, finish=lambda: ended.append("wandb"))
     ids = []
     wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
-    mlflow = SimpleNamespace(start_run=lambda run_name: None, log_params=lambda _: None, log_metrics=log)
+    mlflow = SimpleNamespace(
+        start_run=lambda run_name: None,
+        log_params=lambda _: None,
+        log_metrics=log,
+        end_run=lambda: ended.append("mlflow"),
+    )
     row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
     for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
         monkeypatch.setitem(sys.modules, name, package)
-        Records(tmp_path, False, tracker=name, options={"lr": 1e-3}).write([row])
+        records = Records(tmp_path, False, tracker=name, options={"lr": 1e-3})
+        records.write([row])
+        assert not ended
+        records.close()
+        records.close()
+        assert ended.pop() == name and not ended  # once
         assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
     assert ids[0] == ids[1]  # one run, where it is resumed
     monkeypatch.setitem(sys.modules, "mlflow", None)

@@ -6,6 +6,7 @@ import pytest
 
 from clce_ext.train import compare, sweep
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.objectives import OBJECTIVES
 from python_tests.training import QUICK, command_line, results
 
 _OPTIONS = {k: v for k, v in QUICK.items() if k not in ("eval_embeddings", "lr")}
@@ -46,6 +47,14 @@ def test_random_points_are_the_beginning_of_more():
 
     assert len(points(9)) == len({tuple(p.items()) for p in points(9)}) == 9
     assert points(4) == points(9)[:4]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_only_options_of_other_losses_are_not_varied(objective):
+    """Label smoothing is an option of CLCE's loss, and of every other objective's cross-entropy too."""
+    point = {"label_smoothing": 0.1, "lr": 1e-3, "weight": 0.5}
+    taken = sweep._of_objective(objective, point)
+    assert taken == {k: v for k, v in point.items() if k != "weight" or objective == "clce"}
 
 
 def test_options_of_one_objective(tmp_path):

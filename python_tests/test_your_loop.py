@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import timm
 import torch
 from PIL import Image
 
 from clce_ext.train.loop import train
+from clce_ext.train.predict import load_saved
 from python_tests.training import quick_config
 
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "your-loop.md"
@@ -36,4 +38,17 @@ def test_the_guide(tmp_path, monkeypatch, capsys):
     exec(compile(blocks[-1], str(GUIDE), "exec"), names)
     said = capsys.readouterr().out.split()
     assert said[0] in names["classes"] and len(names["classes"]) == 10 and 0.1 <= float(said[1]) <= 1
-    assert len(blocks[-1].split("from timm.data import create_transform")[1].strip().splitlines()) <= 10
+    assert len(blocks[-1].split("from timm.data import create_transform")[1].strip().splitlines()) <= 12
+
+
+def test_prediction_with_another_pooling(tmp_path, monkeypatch):
+    train(quick_config(tmp_path, epochs=1, global_pool="token"))
+    Image.new("RGB", (40, 50), (200, 90, 10)).save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"timm": timm, "torch": torch}
+    exec(re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.S)[-1], names)
+    ours, _, _ = load_saved(tmp_path)
+    with torch.inference_mode():
+        wanted = ours.backbone(names["transform"](names["image"])[None]).softmax(dim=1)[0]
+    torch.testing.assert_close(names["probabilities"], wanted)
+    assert names["model"].global_pool == "token"

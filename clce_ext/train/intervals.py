@@ -14,6 +14,7 @@ import numpy as np
 from .results import RunRecord
 
 SIGNIFICANT = 0.05  # a corrected p below it lets a report say "above" or "below"
+ROUNDING = 1e-12  # equal differences of shares of 1 vary less than this
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,9 @@ def standard_error(x: np.ndarray) -> float:
     Casella & McCulloch, "Variance Components", 1992). A bootstrap that draws seeds and images anew estimates
     the same with one bias: it counts three times what neither seeds nor images explain (Owen, "The pigeonhole
     bootstrap", Ann. Appl. Statist. 1, 2007), and of answers that are right or wrong that is the most.
+
+    It is at least what the rest alone gives: seeds whose means happen to agree do not show that chance is
+    absent.
     """
     seeds, images = x.shape
     if seeds < 2:
@@ -134,17 +138,17 @@ def standard_error(x: np.ndarray) -> float:
     if images > 1:
         rest = ((x - of_seeds[:, None] - of_images + x.mean()) ** 2).sum() / ((seeds - 1) * (images - 1))
         variance += max(0.0, of_images.var(ddof=1) - rest / seeds) / images
+        variance = max(variance, rest / (seeds * images))
     return math.sqrt(variance)
 
 
 def _student(mean: float, error: float, seeds: int) -> tuple[float, float]:
-    """(half of the 95 % interval, two-sided p) by Student's t with the seeds' degrees of freedom."""
+    """(half of the 95 % interval, two-sided p) by Student's t with the seeds' degrees of freedom; NaN where
+    nothing varies that the error could be estimated from."""
     from scipy.stats import t
 
-    if not math.isfinite(error):
+    if not error > ROUNDING:
         return math.nan, math.nan
-    if error == 0:
-        return 0.0, float(mean == 0)
     return float(t.ppf(0.975, seeds - 1) * error), float(2 * t.sf(abs(mean) / error, seeds - 1))
 
 

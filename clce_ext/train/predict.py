@@ -47,6 +47,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument(
+        "--max-image-pixels",
+        type=int,
+        default=TrainConfig.max_image_pixels,
+        metavar="N",
+        help="refuse larger images (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
     return parser.parse_args(arguments)
 
@@ -55,7 +62,8 @@ def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
-    config = TrainConfig.from_dict({"batch_size": options.batch_size, "workers": options.workers})
+    names = ("batch_size", "workers", "max_image_pixels")
+    config = TrainConfig.from_dict({name: getattr(options, name) for name in names})
     image = functools.partial(file_image, paths, config.max_image_pixels)
     images = Images(
         Source(

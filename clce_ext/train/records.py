@@ -38,7 +38,7 @@ class Records:
     ) -> None:
         self.folder = folder
         self._writer = None
-        self._tracker = _tracker(tracker, folder, options or {}) if tracker else None
+        self._tracker, self._end = _tracker(tracker, folder, options or {}) if tracker else (None, None)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -60,6 +60,9 @@ class Records:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+        if self._end is not None:  # before the next run of a comparison begins, in the same process
+            self._end()
+            self._end = None
 
     def _write_table(self, rows: Sequence[dict[str, Any]]) -> None:
         text = io.StringIO()
@@ -69,9 +72,10 @@ class Records:
         write_text(self.folder / "metrics.csv", text.getvalue())
 
 
-def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Callable[[dict[str, Any], int], Any]:
-    """What takes an epoch's values and step to Weights & Biases or MLflow, by the name of the run's folder.
-    Where that goes is set as those packages have it, by their environment variables."""
+def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> tuple[Callable, Callable]:
+    """What takes an epoch's values and step to Weights & Biases or MLflow, by the name of the run's folder,
+    and what ends the run there. Where that goes is set as those packages have it, by their environment
+    variables."""
     try:
         package = importlib.import_module(name)
     except ImportError as error:
@@ -80,10 +84,10 @@ def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Callable[[d
         # The same run, where it is resumed.
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
         run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=dict(options))
-        return lambda values, step: run.log(values, step=step)
+        return (lambda values, step: run.log(values, step=step)), run.finish
     package.start_run(run_name=folder.name)
     package.log_params(dict(options))
-    return lambda values, step: package.log_metrics(values, step=step)
+    return (lambda values, step: package.log_metrics(values, step=step)), package.end_run
 
 
 def progress_bar(total: int, done: int, description: str, enabled: bool) -> tqdm:

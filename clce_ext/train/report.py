@@ -282,7 +282,8 @@ def _differences(group: Sequence[Difference]) -> dict[str, Any]:
 def _verdict(d: Difference) -> str:
     text = f"{100 * d.mean:+.2f} points"
     if not math.isfinite(d.half_width):
-        return text + " (one seed: no interval)"
+        why = "one seed" if len(d.by_seed) == 1 else "nothing varies"
+        return f"{text} ({why}: no interval)"
     low, high = 100 * (d.mean - d.half_width), 100 * (d.mean + d.half_width)
     return f"{text} [{low:+.2f}, {high:+.2f}], {d.verdict} {d.reference} (p {d.corrected_p:.2g})"
 
@@ -291,7 +292,7 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
     """A sentence on who stands where; an objective that chance may have put ahead is not called better."""
     names: dict[str, list[str]] = {}
     for d in differences:
-        if (d.reference, d.figure) == (baseline, figure) and math.isfinite(d.half_width):
+        if (d.reference, d.figure) == (baseline, figure) and len(d.by_seed) > 1:
             names.setdefault(d.verdict, []).append(d.objective)
     if not names:
         return ""

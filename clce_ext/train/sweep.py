@@ -16,7 +16,7 @@ from .compare import OF_THE_RUNS, Comparison, assignment, judged, train_all
 from .config import TrainConfig
 from .errors import TrainingError, run_command
 from .metrics import Interval, confidence_interval
-from .objectives import OBJECTIVES
+from .objectives import LOSS_OPTIONS, OBJECTIVES
 from .results import RunRecord, write_rows
 
 _EPILOG = """\
@@ -128,8 +128,8 @@ def sweep(asked: Sweep) -> Path | None:
 
 def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
     """The point without options of other objectives' losses."""
-    of_losses = {option for record in OBJECTIVES.values() for option in record.options}
-    return {k: v for k, v in point.items() if k not in of_losses or k in OBJECTIVES[objective].options}
+    own = OBJECTIVES[objective].options
+    return {k: v for k, v in point.items() if k not in LOSS_OPTIONS or k in own}
 
 
 def _setting(objective: str, point: dict[str, Any], runs: Sequence[TrainConfig], metric: str) -> Setting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -40,7 +41,8 @@ def read_image(path: str, max_pixels: int) -> Image.Image:
 
 
 def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
-    """8 bits of red, green and blue. Pillow itself would clip 16 bits of grey to white instead of scaling.
+    """8 bits of red, green and blue, upright where EXIF says how the camera was held. Pillow itself would
+    clip 16 bits of grey to white instead of scaling.
 
     Raises:
         ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
@@ -49,8 +51,11 @@ def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
         raise ValueError(
             f"{image.width} x {image.height} pixels are more than --max-image-pixels {max_pixels}"
         )
+    kind = image.format  # which a turned image has lost
+    with contextlib.suppress(Exception):  # EXIF that is damaged; images that are fail below
+        image = ImageOps.exif_transpose(image)
     # Older versions of Pillow read the 16 bits of a PNG as 32.
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):
         grey = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
