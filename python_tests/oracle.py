@@ -111,7 +111,8 @@ def check(case: Case, dtype: torch.dtype, device: str = "cpu", luck: bool = Fals
             plain_error = (plain[name] - truth[name]).norm().nan_to_num(nan=0.0, posinf=0.0)
             usual = torch.maximum(plain_error, roundings(case, dtype) * size)
             nothing = torch.finfo(torch.float32).eps * unit_gradient(case)
-            if luck and case.grad is not None:  # every anchor leaves its own, where plain PyTorch's may all be exactly zero
+            # Every anchor leaves its own, where plain PyTorch's may all be exactly zero.
+            if luck and case.grad is not None:
                 nothing *= max(1.0, float(case.grad.norm()))
             allowed = GRADIENT_FACTOR * usual + nothing
         assert error <= allowed, f"{name}: error {error:.3e} > {allowed:.3e}, {dtype}, {case}"
