@@ -25,9 +25,8 @@ from clce_ext.compiled import BUILD_IT, DEVICE_TYPES, ENGINES, C
 from clce_ext.portable.ops import OPS
 
 _engine: str | None = None  # asked for by CLCE_ENGINE
-_overrides: torch.library.Library | None = (
-    None  # of the kernels, where the portable backend shall replace them
-)
+# Of the kernels, where the portable backend shall replace them.
+_overrides: torch.library.Library | None = None
 _warned = False
 
 

@@ -35,10 +35,6 @@ class Gpu:
     memory: float  # bytes per second
     launch: float  # seconds per kernel, with its dependence on the one before
 
-    @property
-    def peak_mma(self) -> float:
-        return self.tensor16 * self.multiprocessors * self.clock
-
 
 H100 = Gpu(
     name="H100",

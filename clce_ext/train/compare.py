@@ -99,9 +99,8 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
-    if (
-        "set" in options and "set" not in given
-    ):  # a recipe's: of objectives that are not compared this time too
+    # A recipe's --set may be of objectives that are not compared this time too.
+    if "set" in options and "set" not in given:
         others = set(OBJECTIVES) - set(objectives)
         options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
