@@ -297,6 +297,7 @@ struct Outputs {
   using A = typename Format::A;
   std::vector<E> z, key_z, dx, dk;
   std::vector<A> norms, key_norms, statistics, loss, num_terms, derivatives, danchors, dkeys, dots, key_dots;
+  std::vector<A> dtemperature, dtemperature_of_keys;  // from the dots of either side
 
   // The bits of everything.
   std::vector<unsigned char> bits() const {
@@ -307,7 +308,7 @@ struct Outputs {
     };
     for (const auto* v : {&z, &key_z, &dx, &dk}) append(*v);
     for (const auto* v : {&norms, &key_norms, &statistics, &loss, &num_terms, &derivatives, &danchors, &dkeys,
-                          &dots, &key_dots}) {
+                          &dots, &key_dots, &dtemperature, &dtemperature_of_keys}) {
       append(*v);
     }
     return all;
@@ -475,7 +476,11 @@ class Experiment {
     }
 
     prepare_backward(z, norms, danchors, m, out.dx, out.dots);
-    if (!symmetric()) prepare_backward(key_z, key_norms, dkeys, n, out.dk, out.key_dots);
+    out.dtemperature = temperature_gradient(backward, out.dots);
+    if (!symmetric()) {
+      prepare_backward(key_z, key_norms, dkeys, n, out.dk, out.key_dots);
+      out.dtemperature_of_keys = temperature_gradient(backward, out.key_dots);
+    }
     return out;
   }
 
@@ -521,20 +526,28 @@ class Experiment {
     if (!symmetric())
       verify_prepare_backward(*keys_, out.key_z, out.key_norms, out.dkeys, out.dk, out.key_dots, "dk");
 
-    // d(loss) / d(1 / temperature), as a caller puts it together.
-    auto by_scale = [&](const std::vector<A>& dots) {
-      double sum = 0;
-      for (A dot : dots) sum += double(dot) * temperature_ / (symmetric() ? 2 : 1);
-      for (int64_t i = 0; i < c_.m; ++i) sum += weights[i] * double(out.derivatives[kDScale * c_.m + i]);
-      return sum;
-    };
+    // d(loss) / dt is that by 1 / t over -t^2.
+    auto by_temperature = [&](double by_scale) { return -by_scale / (temperature_ * temperature_); };
     const double allowed =
         3 * std::abs(naive.d_scale - exact.d_scale) + gradient_floor(exact, exact.scale_products, 8);
-    compare("d(1/temperature)", by_scale(out.dots), exact.d_scale, allowed);
-    if (!symmetric()) compare("d(1/temperature) from keys", by_scale(out.key_dots), exact.d_scale, allowed);
+    const double expected = by_temperature(exact.d_scale);
+    const double tolerance = -by_temperature(allowed) + 4 * Format::kUnitA * std::abs(expected);
+    compare("dtemperature", out.dtemperature[0], expected, tolerance);
+    if (!symmetric()) compare("dtemperature from keys", out.dtemperature_of_keys[0], expected, tolerance);
   }
 
  private:
+  static std::vector<A> temperature_gradient(const BackwardArgs& given, const std::vector<A>& dots) {
+    const GlobalArray<A> memory(dots), gradient(1);
+    TemperatureGradientArgs args;
+    args.given = given;
+    args.dots = memory.data();
+    args.rows = int64_t(dots.size());
+    args.gradient = gradient.data();
+    cuda::temperature_gradient(args, nullptr);
+    return gradient.read();
+  }
+
   template <class T>
   static void compare_bits(const std::string& what, const std::vector<T>& a, const std::vector<T>& b) {
     require(a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0),
@@ -1056,6 +1069,7 @@ void test_launches() {
     CHECK_EQ(count("merge_loss_kernel"), 2);  // one of them the loss by itself
     CHECK_EQ(count("backward_kernel"), sides);
     CHECK_EQ(count("prepare_backward_kernel"), 3 * sides);  // once for both outputs, once for each
+    CHECK_EQ(count("temperature_gradient_kernel"), sides);
     int64_t conflicts = 0, matrices = 0;
     for (const auto& launch : executor::launches()) {
       conflicts += launch.ldmatrix_conflicts;
