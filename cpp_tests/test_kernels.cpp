@@ -185,6 +185,8 @@ struct Case {
   Reduction reduction = Reduction::kMean;
   bool with_grad = true;                      // grad_loss given
   int64_t panel_rows = 0, panel_columns = 0;  // 0: no panels but fused tiles
+  int forward_tile = -1;                      // -1, and 0: as the plan says
+  int64_t max_parts = 0;
 
   std::string name() const {
     std::ostringstream text;
@@ -202,6 +204,7 @@ struct Case {
          << (debias_of_anchors ? " of anchors" : "") << (config.mean_inside_log ? ", in" : ", out")
          << (config.negatives_only ? ", negatives" : "") << (config.detach_weights ? ", detached" : "")
          << ", " << reductions[int(reduction)] << (with_grad ? "" : ", no grad_loss");
+    if (forward_tile >= 0) text << ", tile " << forward_tile << ", parts " << max_parts;
     if (panel_rows) text << ", panels " << panel_rows << "x" << panel_columns;
     return text.str();
   }
@@ -404,6 +407,8 @@ class Experiment {
     k.product = plain_product<Format>();
     k.panel_rows = c_.panel_rows;
     k.panel_columns = c_.panel_columns;
+    k.forward_tile = c_.forward_tile;
+    k.max_parts = c_.max_parts;
 
     GlobalArray<A> statistics(kNumStatistics * m), derivatives(kNumDerivatives * m), num_terms(1);
     GlobalArray<A> loss(c_.reduction == Reduction::kNone ? m : 1);
@@ -1006,9 +1011,11 @@ void add_all() {
   Case large;
   large.d = 8;
   large.m = 16 * tile + 1;
-  // More than one tile for a block, in the slowest engine and in the one that matters.
+  // More than one tile for a block, in the slowest engine and in the one that matters; there of two steps.
   if (Format::kDType == DType::kFloat64 || Format::kDType == DType::kBFloat16) large.m = 33 * tile + 40;
+  if (Format::kDType == DType::kBFloat16) large.d = 70;
   add<Format>("large", large);
+  large.d = 8;
   large.geometry = Geometry::kDisjoint;
   large.m = 6;
   large.n = 129 * tile + 5;
@@ -1025,6 +1032,31 @@ void add_all() {
   large.config.beta = 1;
   large.temperature = 0.5;
   add<Format>("large", large);
+
+  // Few blocks that walk over many tiles: of several steps each, and so many that the pipeline's ring of
+  // places comes round twice, for each shape that there is. Self-contrast: a triangle. Keys: two rectangles.
+  const bool half = sizeof(typename Format::E) == 2;
+  constexpr int64_t kWidths[] = {60, 100, 200, 500, 760};  // of rows, for each tile of the backward pass
+  const int first = Format::kDType == DType::kFloat64 ? 0 : 1;
+  const int count = Format::kDType == DType::kFloat64 ? 1 : half ? 4 : 2;
+  for (int w = 0; w < count; ++w) {
+    for (bool symmetric : {true, false}) {
+      for (bool unbounded : {false, true}) {
+        const bool resident = half && w < 2;
+        Case walk;
+        walk.geometry = symmetric ? Geometry::kSelf : Geometry::kOffset;
+        walk.d = kWidths[first + w];
+        walk.m = symmetric ? resident ? 460 : 150 : 70;
+        walk.n = resident ? 910 : 300;
+        walk.unbounded = unbounded;
+        walk.config.beta = unbounded ? 0.5 : 1;
+        walk.labels = unbounded ? Labels::kClasses : Labels::kIgnoreSome;
+        walk.forward_tile = (w + symmetric) % 2;
+        walk.max_parts = symmetric ? 1 : 2;
+        add_case<Format>("walks", walk);
+      }
+    }
+  }
 
   // Panels of many tiles.
   Case panels;

@@ -112,6 +112,10 @@ struct ContrastArgs {
   EngineChoice engine = EngineChoice::kAuto;
   ProductFunction product;                    // without it there are no panels
   int64_t panel_rows = 0, panel_columns = 0;  // of a panel of logits; 0: as the plan says
+  // Fused tiles, for measurements and tests. Which of the engine's forward tiles; -1: as the plan says. Into
+  // how many parts a side is cut at most, so that few blocks walk far; 0: as the plan says.
+  int forward_tile = -1;
+  int64_t max_parts = 0;
 };
 
 struct LossArgs {

@@ -55,6 +55,7 @@ PanelShape panel_shape(const ContrastArgs& args) {
 
 // The large tile where there are enough of it, for it reads less.
 int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles) {
+  if (args.forward_tile >= 0) return args.forward_tile;
   const int64_t rows = ceil_div(args.num_anchors, tiles.forward[0]);
   const int64_t columns = ceil_div(args.num_keys, tiles.forward[0]);
   return (args.symmetric ? triangle(rows) : rows * columns) >= kMultiprocessors ? 0 : 1;
@@ -68,6 +69,11 @@ int choose_backward_tile(const EngineTiles& tiles, bool bounded, int64_t stride)
   int tile = 0;
   while (ceil_div(stride, tiles.backward[tile].width) > fewest) ++tile;
   return tile;
+}
+
+// The plan's number of parts of a side, or as many as the caller allows.
+int64_t at_most_parts(const ContrastArgs& args, int64_t parts) {
+  return args.max_parts > 0 ? std::min(parts, args.max_parts) : parts;
 }
 
 // Into how many parts the other side is cut where few blocks own rows.
@@ -89,7 +95,7 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
   plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
   const BackwardTile& tile = tiles.backward[plan.tile];
   const int64_t row_tiles = ceil_div(rows, tile.rows), chunks = ceil_div(args.stride, tile.width);
-  plan.splits = choose_splits(tile, row_tiles * chunks, others);
+  plan.splits = at_most_parts(args, choose_splits(tile, row_tiles * chunks, others));
   plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
   if (plan.splits > 1) {
     plan.workspace_bytes = size_t(acc_bytes(args.dtype) * plan.splits * rows * args.stride);
@@ -116,6 +122,7 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
     // About four blocks for each that runs, so that the last ones leave little idle.
     plan.groups = std::min({ceil_div(4 * kMultiprocessors, row_tiles), kMaxSplits, col_tiles});
   }
+  plan.groups = at_most_parts(args, plan.groups);
   plan.grid = args.symmetric ? Grid{uint32_t(triangle(plan.groups))}
                              : Grid{uint32_t(row_tiles), uint32_t(plan.groups)};
   size_t panel_bytes = 0;
