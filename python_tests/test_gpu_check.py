@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,6 +18,18 @@ sys.path.insert(0, str(TOOLS))
 
 import gpu_check  # noqa: E402
 import sanitizer_suite  # noqa: E402
+import sass  # noqa: E402
+
+from python_tests.test_gpu import launches_in, planned_blocks  # noqa: E402
+
+
+def sass_missing() -> bool:
+    try:
+        sass.find_nvcc()
+    except SystemExit:
+        return True
+    return False
+
 
 MACHINE = {
     "gpu": "NVIDIA H100", "capability": "9.0", "nvcc": "nvcc", "torch": "2.11", "compute-sanitizer": "tool",
@@ -149,7 +162,7 @@ def test_sanitizers(tmp_path):
         assert step.command[step.command.index("--report-api-errors") + 1] == "no"
         assert step.command[step.command.index("--tool") + 1] == step.name
     ((build,),) = parts["build"]
-    assert build.env["NVCC_APPEND_FLAGS"] == "-lineinfo" and build.env["TORCH_CUDA_ARCH_LIST"] == "9.0"
+    assert build.env["NVCC_APPEND_FLAGS"] == "-lineinfo"
 
 
 def test_the_sanitizers_cases_reach_what_is_large():
@@ -160,6 +173,44 @@ def test_the_sanitizers_cases_reach_what_is_large():
     assert any(case.rows > 32 * 128 and case.dim > 64 and not case.options for case in cases)
     assert any(case.rows > 32 * 128 and case.options.get("temperature", 1) < 0.05 for case in cases)
     assert {case.engine for case in cases} == {None, "panels"}
+
+
+ROOT = TOOLS.parent
+
+
+@pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="an installation, no sources")
+def test_what_ships_is_what_check_sass_looks_at():
+    """sm_86 and sm_89 have no code of their own, whoever builds: they run sm_80's."""
+    (shipped,) = re.findall(r'^DEFAULT_ARCHS = "(.+?)"', (ROOT / "setup.py").read_text(), re.M)
+    looked_at = re.search(r'"--arch", .*default=\[(.*?)\]', (TOOLS / "check_sass.py").read_text())[1]
+    assert re.findall(r"\d+\.\d+", shipped) == ["8.0", "9.0"]
+    assert re.findall(r"\d+", looked_at) == ["80", "90"]
+    cmake = re.search(r"set\(CMAKE_CUDA_ARCHITECTURES (.*?)\)", (ROOT / "CMakeLists.txt").read_text())[1]
+    assert re.findall(r"\d+", cmake) == ["80", "90"]
+
+
+@pytest.mark.skipif(sass_missing(), reason="no CUDA toolkit")
+@pytest.mark.parametrize(("gpus", "built"), [("[(8, 6), (8, 9), (9, 0)]", "8.0;9.0"), ("[(12, 0)]", "12.0")])
+def test_a_build_for_the_gpus_of_a_machine(gpus, built):
+    script = f"""if True:
+        import os, runpy, sys, torch
+        gpus = {gpus}
+        torch.version.cuda = torch.version.cuda or "13.0"
+        torch.cuda.is_available = lambda: True
+        torch.cuda.device_count = lambda: len(gpus)
+        torch.cuda.get_device_capability = lambda i: gpus[i]
+        sys.argv = ["setup.py", "--version"]
+        runpy.run_path("setup.py")
+        print(os.environ["TORCH_CUDA_ARCH_LIST"])"""
+    environment = {key: value for key, value in os.environ.items() if key != "TORCH_CUDA_ARCH_LIST"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env=environment | {"CLCE_CUDA": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip().splitlines()[-1] == built, done.stderr
 
 
 ROWS = (
@@ -190,6 +241,30 @@ def test_one_failed_competitor_does_not_fail_the_benchmark(rows, status, passed,
     verdict, said = gpu_check.benchmark_judge(tmp_path / "bench")(status)
     assert verdict is passed
     assert ("eager" in said) == (ROWS[1] in rows)
+
+
+def test_what_ncu_says_is_read():
+    """As Nsight Compute prints it: notes of its own, a line of units, template arguments with their types."""
+    forward = (
+        "void clce::cuda::forward_kernel<clce::cuda::ForwardTraits<clce::cuda::HalfProduct<clce::ptx::bf16>, "
+        "clce::cuda::sm80::ForwardShape<(int)128, (int)2, (int)4, (int)64, (int)2, (int)2, (int)4>, (bool)0>>"
+        "(T1::Params)"
+    )
+    output = f"""==PROF== Connected to process 1
+"ID","Process ID","Kernel Name","launch__occupancy_limit_warps"
+"","","","block"
+"0","1","{forward}","8"
+"1","1","void clce::cuda::prepare_backward_kernel<clce::ptx::bf16>(T1)","16"
+"""
+    first, second = launches_in(output)
+    assert planned_blocks(first["Kernel Name"]) == 2 and first["launch__occupancy_limit_warps"] == "8"
+    assert planned_blocks(second["Kernel Name"]) is None
+    resident = (
+        "ResidentShape<clce::cuda::Fragment<128, 64, 4, 1>, clce::cuda::Fragment<128, 128, 4, 1>, 2, 1>"
+    )
+    assert (
+        planned_blocks(f"void clce::cuda::backward_kernel<Traits<clce::cuda::sm80::{resident}, false> >") == 1
+    )
 
 
 def test_rehearsal(tmp_path):

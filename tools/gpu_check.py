@@ -106,11 +106,10 @@ def build_steps(machine: dict, rehearse: bool, work: Path) -> list[Group]:
     command = [sys.executable, "setup.py", "build_ext"]
     if rehearse:
         command += ["--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
-        return [[Step("build", command, 150, {"CLCE_CUDA": "0"})]]
-    # Only for this GPU: a build for all takes minutes. Sanitizers and profilers want lines of the source.
-    env = {"TORCH_CUDA_ARCH_LIST": machine["capability"] or "", "CLCE_CUDA": "1"}
-    env |= {"NVCC_APPEND_FLAGS": "-lineinfo"}
-    return [[Step("build", [*command, "--inplace"], 150, env, ("gpu", "nvcc"))]]
+        return [[Step("build", command, 140, {"CLCE_CUDA": "0"})]]
+    # Sanitizers and profilers name lines of the source.
+    env = {"CLCE_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}
+    return [[Step("build", [*command, "--inplace"], 140, env, ("gpu", "nvcc"))]]
 
 
 def probe_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
@@ -121,6 +120,7 @@ def probe_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
 
 def test_steps(machine: dict, rehearse: bool) -> list[Group]:
     pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    pytest += ["--continue-on-collection-errors"]  # some packages of other tests may be missing
     if rehearse:
         return [[Step("tests", [*pytest, "python_tests/test_arguments.py"], 60)]]
     if importlib.util.find_spec("xdist"):
@@ -132,7 +132,7 @@ def test_steps(machine: dict, rehearse: bool) -> list[Group]:
     gpu = ("gpu",)
     return [
         [Step("tests: accuracy", [*pytest, *on_gpu, *accuracy], 50, needs=gpu)],
-        [Step("tests: the chip", [*pytest, chip], 30, needs=gpu)],
+        [Step("tests: the chip", [*pytest, chip], 40, needs=gpu)],
         [Step("tests: panels", [*pytest, *on_gpu, *accuracy], 30, {"CLCE_ENGINE": "panels"}, gpu)],
         [Step("tests: others", [*pytest, *on_gpu, *others], 45, needs=gpu)],
     ]
