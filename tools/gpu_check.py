@@ -106,16 +106,16 @@ def build_steps(machine: dict, rehearse: bool, work: Path) -> list[Group]:
     command = [sys.executable, "setup.py", "build_ext"]
     if rehearse:
         command += ["--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
-        return [[Step("build", command, 140, {"CLCE_CUDA": "0"})]]
+        return [[Step("build", command, 130, {"CLCE_CUDA": "0"})]]
     # Sanitizers and profilers name lines of the source.
     env = {"CLCE_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}
-    return [[Step("build", [*command, "--inplace"], 140, env, ("gpu", "nvcc"))]]
+    return [[Step("build", [*command, "--inplace"], 130, env, ("gpu", "nvcc"))]]
 
 
 def probe_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
     command = [sys.executable, "tools/gpu_probe/run.py", "--output", str(results / "probe")]
     needs = ("nvcc",) if rehearse else ("nvcc", "gpu")
-    return [[Step("probe", command, 60, needs=needs)]]
+    return [[Step("probe", command, 70, needs=needs)]]
 
 
 def test_steps(machine: dict, rehearse: bool) -> list[Group]:
