@@ -108,10 +108,10 @@ def test_a_captured_step_replayed_a_thousand_times(count, where, half):
     expected = [step(x.requires_grad_(), labels) for x in inputs]
     x = inputs[0].detach().clone().requires_grad_()
     graph, results = captured(x, labels)
-    stream = torch.cuda.Stream() if where == "side stream" else torch.cuda.current_stream()
-    stream.wait_stream(torch.cuda.current_stream())
     busy = torch.randn(2048, 2048, device=DEVICE)
     wrong = torch.zeros((), dtype=torch.long, device=DEVICE)
+    stream = torch.cuda.Stream() if where == "side stream" else torch.cuda.current_stream()
+    stream.wait_stream(torch.cuda.current_stream())
     for turn in range(1000):
         if turn % 10 == 0 and where == "side stream":
             busy @ busy  # on the current stream
@@ -129,10 +129,10 @@ def test_plain_calls_on_a_side_stream(count):
     x = torch.randn(count, 96, device=DEVICE, requires_grad=True)
     labels = torch.randint(0, count // 8, (count,), device=DEVICE)
     expected = step(x, labels)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
     busy = torch.randn(2048, 2048, device=DEVICE)
     wrong = torch.zeros((), dtype=torch.long, device=DEVICE)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     for _ in range(100):
         busy @ busy
         with torch.cuda.stream(side):
