@@ -61,9 +61,9 @@ PRESETS = {
     ),
     "goals": (
         Block((32768,), (768, 128, 256), BF16, competitors=("ours",)),
+        Block((2**20,), (256,), BF16, competitors=("ours",)),
         Block((16384,), (128,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
         Block((64, 256, 1024), (128,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
-        Block((2**20,), (256,), BF16, competitors=("ours",)),
         Block((16384,), (768,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
         Block((64, 256, 1024), (768,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
     ),
