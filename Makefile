@@ -63,8 +63,8 @@ mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by ed
 soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run; a table of what held (half an hour of a core)
 	$(RUN) tools/soak.py
 
-gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
-	$(RUN) tools/gpu_check.py
+gpu-check: ## on a machine with a GPU and torch: build, probes, tests, benchmark, sanitizers; within 9 minutes
+	$(PYTHON) tools/gpu_check.py
 
 # Built from the source distribution, which therefore lacks nothing. The tag says which Linux the wheel runs on, at
 # least; what it takes of torch is not packed in.

@@ -1297,6 +1297,28 @@ TEST("plan/engine") {
   }
 }
 
+// What runs at once on an H100, an A100 and on sm_86 or sm_89, by their shared memory; and a tile that does
+// not fit is not chosen.
+TEST("plan/devices") {
+  const auto device = [](int kib) { return cuda::Device(Architecture::kSm80, kib * 1024); };
+  for (DType dtype : kDTypes) {
+    const ContrastArgs args = plan_args(dtype, 4096, 4096, 128, true),
+                       few = plan_args(dtype, 500, 500, 128, true);
+    const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+    const int bytes = tiles.forward_block[0].shared_kib * 1024;
+    const bool half = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+    if (half) CHECK_EQ(device(228).blocks_at_once(bytes), 2);
+    if (half) CHECK_EQ(device(164).blocks_at_once(bytes), 1);
+    for (int kib : {228, 164, 100}) {
+      CHECK(device(kib).blocks_at_once(bytes) >= 1);
+      CHECK_EQ(cuda::plan_forward(args, device(kib)).tile, 0);
+      if (dtype != DType::kFloat64) CHECK_EQ(cuda::plan_forward(few, device(kib)).tile, 1);
+    }
+    if (dtype != DType::kFloat64) CHECK_EQ(cuda::plan_forward(args, device(99)).tile, 1);
+    CHECK(cuda::plan_forward(args, Architecture::kSm80).tile == cuda::plan_forward(args, device(228)).tile);
+  }
+}
+
 // As few chunks as possible, by the narrowest tile that makes so few, which is compiled for the logits.
 TEST("plan/backward tile") {
   for (DType dtype : kDTypes) {

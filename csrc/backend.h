@@ -80,7 +80,7 @@ struct PrepareBackwardArgs {
   int64_t rows = 0, dim = 0;
   const void* z = nullptr;      // [rows, padded_dim(dim)]
   const void* norms = nullptr;  // acc [rows]
-  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]
+  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]; z and dz: 16-byte aligned
   void* dx = nullptr;           // dtype [rows, dim], contiguous; may be null
   void* dots = nullptr;         // acc [rows]: z . dz, for the temperature's gradient; may be null
   bool normalize = true;

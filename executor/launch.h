@@ -11,6 +11,11 @@ inline int compute_capability() {
   return executor::compute_capability();
 }
 
+// As Hopper's. Tests ask plans about other devices without it.
+inline int shared_bytes_of_multiprocessor() {
+  return 228 * 1024;
+}
+
 template <class Params>
 void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, size_t shared_bytes, void*,
             const Params& params) {

@@ -101,14 +101,18 @@ void gradient(const BackwardArgs& args, const GradientPlan& plan, void* stream) 
   });
 }
 
+Device current_device() {
+  return {architecture_of(compute_capability()), shared_bytes_of_multiprocessor()};
+}
+
 }  // namespace
 
 size_t forward_workspace_bytes(const ContrastArgs& args) {
-  return plan_forward(args, architecture_of(compute_capability())).workspace_bytes;
+  return plan_forward(args, current_device()).workspace_bytes;
 }
 
 void forward(const ForwardArgs& args, void* stream) {
-  const ForwardPlan plan = plan_forward(args.contrast, architecture_of(compute_capability()));
+  const ForwardPlan plan = plan_forward(args.contrast, current_device());
   plan.panels ? forward_panels(args, plan, stream) : forward_tiles(args, plan, stream);
   with_accumulation_type(args.contrast.dtype,
                          [&](auto zero) { merge_as<decltype(zero)>(args, plan, stream); });
@@ -119,11 +123,11 @@ void loss(const LossArgs& args, void* stream) {
 }
 
 size_t backward_workspace_bytes(const ContrastArgs& args) {
-  return plan_backward(args, architecture_of(compute_capability())).workspace_bytes;
+  return plan_backward(args, current_device()).workspace_bytes;
 }
 
 void backward(const BackwardArgs& args, void* stream) {
-  const BackwardPlan plan = plan_backward(args.contrast, architecture_of(compute_capability()));
+  const BackwardPlan plan = plan_backward(args.contrast, current_device());
   if (plan.panels) return backward_panels(args, plan, stream);
   gradient(args, plan.anchors, stream);
   if (!args.contrast.symmetric) gradient(args, plan.keys, stream);
