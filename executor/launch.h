@@ -25,7 +25,8 @@ void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, si
     const Params& params;
   } call{kernel, params};
   executor::run(
-      name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads), shared_bytes,
+      reinterpret_cast<const void*>(kernel), name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads),
+      shared_bytes,
       [](void* context) {
         const Call& call = *static_cast<const Call*>(context);
         call.kernel(call.params);
