@@ -18,7 +18,7 @@ namespace clce::executor {
 class Machine {
  public:
   Machine();
-  void run(const Launch& launch, void (*body)(void*), void* context);
+  void run(const Launch& launch, const std::vector<Body>& phases, void* context);
 
   Clocks clocks;
   Scheduler scheduler{clocks};
@@ -27,8 +27,9 @@ class Machine {
   GlobalMemory global{clocks};
   AsyncCopies copies{shared, global};
 
-  int compute_capability = 80;
+  int compute_capability = 80, blocks_at_once = 216;
   std::vector<Launch> launches;
+  bool recording_only = false;
 };
 
 // There is one; it outlives every static GlobalBuffer.
