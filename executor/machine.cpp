@@ -68,7 +68,7 @@ Machine::Machine() {
   sigaction(SIGSEGV, &action, nullptr);
 }
 
-void Machine::run(const Launch& launch, const std::vector<Body>& phases, void* context) {
+void Machine::run(const Launch& launch, const void* kernel, const std::vector<Body>& phases, void* context) {
   launches.push_back(launch);
   check(launch);
   if (recording_only) return;
@@ -78,6 +78,7 @@ void Machine::run(const Launch& launch, const std::vector<Body>& phases, void* c
   block.dim = launch.block;
   block.num_threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
   const Dim3& grid = launch.grid;
+  coverage.start_launch(kernel, int64_t(grid.x) * grid.y * grid.z);
   for (const Body phase : phases) {
     block.launch = global.start_launch();
     clocks.start_launch();
@@ -87,7 +88,9 @@ void Machine::run(const Launch& launch, const std::vector<Body>& phases, void* c
       shared.start_block(launch.shared_bytes);
       clocks.start_block(scheduler.threads(), block.num_threads);
       warps.start_block();
+      coverage.start_block();
       scheduler.run(block, phase, context);
+      coverage.end_block();
     }
   }
 }
@@ -104,14 +107,14 @@ void clear_launches() {
 void set_recording_only(bool value) {
   machine().recording_only = value;
 }
-void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, const std::vector<Body>& phases,
-         void* context) {
+void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t shared_bytes,
+         const std::vector<Body>& phases, void* context) {
   Launch launch;
-  launch.kernel = kernel;
+  launch.kernel = name;
   launch.grid = grid;
   launch.block = block;
   launch.shared_bytes = shared_bytes;
-  machine().run(launch, phases, context);
+  machine().run(launch, kernel, phases, context);
 }
 void set_compute_capability(int value) {
   machine().compute_capability = value;

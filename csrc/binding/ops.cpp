@@ -7,6 +7,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "binding/calls.h"
 
@@ -73,7 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward_op(
                                     /*want_dx=*/true, keys_give_dots, args.project_keys)
                 : RowsBackward{empty({0, dim}, scalar_type(args.contrast.dtype), z), of_anchors.dots};
   backward(backend, args, z, need_embeddings || anchors_give_dots, want_keys);
-  return {of_anchors.dx, of_keys.dx, keys_give_dots ? of_keys.dots : of_anchors.dots};
+  const Tensor& dots = keys_give_dots ? of_keys.dots : of_anchors.dots;
+  return {of_anchors.dx, of_keys.dx, need_temperature ? temperature_gradient(backend, args, dots) : dots};
 }
 
 // ---- its parts, for losses whose keys arrive in pieces ----

@@ -37,6 +37,14 @@ inline int compute_capability() {
   return 10 * major + minor;
 }
 
+// Of the current device: shared memory for all blocks that run on a multiprocessor at once.
+inline int shared_bytes_of_multiprocessor() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "shared memory");
+  return bytes;
+}
+
 template <class Params>
 void allow_shared_bytes(void (*kernel)(Params), const char* name, size_t bytes) {
   // Without this a block gets 48 KiB at most.

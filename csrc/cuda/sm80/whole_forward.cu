@@ -16,7 +16,7 @@ bool forward_whole(const ForwardArgs& args, const ForwardPlan& plan, void* strea
   using SmallShape = decltype(second_of(typename Shapes::Forward{}));
   using Whole = WholeForward<Product, SmallShape>;
   using Element = typename Product::Element;
-  static_assert(shared_fits(Whole::kSharedBytes, Whole::kMinBlocks), "every device since sm_80 can run it");
+  static_assert(shared_fits(Whole::kSharedBytes, 1), "every device since sm_80 can run it");
   typename Whole::Params params{};
   params.rows =
       sides(prepare_params<Element>(args.prepare_anchors), prepare_params<Element>(args.prepare_keys));
