@@ -29,17 +29,6 @@ class Source:
     in_files: bool = False  # whether name(i) is the path of a file
 
 
-def read_image(path: str, max_pixels: int) -> Image.Image:
-    """The image of a file, as :func:`rgb` gives it.
-
-    Raises:
-        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
-    """
-    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
-    with Image.open(path) as image:
-        return rgb(image, max_pixels)
-
-
 def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """8 bits of red, green and blue, upright where EXIF says how the camera was held. Pillow itself would
     clip 16 bits of grey to white instead of scaling.
