@@ -8,10 +8,10 @@ JOBS ?= 2
 CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
 # The demo's control: without the letters.
-FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
+FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
+.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench bench-pages gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,13 +63,15 @@ mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by ed
 soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run; a table of what held (half an hour of a core)
 	$(RUN) tools/soak.py
 
-gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
-	$(RUN) tools/gpu_check.py
+gpu-check: ## on a machine with a GPU and torch: build, probes, tests, benchmark, sanitizers; within 9 minutes
+	$(PYTHON) tools/gpu_check.py
 
-# The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
-wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
+# Built from the source distribution, which therefore lacks nothing. The tag says which Linux the wheel runs on, at
+# least; what it takes of torch is not packed in.
+wheel: $(VENV)/.installed ## in dist/: one wheel for every Python 3 and every torch from 2.10 on, and the sources
 	rm -rf build/wheel dist
-	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(RUN) setup.py -q sdist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel dist/*.tar.gz
 	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
 	$(RUN) tools/check_wheel.py dist/*.whl
 
@@ -88,6 +90,9 @@ format: $(VENV)/.installed ## formatters, in place
 
 bench: $(VENV)/.installed ## throughput and memory against eager, compiled and chunked PyTorch
 	$(RUN) -m bench --preset cpu --device cpu
+
+bench-pages: $(VENV)/.installed ## the picture and tables of bench/results/cpu.csv, into README.md and docs/benchmarks.md
+	$(RUN) -m bench.table bench/results/cpu.csv --plot --into README.md docs/benchmarks.md
 
 clean:
 	rm -rf build dist clce_ext/*.so *.egg-info

@@ -5,7 +5,8 @@
 //   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives
 //   loss               statistics                 ->  loss; its derivatives [5, M] by the statistics
 //   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more)
-//   prepare_backward   dz                         ->  dx
+//   prepare_backward   dz                         ->  dx; z . dz of each row, if asked
+//   temperature_gradient   these dots             ->  the gradient by the temperature
 //
 // "acc" in the comments is the accumulation type: double where the embeddings are double, else float.
 #pragma once
@@ -79,7 +80,7 @@ struct PrepareBackwardArgs {
   int64_t rows = 0, dim = 0;
   const void* z = nullptr;      // [rows, padded_dim(dim)]
   const void* norms = nullptr;  // acc [rows]
-  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]
+  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]; z and dz: 16-byte aligned
   void* dx = nullptr;           // dtype [rows, dim], contiguous; may be null
   void* dots = nullptr;         // acc [rows]: z . dz, for the temperature's gradient; may be null
   bool normalize = true;
@@ -111,6 +112,10 @@ struct ContrastArgs {
   EngineChoice engine = EngineChoice::kAuto;
   ProductFunction product;                    // without it there are no panels
   int64_t panel_rows = 0, panel_columns = 0;  // of a panel of logits; 0: as the plan says
+  // Fused tiles, for measurements and tests. Which of the engine's forward tiles; -1: as the plan says. Into
+  // how many parts a side is cut at most, so that few blocks walk far; 0: as the plan says.
+  int forward_tile = -1;
+  int64_t max_parts = 0;
 };
 
 struct LossArgs {
@@ -148,6 +153,14 @@ struct BackwardArgs {
   void* workspace = nullptr;          // backward_workspace_bytes(contrast) bytes, 16-byte aligned
 };
 
+// d loss / d temperature (gradient_by_temperature() in family/loss.h says how)
+struct TemperatureGradientArgs {
+  BackwardArgs given;          // what backward was given
+  const void* dots = nullptr;  // acc [rows]: z . dz of all rows of one side, from prepare_backward
+  int64_t rows = 0;
+  void* gradient = nullptr;  // acc [1]
+};
+
 // A backend's functions: result, name, parameters. This list is the only one: the struct of pointers, the
 // declarations and each backend's table below are made of it.
 //
@@ -160,7 +173,8 @@ struct BackwardArgs {
   F(void, forward, (const ForwardArgs&, void* stream))                  \
   F(void, loss, (const LossArgs&, void* stream))                        \
   F(size_t, backward_workspace_bytes, (const ContrastArgs&))            \
-  F(void, backward, (const BackwardArgs&, void* stream))
+  F(void, backward, (const BackwardArgs&, void* stream))                \
+  F(void, temperature_gradient, (const TemperatureGradientArgs&, void* stream))
 
 #define CLCE_POINTER(result, name, parameters) result(*name) parameters;
 #define CLCE_DECLARATION(result, name, parameters) result name parameters;

@@ -34,8 +34,10 @@ struct Launch {
 const std::vector<Launch>& launches();
 void clear_launches();
 
-// Runs body(context) once per thread; throws Error.
-void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context);
+// Runs body(context) once per thread; throws Error. `kernel`: the function that body calls, by which
+// coverage.h tells instantiations of one name apart.
+void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t shared_bytes,
+         void (*body)(void*), void* context);
 
 // What the kernels' host code is told about the device: 90 stands for 9.0.
 void set_compute_capability(int value);

@@ -11,6 +11,11 @@ inline int compute_capability() {
   return executor::compute_capability();
 }
 
+// As Hopper's. Tests ask plans about other devices without it.
+inline int shared_bytes_of_multiprocessor() {
+  return 228 * 1024;
+}
+
 template <class Params>
 void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, size_t shared_bytes, void*,
             const Params& params) {
@@ -20,7 +25,8 @@ void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, si
     const Params& params;
   } call{kernel, params};
   executor::run(
-      name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads), shared_bytes,
+      reinterpret_cast<const void*>(kernel), name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads),
+      shared_bytes,
       [](void* context) {
         const Call& call = *static_cast<const Call*>(context);
         call.kernel(call.params);

@@ -68,7 +68,7 @@ Machine::Machine() {
   sigaction(SIGSEGV, &action, nullptr);
 }
 
-void Machine::run(const Launch& launch, void (*body)(void*), void* context) {
+void Machine::run(const Launch& launch, const void* kernel, void (*body)(void*), void* context) {
   launches.push_back(launch);
   check(launch);
   Block block;
@@ -79,13 +79,16 @@ void Machine::run(const Launch& launch, void (*body)(void*), void* context) {
   block.launch = global.start_launch();
   clocks.start_launch();
   const Dim3& grid = launch.grid;
+  coverage.start_launch(kernel, int64_t(grid.x) * grid.y * grid.z);
   for (uint32_t number : scheduler.start_launch(grid.x * grid.y * grid.z)) {
     block.number = number;
     block.index = Dim3(number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y);
     shared.start_block(launch.shared_bytes);
     clocks.start_block(scheduler.threads(), block.num_threads);
     warps.start_block();
+    coverage.start_block();
     scheduler.run(block, body, context);
+    coverage.end_block();
   }
 }
 
@@ -98,13 +101,14 @@ const std::vector<Launch>& launches() {
 void clear_launches() {
   machine().launches.clear();
 }
-void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context) {
+void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t shared_bytes,
+         void (*body)(void*), void* context) {
   Launch launch;
-  launch.kernel = kernel;
+  launch.kernel = name;
   launch.grid = grid;
   launch.block = block;
   launch.shared_bytes = shared_bytes;
-  machine().run(launch, body, context);
+  machine().run(launch, kernel, body, context);
 }
 void set_compute_capability(int value) {
   machine().compute_capability = value;

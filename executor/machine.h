@@ -7,6 +7,7 @@
 
 #include "executor/async_copy.h"
 #include "executor/clocks.h"
+#include "executor/coverage.h"
 #include "executor/executor.h"
 #include "executor/global_memory.h"
 #include "executor/scheduler.h"
@@ -18,7 +19,7 @@ namespace clce::executor {
 class Machine {
  public:
   Machine();
-  void run(const Launch& launch, void (*body)(void*), void* context);
+  void run(const Launch& launch, const void* kernel, void (*body)(void*), void* context);
 
   Clocks clocks;
   Scheduler scheduler{clocks};
@@ -26,6 +27,8 @@ class Machine {
   SharedMemory shared;
   GlobalMemory global{clocks};
   AsyncCopies copies{shared, global};
+
+  Coverage coverage;
 
   int compute_capability = 80;
   std::vector<Launch> launches;

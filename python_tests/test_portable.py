@@ -17,6 +17,7 @@ from clce_ext.portable import panels, rows
 
 needs_kernels = pytest.mark.skipif(compiled.C is None, reason="nothing is compiled here")
 ROOT = Path(clce_ext.__file__).parent.parent
+TESTS = Path(__file__).parent.parent  # the same, unless clce_ext is installed
 
 # In a process that imports clce_ext as if nothing had been compiled.
 NOTHING_COMPILED = """
@@ -41,7 +42,7 @@ print(loss.item(), x.grad.abs().sum().item(), sep="|")
 
 def run(script: str, path: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r})\n{script}"],
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(path), str(TESTS)]}\n{script}"],
         capture_output=True, text=True, cwd=path, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip
 

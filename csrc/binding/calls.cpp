@@ -211,4 +211,15 @@ Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tens
   return {danchors, dkeys};
 }
 
+Tensor temperature_gradient(const BackendOnDevice& backend, const BackwardArgs& given, const Tensor& dots) {
+  Tensor gradient = empty({}, acc_type(given.contrast.dtype), dots);
+  TemperatureGradientArgs args;
+  args.given = given;
+  args.dots = dots.const_data_ptr();
+  args.rows = dots.size(0);
+  args.gradient = gradient.mutable_data_ptr();
+  backend.temperature_gradient(args, backend.stream);
+  return gradient;
+}
+
 }  // namespace clce::binding

@@ -78,4 +78,7 @@ struct Gradients {
 Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
                    bool want_keys);
 
+// [], the gradient by the temperature; `args` as backward got them, `dots` of all rows of one side.
+Tensor temperature_gradient(const BackendOnDevice& backend, const BackwardArgs& args, const Tensor& dots);
+
 }  // namespace clce::binding

@@ -7,6 +7,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "binding/calls.h"
 
@@ -67,13 +68,16 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward_op(
   const Gradients gradients = backward(backend, args, z, need_embeddings || anchors_give_dots, need_keys);
   const RowsBackward of_anchors = prepare_backward(backend, gradients.danchors, {z, norms}, dim, normalize,
                                                    need_embeddings, anchors_give_dots);
-  if (!key_z.has_value() || !need_keys) {
-    return {of_anchors.dx, empty({0, dim}, scalar_type(contrast.args.dtype), z), of_anchors.dots};
+  Tensor dots = of_anchors.dots, dkeys;
+  if (key_z.has_value() && need_keys) {
+    RowsBackward of_keys = prepare_backward(backend, gradients.dkeys, {*key_z, *key_norms}, dim, normalize,
+                                            /*want_dx=*/true, keys_give_dots);
+    dkeys = std::move(of_keys.dx);
+    if (keys_give_dots) dots = std::move(of_keys.dots);
+  } else {
+    dkeys = empty({0, dim}, scalar_type(contrast.args.dtype), z);
   }
-  const RowsBackward of_keys =
-      prepare_backward(backend, gradients.dkeys, {*key_z, *key_norms}, dim, normalize,
-                       /*want_dx=*/true, keys_give_dots);
-  return {of_anchors.dx, of_keys.dx, keys_give_dots ? of_keys.dots : of_anchors.dots};
+  return {of_anchors.dx, dkeys, need_temperature ? temperature_gradient(backend, args, dots) : dots};
 }
 
 // ---- its parts, for losses whose keys arrive in pieces ----

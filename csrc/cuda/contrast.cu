@@ -2,6 +2,7 @@
 #include "cuda/arguments.cuh"
 #include "cuda/kernels/merge_loss.cuh"
 #include "cuda/kernels/reduce.cuh"
+#include "cuda/kernels/temperature_gradient.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/panels/engine.h"
 #include "cuda/plan/engines.h"
@@ -69,6 +70,25 @@ void reduce_as(const void* shares, void* total, int64_t count, int64_t splits, v
          stream, p);
 }
 
+template <class T>
+void temperature_gradient_as(const TemperatureGradientArgs& args, void* stream) {
+  const ContrastArgs& c = args.given.contrast;
+  const T* const upstream = static_cast<const T*>(args.given.upstream);
+  TemperatureGradientParams<T> p{};
+  p.dots = static_cast<const T*>(args.dots);
+  p.rows = args.rows;
+  p.symmetric = c.symmetric;
+  p.by_scale = static_cast<const T*>(args.given.derivatives) + kDScale * c.num_anchors;
+  p.anchors = c.num_anchors;
+  (args.given.upstream_stride != 0 ? p.upstream_of_rows : p.upstream) = upstream;
+  p.num_terms = static_cast<const T*>(args.given.num_terms);
+  p.scale = scale_of<T>(c);
+  p.gradient = static_cast<T*>(args.gradient);
+  // Shared memory: two sums per warp.
+  launch(temperature_gradient_kernel<T>, "temperature_gradient_kernel", Grid{1}, kTemperatureThreads,
+         kTemperatureThreads / 32 * 2 * sizeof(double), stream, p);
+}
+
 void gradient(const BackwardArgs& args, const GradientPlan& plan, void* stream) {
   const ContrastArgs& c = args.contrast;
   void* const total = plan.owner_is_keys ? args.dkeys : args.danchors;
@@ -81,14 +101,18 @@ void gradient(const BackwardArgs& args, const GradientPlan& plan, void* stream) 
   });
 }
 
+Device current_device() {
+  return {architecture_of(compute_capability()), shared_bytes_of_multiprocessor()};
+}
+
 }  // namespace
 
 size_t forward_workspace_bytes(const ContrastArgs& args) {
-  return plan_forward(args, architecture_of(compute_capability())).workspace_bytes;
+  return plan_forward(args, current_device()).workspace_bytes;
 }
 
 void forward(const ForwardArgs& args, void* stream) {
-  const ForwardPlan plan = plan_forward(args.contrast, architecture_of(compute_capability()));
+  const ForwardPlan plan = plan_forward(args.contrast, current_device());
   plan.panels ? forward_panels(args, plan, stream) : forward_tiles(args, plan, stream);
   with_accumulation_type(args.contrast.dtype,
                          [&](auto zero) { merge_as<decltype(zero)>(args, plan, stream); });
@@ -99,14 +123,19 @@ void loss(const LossArgs& args, void* stream) {
 }
 
 size_t backward_workspace_bytes(const ContrastArgs& args) {
-  return plan_backward(args, architecture_of(compute_capability())).workspace_bytes;
+  return plan_backward(args, current_device()).workspace_bytes;
 }
 
 void backward(const BackwardArgs& args, void* stream) {
-  const BackwardPlan plan = plan_backward(args.contrast, architecture_of(compute_capability()));
+  const BackwardPlan plan = plan_backward(args.contrast, current_device());
   if (plan.panels) return backward_panels(args, plan, stream);
   gradient(args, plan.anchors, stream);
   if (!args.contrast.symmetric) gradient(args, plan.keys, stream);
+}
+
+void temperature_gradient(const TemperatureGradientArgs& args, void* stream) {
+  with_accumulation_type(args.given.contrast.dtype,
+                         [&](auto zero) { temperature_gradient_as<decltype(zero)>(args, stream); });
 }
 
 }  // namespace clce::cuda

@@ -33,6 +33,14 @@ inline int compute_capability() {
   return 10 * major + minor;
 }
 
+// Of the current device: shared memory for all blocks that run on a multiprocessor at once.
+inline int shared_bytes_of_multiprocessor() {
+  int device = 0, bytes = 0;
+  check(cudaGetDevice(&device), "no current CUDA device");
+  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device), "shared memory");
+  return bytes;
+}
+
 // Starts kernel(params) on the stream; an empty grid is no launch.
 template <class Params>
 void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, size_t shared_bytes,

@@ -213,6 +213,7 @@ struct BoundedForwardBlock {
         unsigned char* const ready = ring.next(ahead);
         Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
       }
+      ptx::count_tile(steps);
       add_tile(dots, scale, at);
       if (at.ends_row(all)) {
         ptx::sync_threads();

@@ -53,8 +53,19 @@ PanelShape panel_shape(const ContrastArgs& args) {
           std::min(columns + kColumns - 1, args.num_keys + kColumns - 1) / kColumns * kColumns};
 }
 
+<<<<<<< HEAD
 // The large tile where there are enough of it, for it reads less.
 int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles) {
+  if (args.forward_tile >= 0) return args.forward_tile;
+=======
+// The large tile where there are enough of it, for it reads less; unless the device has so little shared
+// memory that more warps of the small one run at once.
+int choose_forward_tile(const ContrastArgs& args, const EngineTiles& tiles, const Device& device) {
+  const auto warps = [&](const ForwardBlock& block) {
+    return block.warps * std::min(block.blocks, device.blocks_at_once(block.shared_kib * 1024));
+  };
+  if (warps(tiles.forward_block[0]) < warps(tiles.forward_block[1])) return 1;
+>>>>>>> bringup
   const int64_t rows = ceil_div(args.num_anchors, tiles.forward[0]);
   const int64_t columns = ceil_div(args.num_keys, tiles.forward[0]);
   return (args.symmetric ? triangle(rows) : rows * columns) >= kMultiprocessors ? 0 : 1;
@@ -68,6 +79,11 @@ int choose_backward_tile(const EngineTiles& tiles, bool bounded, int64_t stride)
   int tile = 0;
   while (ceil_div(stride, tiles.backward[tile].width) > fewest) ++tile;
   return tile;
+}
+
+// The plan's number of parts of a side, or as many as the caller allows.
+int64_t at_most_parts(const ContrastArgs& args, int64_t parts) {
+  return args.max_parts > 0 ? std::min(parts, args.max_parts) : parts;
 }
 
 // Into how many parts the other side is cut where few blocks own rows.
@@ -89,7 +105,7 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
   plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
   const BackwardTile& tile = tiles.backward[plan.tile];
   const int64_t row_tiles = ceil_div(rows, tile.rows), chunks = ceil_div(args.stride, tile.width);
-  plan.splits = choose_splits(tile, row_tiles * chunks, others);
+  plan.splits = at_most_parts(args, choose_splits(tile, row_tiles * chunks, others));
   plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
   if (plan.splits > 1) {
     plan.workspace_bytes = size_t(acc_bytes(args.dtype) * plan.splits * rows * args.stride);
@@ -99,14 +115,14 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
 
 }  // namespace
 
-ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
+ForwardPlan plan_forward(const ContrastArgs& args, const Device& device) {
   // A slot costs six or eight numbers per anchor.
   constexpr int64_t kMaxGroups = 32, kMaxSplits = 128;
   ForwardPlan plan{};
-  plan.engine = engine_for(args, architecture);
+  plan.engine = engine_for(args, device.architecture);
   plan.panels = choose_panels(args, plan.engine.format);
-  const EngineTiles tiles = engine_tiles(architecture, plan.engine.format);
-  plan.tile = choose_forward_tile(args, tiles);
+  const EngineTiles tiles = engine_tiles(device.architecture, plan.engine.format);
+  plan.tile = choose_forward_tile(args, tiles, device);
   const int64_t row_tiles = ceil_div(args.num_anchors, tiles.forward[plan.tile]);
   const int64_t col_tiles = ceil_div(args.num_keys, tiles.forward[plan.tile]);
   const bool any_pairs = row_tiles > 0 && col_tiles > 0;
@@ -116,6 +132,7 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
     // About four blocks for each that runs, so that the last ones leave little idle.
     plan.groups = std::min({ceil_div(4 * kMultiprocessors, row_tiles), kMaxSplits, col_tiles});
   }
+  plan.groups = at_most_parts(args, plan.groups);
   plan.grid = args.symmetric ? Grid{uint32_t(triangle(plan.groups))}
                              : Grid{uint32_t(row_tiles), uint32_t(plan.groups)};
   size_t panel_bytes = 0;
@@ -136,8 +153,8 @@ ForwardPlan plan_forward(const ContrastArgs& args, Architecture architecture) {
   return plan;
 }
 
-BackwardPlan plan_backward(const ContrastArgs& args, Architecture architecture) {
-  const Engine engine = engine_for(args, architecture);
+BackwardPlan plan_backward(const ContrastArgs& args, const Device& device) {
+  const Engine engine = engine_for(args, device.architecture);
   BackwardPlan plan{};
   plan.engine = engine;
   plan.panels = choose_panels(args, engine.format);

@@ -1,6 +1,6 @@
 // What one call does: which engine, which of its tiles, how the work is cut into blocks, and what lies where
-// in the workspace. Made once per call, and a function of its arguments alone: bits do not depend on what
-// else the device is or does.
+// in the workspace. Made once per call, and a function of its arguments and of the kind of device: bits do
+// not depend on what else the device does.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,7 @@ struct BackwardPlan {
   size_t panel_at, gradients_at, workspace_bytes;
 };
 
-ForwardPlan plan_forward(const ContrastArgs&, Architecture);
-BackwardPlan plan_backward(const ContrastArgs&, Architecture);
+ForwardPlan plan_forward(const ContrastArgs&, const Device&);
+BackwardPlan plan_backward(const ContrastArgs&, const Device&);
 
 }  // namespace clce::cuda

@@ -9,10 +9,18 @@
 
 namespace clce::cuda::sm80 {
 
-template <class... Items>
-constexpr bool shapes_match(const int (&tiles)[2], List<Items...>) {
+template <class Product, class Shape>
+constexpr bool shape_matches(int rows, const ForwardBlock& block) {
+  using Traits = ForwardTraits<Product, Shape, false>;
+  return Shape::Logits::kM == rows && Traits::kThreads == 32 * block.warps &&
+         Traits::kMinBlocks == block.blocks && Traits::kSharedBytes <= 1024 * block.shared_kib;
+}
+
+template <class Product, class... Items>
+constexpr bool shapes_match(const EngineTiles& tiles, List<Items...>) {
   int i = 0;
-  return sizeof...(Items) == 2 && ((Items::Logits::kM == tiles[i++]) && ...);
+  return sizeof...(Items) == 2 &&
+         ((shape_matches<Product, Items>(tiles.forward[i], tiles.forward_block[i]) && ++i) && ...);
 }
 
 template <class Product, class Shape, bool kUnbounded>
@@ -20,7 +28,7 @@ void launch_forward(const ForwardArgs& given, const ForwardPlan& plan, void* str
   using Traits = ForwardTraits<Product, Shape, kUnbounded>;
   using Element = typename Product::Element;
   using T = typename Product::Acc;
-  static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
+  static_assert(shared_fits(Traits::kSharedBytes, 1), "every device since sm_80 can run it");
   const ContrastArgs& args = given.contrast;
   unsigned char* const workspace = static_cast<unsigned char*>(given.workspace);
   typename Traits::Params params{};
@@ -44,7 +52,7 @@ template <Format format>
 void forward_tiles(const ForwardArgs& args, const ForwardPlan& plan, void* stream) {
   using Shapes = sm80::Shapes<format>;
   using Product = typename Shapes::Product;
-  static_assert(shapes_match(sm80_tiles(format).forward, typename Shapes::Forward{}), "the plan's tiles");
+  static_assert(shapes_match<Product>(sm80_tiles(format), typename Shapes::Forward{}), "the plan's tiles");
   with_item(typename Shapes::Forward{}, plan.tile, [&](auto shape) {
     using Shape = decltype(shape);
     if (plan.engine.bounded || plan.engine.temperature_decides) {

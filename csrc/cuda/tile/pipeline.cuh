@@ -26,6 +26,7 @@ class Pipeline {
     ptx::cp_async_wait<kStages - 2>();
     ptx::sync_threads();
     load_into(stage_ == 0 ? kStages - 1 : stage_ - 1, steps);
+    ptx::count_step(stage_);
     unsigned char* const ready = place(stage_);
     stage_ = stage_ + 1 == kStages ? 0 : stage_ + 1;
     return ready;

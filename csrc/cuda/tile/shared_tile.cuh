@@ -74,6 +74,7 @@ class TileCopies {
   CLCE_DEVICE void start(const Tile& to, const TileRows<T>& rows, int first_col) const {
     const int rows_left = rows.count - row_;
     const int cols_left = rows.stride - first_col - col_;
+    ptx::count_copy(rows.count < Tile::kRows, rows.stride - first_col < Tile::kCols);
     // 32 bits do within a tile.
     const auto* const from = reinterpret_cast<const unsigned char*>(rows.data + first_col);
     auto* const place = reinterpret_cast<unsigned char*>(to.base);
