@@ -85,11 +85,8 @@ def damage(folder: Path, run: str) -> str | None:
     if of_run != run:
         return f"belongs to a run with other options (run {of_run}, not {run})"
     for name, expected in files.items():
-        try:
-            if _sha256(folder / name) != expected:
-                return f"{name} is damaged (its checksum differs)"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        if not (folder / name).exists() or _sha256(folder / name) != expected:
+            return f"{name} is damaged or gone"
     return None
 
 
@@ -103,7 +100,7 @@ def _sha256(path: Path) -> str:
 
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int, run: str
-) -> Path:
+) -> None:
     """Writes ``folder/checkpoints/step-STEP`` of the run ``run``; deletes all but the newest ``keep``."""
     parent = folder / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +120,11 @@ def save_checkpoint(
     _flush(parent)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    folder = run / "checkpoints"
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir()) if folder.is_dir() else []
+    return sorted(p for p in (run / "checkpoints").glob(f"{_PREFIX}*") if p.is_dir())
 
 
 def newest_intact(folder: Path, run: str) -> Path | None:

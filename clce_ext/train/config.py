@@ -238,10 +238,6 @@ class TrainConfig:
         return self.pretrained or self.checkpoint is not None
 
     @property
-    def resolved_batch_norm(self) -> str:
-        return self.batch_norm or ("frozen" if self.has_weights else "train")
-
-    @property
     def resolved_lr(self) -> float:
         if self.lr_base is None:
             return self.lr or DEFAULT_LR

@@ -277,10 +277,7 @@ class _Run:
             self.val_outputs = None
         val = self.val_outputs or self.judge.outputs(self.model, data.val)
         results: dict[str, Any] = {
-            "objective": config.objective,
-            "model": config.model,
-            "data": config.data,
-            "seed": config.seed,
+            **{name: getattr(config, name) for name in ("objective", "model", "data", "seed")},
             **versions(),
             "classes": len(data.classes),
             "train_images": len(data.train),

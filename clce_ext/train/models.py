@@ -191,8 +191,9 @@ def create_model(
     if any(not isinstance(c, nn.Module) or isinstance(c, nn.Identity) for c in classifiers(backbone)):
         raise TrainingError(f"--model {config.model}: has no classifier layer to train")
     projection = config.projection_dim if with_projection else None
+    frozen_batch_norm = config.has_weights if config.batch_norm is None else config.batch_norm == "frozen"
     try:
-        model = FineTuner(backbone, projection, config.resolved_batch_norm == "frozen")
+        model = FineTuner(backbone, projection, frozen_batch_norm)
         agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
     except Exception as error:
         raise TrainingError(
@@ -270,7 +271,8 @@ def load_backbone(
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
     """
-    own, classifier = backbone.state_dict(), _classifier_keys(backbone)
+    own, of_classifier = backbone.state_dict(), {id(p) for p in classifier_parameters(backbone)}
+    classifier = [name for name, p in backbone.named_parameters() if id(p) in of_classifier]
     # Optimizers, averages and a classifier of many classes may lie beside the weights.
     state = read_weights(path, largest=10 * sum(v.nbytes for v in own.values()) + 256 * 2**20)
     notes = [f"of {path}"]
@@ -334,11 +336,6 @@ def _without_other_classifier(
     for k in held:
         del state[k]
     return [f"classifier new: {reason}"]
-
-
-def _classifier_keys(backbone: nn.Module) -> list[str]:
-    names = {module: name for name, module in backbone.named_modules()}
-    return [f"{names[c]}.{n}" for c in classifiers(backbone) for n, _ in c.named_parameters()]
 
 
 def parameter_groups(

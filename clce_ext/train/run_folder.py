@@ -116,14 +116,8 @@ def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for pattern in (
-        "metrics.csv",
-        "report.html",
-        "*.safetensors",
-        "results-*.json",
-        MLFLOW_RUN,
-        "config.yaml",
-    ):
+    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json", MLFLOW_RUN, "config.yaml")
+    for pattern in patterns:
         for file in folder.glob(pattern):
             file.unlink()
     return None

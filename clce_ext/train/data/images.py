@@ -68,6 +68,7 @@ def _of_joined(functions: Sequence[Callable[[int], Any]], starts: np.ndarray, i:
     return functions[part](i - int(starts[part]))
 
 
+@dataclass(eq=False)
 class Images(Dataset):
     """Some of a source's images, with their labels.
 
@@ -75,12 +76,11 @@ class Images(Dataset):
     augmentation that only (draw, i) decides. The loaders set the transform.
     """
 
-    def __init__(self, source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
-        self.source = source
-        self.indices = indices  # [N] into the source
-        self.labels = labels  # [N] int64
-        self.transform: Callable[[Image.Image], Tensor] | None = None
-        self.views = 1
+    source: Source
+    indices: np.ndarray  # [N] into the source
+    labels: np.ndarray  # [N] int64
+    transform: Callable[[Image.Image], Tensor] | None = None
+    views: int = 1
 
     def take(self, positions: np.ndarray | slice) -> Images:
         return Images(self.source, self.indices[positions], self.labels[positions])
