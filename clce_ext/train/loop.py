@@ -22,7 +22,7 @@ from .losses import RunningLosses
 from .objectives import OBJECTIVES, UNTOUCHED
 from .processes import Processes, processes
 from .records import Records, epoch_line, progress_bar
-from .results import write_correct
+from .results import correct_tensors
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
@@ -133,7 +133,8 @@ class _Run:
         config, state = self.config, self.state
         try:
             if config.has_weights and state.untouched is None and config.eval_embeddings != "never":
-                state.untouched = self._judge_embeddings(self.judge.outputs(self.model, self.data.val))
+                val = self.judge.outputs(self.model, self.data.val)
+                state.untouched = self.judge.frozen(self.model, self.data.train, val)
             for stage in self.stages[state.stage :]:
                 self._train_stage(stage)
                 state.stage, state.epoch = state.stage + 1, 0
@@ -260,13 +261,8 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            values |= judge.accuracies(judge.neighbours(self.judge.outputs(model, self.data.train), val))
+            values |= judge.accuracies(self.judge.frozen(model, self.data.train, val, probe=False))
         return values
-
-    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        most, seed = self.config.eval_images, self.config.seed
-        train = self.judge.outputs(self.model, self.data.train)
-        return judge.frozen(train, val.take(most, seed), most, seed)
 
     def _finish(self) -> dict[str, Any]:
         config, state, data = self.config, self.state, self.data
@@ -294,14 +290,15 @@ class _Run:
             results |= {"best_metric": config.best_metric, "best_epoch": state.rows.index(best) + 1}
         part, found = None, {}
         if config.eval_embeddings != "never":
-            part = val.take(config.eval_images, config.seed)
-            found = self._judge_embeddings(part)
+            part = self.judge.part(val)
+            found = self.judge.frozen(self.model, data.train, val)
             results |= judge.accuracies(found) | judge.quality(part)
         if state.untouched is not None:
             results[UNTOUCHED] = judge.accuracies(state.untouched)
         if self.group.is_main:
             (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
-            write_correct(self.folder, data.val, {"top1": val.correct(), **found}, state.untouched)
+            correct = correct_tensors(data.val, {"top1": val.correct(), **found}, state.untouched)
+            checkpoint.write_weights(self.folder / "correct.safetensors", correct)
             self._write_results(results, part)
         return results
 
