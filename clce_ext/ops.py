@@ -96,8 +96,6 @@ for _schema in re.sub(r"\n +", " ", _SCHEMAS).strip().splitlines():
     _libraries[1].define(_schema)
     _name = _schema.partition("(")[0]
     _libraries[0].impl(_name, _checked(_name), "CompositeExplicitAutograd")
-# What a kernel asks of a library: c = a b, or c += a b.
-_libraries[1].define("multiply(Tensor(c!) c, Tensor a, Tensor b, bool accumulate) -> ()")
 backends.register()
 
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----

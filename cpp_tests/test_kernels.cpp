@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "binding/gemm.h"
 #include "check.h"
 #include "cuda/launch.cuh"
 #include "cuda/plan/plan.h"
@@ -1419,6 +1420,46 @@ TEST("plan/shares and workspace") {
           CHECK_EQ(backward.workspace_bytes, cuda::backward_workspace_bytes(args));
         }
       }
+    }
+  }
+}
+
+// A product of panels as cuBLAS is asked for it, whose matrices are stored by columns.
+TEST("plan/gemm") {
+  constexpr int64_t kRows = 3, kColumns = 4, kInner = 5, kStride = 7;
+  std::array<float, kInner * kStride> a{}, b{};
+  for (size_t i = 0; i < a.size(); ++i) {
+    a[i] = float(i * i % 23);
+    b[i] = float(i * i % 19);
+  }
+  for (bool a_transposed : {false, true}) {
+    for (bool b_transposed : {false, true}) {
+      MatrixProduct p;
+      p.rows = kRows;
+      p.columns = kColumns;
+      p.inner = kInner;
+      p.a = {a.data(), kStride, a_transposed};
+      p.b = {b.data(), kStride, b_transposed};
+      p.c_stride = kStride;
+      const binding::Gemm g = binding::column_major(p);
+      CHECK_EQ(g.k, kInner);
+      CHECK_EQ(g.m, kColumns);
+      CHECK_EQ(g.n, kRows);
+      const auto stored = [](const binding::Gemm::Operand& x, int64_t row, int64_t column) {
+        return static_cast<const float*>(x.data)[x.transposed ? column + row * x.ld : row + column * x.ld];
+      };
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t c = 0; c < kColumns; ++c) {
+          float wanted = 0, sum = 0;
+          for (int64_t k = 0; k < kInner; ++k) {
+            wanted += a[a_transposed ? k * kStride + r : r * kStride + k] *
+                      b[b_transposed ? c * kStride + k : k * kStride + c];
+            sum += stored(g.a, c, k) * stored(g.b, k, r);  // element [c, r] is at c + r * c_ld
+          }
+          CHECK_EQ(sum, wanted);
+        }
+      }
+      CHECK_EQ(g.c_ld, kStride);
     }
   }
 }

@@ -353,17 +353,6 @@ def test_rows_of_another_library_at_an_odd_address(engine):
         OPS.statistics(rows, None, labels, None, None, 0.5, 8, None, 1.0, True, -100)
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_product_for_kernels(accumulate, device):
-    """What kernels ask torch for, with results in the memory that they give."""
-    a, b = torch.randn(5, 7, device=device), torch.randn(6, 7, device=device).t()
-    memory = torch.randn(5, 9, device=device)
-    want = memory.clone()
-    want[:, :6] = a @ b + (memory[:, :6] if accumulate else 0)
-    torch.ops.clce_ext_backend.multiply(memory[:, :6], a, b, accumulate)
-    torch.testing.assert_close(memory, want)
-
-
 def test_inference_mode_and_meta(device):
     x, labels = torch.randn(10, 4, device=device), torch.arange(10, device=device) % 3
     with torch.inference_mode():
@@ -373,19 +362,3 @@ def test_inference_mode_and_meta(device):
         )
     meta = clce_ext.hard_negative_contrastive_loss(x.to("meta"), labels.to("meta"), reduction="none")
     assert meta.device.type == "meta" and meta.shape == (10,)
-
-
-@pytest.mark.parametrize(
-    ("product", "schema"),
-    [
-        ("mm", "aten::mm.dtype_out(Tensor self, Tensor mat2, ScalarType out_dtype, *, Tensor(a!) out)"),
-        (
-            "addmm",
-            "aten::addmm.dtype_out(Tensor self, Tensor mat1, Tensor mat2, ScalarType out_dtype, *, "
-            "Scalar beta=1, Scalar alpha=1, Tensor(a!) out)",
-        ),
-    ],
-)
-def test_torch_has_the_products_that_panels_ask_for(product, schema):
-    """16-bit operands and a float32 result, as csrc/binding/product.cpp calls them on a GPU."""
-    assert str(getattr(torch.ops.aten, product).dtype_out._schema).startswith(schema)

@@ -82,7 +82,7 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         if dz is None:
             return z.new_empty((0, inputs.dim))
         norms = side.ordered(norms, 0) if norms.numel() else norms
-        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.places, side.total)
+        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.order, side.total)
 
     dtemperature = inputs.statistics.new_empty(0)
     if inputs.need_temperature:
@@ -101,7 +101,7 @@ def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 def prepare_backward_op(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normalize: bool) -> Tensor:
     rows = z.shape[0]
-    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, torch.arange(rows, device=z.device), rows)
+    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, None, rows)
 
 
 def statistics_op(*args) -> Tensor:
