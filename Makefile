@@ -7,11 +7,12 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
+WHEEL_TESTS := arguments records imports loss edge_cases ops portable memory queue gradcache peers distributed
 # The demo's control: without the letters.
 FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench bench-pages gpu-check mutation-check soak clean
+.PHONY: help setup build wheel wheel-check reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench bench-pages gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -74,6 +75,14 @@ wheel: $(VENV)/.installed ## in dist/: one wheel for every Python 3 and every to
 	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel dist/*.tar.gz
 	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
 	$(RUN) tools/check_wheel.py dist/*.whl
+
+# In a folder that has the tests but no sources, so that what is tested is what is installed.
+wheel-check: ## the wheel in dist/ in a new environment with another torch: make wheel-check TORCH=2.10.0
+	rm -rf build/wheel-check
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/pip install --quiet torch==$(TORCH) numpy pytest pytest-timeout hypothesis psutil pytorch-metric-learning dist/*.whl
+	cp -r python_tests bench pyproject.toml build/wheel-check
+	cd build/wheel-check && bin/python -m pytest $(WHEEL_TESTS:%=python_tests/test_%.py)
 
 reference: $(VENV)/.installed ## the reference of all that is public, from the docstrings, in build/reference
 	$(RUN) -m sphinx -q -W --keep-going -b html docs/reference build/reference

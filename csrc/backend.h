@@ -2,9 +2,11 @@
 // plain argument structs and one list of functions, without torch.
 //
 //   prepare            embeddings x, any strides  ->  rows z [M, stride]: normalised or copied, padded
-//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives
+//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives,
+//                                                     and from x on, as if `prepare` had been called first
 //   loss               statistics                 ->  loss; its derivatives [5, M] by the statistics
-//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more)
+//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more); if asked, on
+//                                                     to dx, as if `prepare_backward` had been called next
 //   prepare_backward   dz                         ->  dx; z . dz of each row, if asked
 //   temperature_gradient   these dots             ->  the gradient by the temperature
 //
@@ -137,6 +139,8 @@ struct ForwardArgs {
   void* statistics = nullptr;  // acc [kNumStatistics, M]
   bool with_loss = false;      // also fill `loss` (its statistics pointer is `statistics`)
   LossArgs loss;
+  // Sides that are prepared first: those whose x is given. Their z is the contrast's.
+  PrepareArgs prepare_anchors, prepare_keys;
   void* workspace = nullptr;  // forward_workspace_bytes(contrast) bytes, 16-byte aligned; CPU: none
 };
 
@@ -150,7 +154,10 @@ struct BackwardArgs {
   const void* num_terms = nullptr;    // acc [1], reduction kMean (values below 1 count as 1); null: 1
   void* danchors = nullptr;           // acc [M, stride]; may be null; symmetric: both sides' gradient
   void* dkeys = nullptr;              // acc [N, stride]; may be null; null when symmetric
-  void* workspace = nullptr;          // backward_workspace_bytes(contrast) bytes, 16-byte aligned
+  // Sides whose gradient goes on through prepare_backward: those whose dx or dots is given. Their dz is not
+  // looked at: it is danchors or dkeys, which hold anything afterwards.
+  PrepareBackwardArgs project_anchors, project_keys;
+  void* workspace = nullptr;  // backward_workspace_bytes(contrast) bytes, 16-byte aligned
 };
 
 // d loss / d temperature (gradient_by_temperature() in family/loss.h says how)

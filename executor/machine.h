@@ -19,7 +19,7 @@ namespace clce::executor {
 class Machine {
  public:
   Machine();
-  void run(const Launch& launch, const void* kernel, void (*body)(void*), void* context);
+  void run(const Launch& launch, const void* kernel, const std::vector<Body>& phases, void* context);
 
   Clocks clocks;
   Scheduler scheduler{clocks};
@@ -30,8 +30,9 @@ class Machine {
 
   Coverage coverage;
 
-  int compute_capability = 80;
+  int compute_capability = 80, blocks_at_once = 216;
   std::vector<Launch> launches;
+  bool recording_only = false;
 };
 
 // There is one; it outlives every static GlobalBuffer.

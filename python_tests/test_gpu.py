@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import clce_ext
-from clce_ext.arguments import Statistics, padded
+from clce_ext.arguments import ContrastiveLossOutputs, Statistics, padded
 
 pytestmark = pytest.mark.skipif(
     not (torch.cuda.is_available() and clce_ext.build_info()["cuda"]), reason="no GPU with kernels"
@@ -76,6 +76,33 @@ def test_both_passes_know_the_same_logit(count, dim, engine, dtype):
             loss = clce_ext.hard_negative_contrastive_loss(x, labels, temperature=0.01)
             (gradient,) = torch.autograd.grad(loss, x)
             assert loss == 0 and not gradient.any(), pair
+
+
+@pytest.mark.parametrize("temperature", [0.5, 0.01, "on the device"])
+@pytest.mark.parametrize("dim", [100, 256, 768])
+@pytest.mark.parametrize("count, keys", [(1, None), (64, None), (300, None), (1024, None), (200, 700)])
+def test_one_launch_gives_the_bits_of_three(count, keys, dim, temperature, dtype):
+    """A small batch is prepared, summed and merged in one launch; a batch that is prepared already is not."""
+    on_device = temperature == "on the device"
+    t = (
+        torch.full((), 0.5, device=DEVICE, dtype=torch.promote_types(dtype, torch.float32))
+        if on_device
+        else None
+    )
+    number = 1.0 if on_device else temperature
+    x, k = (None if n is None else torch.randn(n, dim, device=DEVICE).to(dtype) for n in (count, keys))
+    labels, key_labels = (
+        None if n is None else torch.randint(0, 9, (n,), device=DEVICE) for n in (count, keys)
+    )
+    options = (1.0, "out", "all", None, 0.0, False, True, -100, "mean")
+    found = ContrastiveLossOutputs(
+        *OPS.contrastive_loss(x, labels, k, key_labels, t, number, 1, None, *options)
+    )
+    z, norms = OPS.prepare(x, True)
+    key_z = None if k is None else OPS.prepare(k, True)[0]
+    statistics = OPS.statistics(z, key_z, labels, key_labels, t, number, dim, None, 1.0, True, -100)
+    for one, three in ((found.z, z), (found.norms, norms), (found.statistics, statistics)):
+        assert torch.equal(one, three)
 
 
 # ---- a captured step ----

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -82,6 +83,19 @@ def test_a_time_out_kills_all_that_a_step_started(check, tmp_path):
     while is_alive(int(pid.read_text())) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(int(pid.read_text()))
+
+
+def test_a_step_is_asked_before_it_is_killed(check):
+    """Even where signals of the keyboard are ignored, as in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = (
+            "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('what there is', flush=True)"
+        )
+        check.run_all([[python(code, limit=3)]])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert check.steps[0]["detail"] == "stopped after 3 s; what there is"
 
 
 def test_every_result_outlives_a_later_failure(check, tmp_path):

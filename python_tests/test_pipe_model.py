@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -281,3 +282,19 @@ def test_shapes_are_read_from_names():
     assert pipe_model.parse_shape("prepare_kernel<bf16>") is None
     with pytest.raises(ValueError, match="another form"):
         pipe_model.parse_shape("forward_kernel<SomethingElse>")
+
+
+def test_small_batches_are_work_launches_and_meetings():
+    class Model(pipe_model.Model):
+        def forward(self, case, gpu):
+            return SimpleNamespace(seconds=2e-6 + gpu.launch)
+
+        def backward(self, case, gpu):
+            return SimpleNamespace(seconds=4e-6 + gpu.launch)
+
+        def around(self, case, gpu):
+            return 0.5e-6, 0.25e-6
+
+    row = pipe_model.report_small(Model([]), [pipe_model.Case(256, 128)], H100)[-1]
+    assert (H100.launch, H100.meet) == (3e-6, 1.5e-6)
+    assert row == "| 256 | 128 | 2.0 + 4.0 µs | 8.5 µs | 11.5 µs | 10.2 µs |"

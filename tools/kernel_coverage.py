@@ -33,6 +33,8 @@ WALKING_KERNEL = {
 # Kernels, by the beginning of their names, that need not have done one of these; and why.
 EXCEPTIONS = {
     ("gradient_factors_kernel", "several blocks"): "one block computes two numbers",
+    ("loss_kernel", "several blocks"): "one block adds up the loss of statistics",
+    ("temperature_gradient_kernel", "several blocks"): "one block adds up two numbers of each row",
     ("backward_kernel<ResidentTraits", "several tiles of several steps"): "a tile is one step",
     ("forward_kernel<ForwardTraits<FmaProduct<double>", "partial columns"): "rows are padded to whole steps",
 }

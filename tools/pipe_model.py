@@ -34,6 +34,7 @@ from sass_pipes import PIPES, pipes_of
 TABLE = sass.ROOT / "tools/pipe_table.json"
 PAGE = sass.ROOT / "docs/performance.md"
 GROWTH = 1.05  # beyond it --check fails
+WHOLE_ROWS = 1024  # up to which the forward pass is one launch (csrc/cuda/plan/plan.cpp)
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,9 @@ ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4, "float64"
 
 
 def parse_shape(name: str) -> Shape | None:
-    """None for kernels that do not walk tiles."""
+    """None for kernels that do not walk tiles, and for the forward pass in one launch: it is made of kernels
+    that are counted each by itself.
+    """
     if not re.match(r"(forward|backward)_kernel<", name):
         return None
     match = re.match(
@@ -312,12 +315,16 @@ class Model:
         counts = count(kernel, shape, case, max(others / splits, 2))
         return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu)
 
-    def small(self, case: Case, gpu: Gpu) -> float:
-        """prepare, merge_loss, prepare_backward: device memory and launches alone."""
+    def around(self, case: Case, gpu: Gpu) -> tuple[float, float]:
+        """prepare and merge_loss; prepare_backward: device memory alone."""
         prepare = case.batch * case.columns * 2 * case.element_bytes
         merge = case.batch * 20 * case.acc_bytes
         back = case.batch * case.columns * (2 * case.element_bytes + case.acc_bytes)
-        return (prepare + merge + back) / gpu.memory + 3 * gpu.launch
+        return (prepare + merge) / gpu.memory, back / gpu.memory
+
+    def small(self, case: Case, gpu: Gpu) -> float:
+        """The same and its three launches."""
+        return sum(self.around(case, gpu)) + 3 * gpu.launch
 
 
 def effective_tflops(case: Case, seconds: float) -> float:
@@ -372,6 +379,31 @@ def report(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
         times = " | ".join(f"{seconds * 1e3:.2f} ms" for seconds in (forward, backward, small))
         tflops = effective_tflops(case, forward + backward + small)
         lines.append(f"| {case.batch} | {case.dim} | {times} | {tflops:.0f} | {aim} |")
+    return lines
+
+
+# Where launches are what counts.
+SMALL_CASES = [Case(batch, 128) for batch in (64, 256, 1024)]
+
+
+def report_small(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
+    """A markdown table: the forward pass in one launch, between whose phases blocks meet, and in three."""
+    lines = [
+        "| B | D | tiles, forward and backward | forward, 1 launch | 3 launches | backward, 2 launches |",
+        "|---" * 6 + "|",
+    ]
+    for case in cases:
+        assert case.batch <= WHOLE_ROWS
+        tiles = [p.seconds - gpu.launch for p in (model.forward(case, gpu), model.backward(case, gpu))]
+        before, after = model.around(case, gpu)
+        times = (
+            tiles[0] + before + gpu.launch + 2 * gpu.meet,
+            tiles[0] + before + 3 * gpu.launch,
+            tiles[1] + after + 2 * gpu.launch,
+        )
+        work = " + ".join(f"{seconds * 1e6:.1f}" for seconds in tiles)
+        shown = " | ".join(f"{seconds * 1e6:.1f} µs" for seconds in times)
+        lines.append(f"| {case.batch} | {case.dim} | {work} µs | {shown} |")
     return lines
 
 
@@ -449,7 +481,8 @@ def main() -> int:
     if args.check or args.write:
         kernels = sass.kernels(["80", "90"], jobs=args.jobs)
         table = table_of(kernels)
-        page = report(Model([k for k in kernels if k.arch == "90"]), CASES, H100)
+        model = Model([k for k in kernels if k.arch == "90"])
+        page = [*report(model, CASES, H100), "", *report_small(model, SMALL_CASES, H100)]
         if args.write:
             TABLE.write_text(json.dumps(table, indent=1) + "\n")
             PAGE.write_text(page_with(page))

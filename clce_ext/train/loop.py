@@ -23,7 +23,7 @@ from .objectives import OBJECTIVES, UNTOUCHED
 from .plan import plan
 from .processes import Processes, processes
 from .records import Records, epoch_line, progress_bar
-from .results import write_correct
+from .results import correct_tensors
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
@@ -266,8 +266,7 @@ class _Run:
         if trainer.stage.mode != "contrast":
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
-            found = judge.neighbours(self.judge.outputs(model, self.data.train), val)
-            values |= judge.accuracies(found)
+            values |= judge.accuracies(self.judge.frozen(model, self.data.train, val, probe=False))
         return values
 
     def _finish(self) -> dict[str, Any]:
@@ -299,21 +298,20 @@ class _Run:
             results |= {"best_metric": config.best_metric, "best_epoch": self.rows.index(best) + 1}
         part, found = None, {}
         if config.eval_embeddings != "never":
-            part = val.take(config.eval_images, config.seed)
-            found = self._judge_embeddings(part)
+            part = self.judge.part(val)
+            found = self._judge_embeddings(val)
             results |= judge.accuracies(found) | judge.quality(part)
         if self.untouched is not None:
             results[UNTOUCHED] = judge.accuracies(self.untouched)
         if self.group.is_main:
             (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
-            write_correct(self.folder, self.data.val, {"top1": val.correct(), **found}, self.untouched)
+            correct = correct_tensors(self.data.val, {"top1": val.correct(), **found}, self.untouched)
+            checkpoint.write_weights(self.folder / "correct.safetensors", correct)
             self._write_results(results, part)
         return results
 
     def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        most, seed = self.config.eval_images, self.config.seed
-        train = self.judge.outputs(self.model, self.data.train)
-        return judge.frozen(train, val.take(most, seed), most, seed)
+        return self.judge.frozen(self.model, self.data.train, val)
 
     def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
         self._write_backbone("model.safetensors")

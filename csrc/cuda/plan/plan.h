@@ -11,9 +11,6 @@
 
 namespace clce::cuda {
 
-// Threads of a block of the merge, whose sums of losses lie in the workspace.
-constexpr int kMergeThreads = 128;
-
 struct ForwardPlan {
   Engine engine;
   bool panels;       // by panels: the shape counts; else by fused tiles: tile and grid do
@@ -23,6 +20,7 @@ struct ForwardPlan {
   // Panels: one for each column of a panel's tiles, then, in self-contrast, one for each row of them.
   int64_t groups;
   Grid grid;             // of the pass over tiles
+  Grid whole_grid;       // of the whole pass in one launch, where rows are not prepared yet; x is 0: never
   int64_t merge_blocks;  // of the merge that follows
   // What lies where in the workspace: the merge's ticket at 0, the sums of its blocks, the slots, the panel.
   size_t block_sums_at, slots_at, panel_at, workspace_bytes;
@@ -35,7 +33,7 @@ struct GradientPlan {
   int tile;        // which of EngineTiles::backward
   int64_t splits;  // blocks that share the other side; if several, their shares lie in the workspace
   Grid grid;
-  size_t workspace_bytes;
+  size_t shares_at;  // in the workspace
 };
 
 struct BackwardPlan {

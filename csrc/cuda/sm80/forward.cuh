@@ -23,12 +23,10 @@ constexpr bool shapes_match(const EngineTiles& tiles, List<Items...>) {
          ((shape_matches<Product, Items>(tiles.forward[i], tiles.forward_block[i]) && ++i) && ...);
 }
 
-template <class Product, class Shape, bool kUnbounded>
-void launch_forward(const ForwardArgs& given, const ForwardPlan& plan, void* stream) {
-  using Traits = ForwardTraits<Product, Shape, kUnbounded>;
-  using Element = typename Product::Element;
-  using T = typename Product::Acc;
-  static_assert(shared_fits(Traits::kSharedBytes, 1), "every device since sm_80 can run it");
+template <class Traits>
+typename Traits::Params forward_params(const ForwardArgs& given, const ForwardPlan& plan) {
+  using Element = typename Traits::Product::Element;
+  using T = typename Traits::T;
   const ContrastArgs& args = given.contrast;
   unsigned char* const workspace = static_cast<unsigned char*>(given.workspace);
   typename Traits::Params params{};
@@ -44,8 +42,15 @@ void launch_forward(const ForwardArgs& given, const ForwardPlan& plan, void* str
   params.groups = int(plan.groups);
   params.slots = reinterpret_cast<T*>(workspace + plan.slots_at);
   params.ticket = reinterpret_cast<uint32_t*>(workspace);
+  return params;
+}
+
+template <class Product, class Shape, bool kUnbounded>
+void launch_forward(const ForwardArgs& args, const ForwardPlan& plan, void* stream) {
+  using Traits = ForwardTraits<Product, Shape, kUnbounded>;
+  static_assert(shared_fits(Traits::kSharedBytes, 1), "every device since sm_80 can run it");
   launch(forward_kernel<Traits>, "forward_kernel", plan.grid, Traits::kThreads, Traits::kSharedBytes, stream,
-         params);
+         forward_params<Traits>(args, plan));
 }
 
 template <Format format>
