@@ -1185,7 +1185,7 @@ void test_panel_launches() {
     CHECK_EQ(count("panel_gradients_kernel"), panels);
     CHECK_EQ(count("product_kernel"), 4 * panels);
     CHECK_EQ(count("gradient_factors_kernel"), 1);
-    CHECK_EQ(count("clear_kernel"), 1);
+    CHECK_EQ(count("clear"), 1);
     CHECK_EQ(count("multiply_kernel"), Format::kDType == DType::kFloat16 ? sides : 0);
     CHECK_EQ(count("forward_kernel") + count("backward_kernel") + count("reduce_kernel"), 0);
   }
