@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -18,11 +18,8 @@ from .intervals import SIGNIFICANT, Difference, difference, differences_of
 from .judge import Outputs
 from .objectives import UNTOUCHED
 from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
-from .results import RunRecord, untouched_records
+from .results import RunRecord, Setting, untouched_records
 from .start import versions
-
-if TYPE_CHECKING:
-    from .sweep import Setting
 
 Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
 
