@@ -172,14 +172,20 @@ def test_trackers(tmp_path, monkeypatch):
     run = SimpleNamespace(log=log, finish=lambda: ended.append("wandb"))
     ids = []
     wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
+    started, given = [], []
+
+    def start_run(run_id, run_name):
+        started.append(run_id)
+        return SimpleNamespace(info=SimpleNamespace(run_id="ours"))
+
     mlflow = SimpleNamespace(
-        start_run=lambda run_name: None,
-        log_params=lambda _: None,
+        start_run=start_run,
+        log_params=given.append,
         log_metrics=log,
         end_run=lambda: ended.append("mlflow"),
     )
     row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
-    for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
+    for name, package in (("wandb", wandb), ("mlflow", mlflow)) * 2:
         monkeypatch.setitem(sys.modules, name, package)
         records = Records(tmp_path, False, tracker=name, options={"lr": 1e-3})
         records.write([row])
@@ -188,7 +194,8 @@ def test_trackers(tmp_path, monkeypatch):
         records.close()
         assert ended.pop() == name and not ended  # once
         assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
-    assert ids[0] == ids[1]  # one run, where it is resumed
+    # One run, where it is resumed; MLflow refuses to log other options a second time.
+    assert ids[0] == ids[1] and started == [None, "ours"] and given == [{"lr": 1e-3}]
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
         Records(tmp_path, False, tracker="mlflow")

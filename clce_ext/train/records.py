@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from .checkpoint import write_text
 from .errors import TrainingError
 from .results import write_rows
 
@@ -21,6 +22,7 @@ COLUMNS = (
     "seconds", "images_per_second",
 )
 # fmt: on
+MLFLOW_RUN = "mlflow-run.txt"  # the file that says which run of MLflow goes on, where this one is resumed
 
 
 class Records:
@@ -83,8 +85,12 @@ def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Logger:
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
         run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=dict(options))
         return (lambda values, step: run.log(values, step=step)), run.finish
-    package.start_run(run_name=folder.name)
-    package.log_params(dict(options))
+    known = folder / MLFLOW_RUN
+    run_id = known.read_text() if known.exists() else None
+    run = package.start_run(run_id=run_id, run_name=folder.name)
+    if run_id is None:  # what was logged cannot be changed, and --resume may be
+        package.log_params(dict(options))
+        write_text(known, run.info.run_id)
     return (lambda values, step: package.log_metrics(values, step=step)), package.end_run
 
 
