@@ -40,7 +40,6 @@ def gradients(
                 add(danchors, panel.mirrored, g[:, panel.mirror :].T, rows[panel.rows], first)
         if dkeys is not None:
             add(dkeys, panel.columns, g.T, rows[panel.rows], first)
-    c.release()
     return danchors, dkeys
 
 

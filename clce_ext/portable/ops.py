@@ -78,12 +78,6 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
     need_anchors = inputs.need_embeddings or (inputs.need_temperature and not keys_give_dots)
     danchors, dkeys = gradients(contrast, inputs.statistics, derivatives, need_anchors, inputs.need_keys)
 
-    def of_embeddings(dz: Tensor | None, side, norms: Tensor) -> Tensor:
-        if dz is None:
-            return z.new_empty((0, inputs.dim))
-        norms = side.ordered(norms, 0) if norms.numel() else norms
-        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.order, side.total)
-
     dtemperature = inputs.statistics.new_empty(0)
     if inputs.need_temperature:
         rows, dz = (contrast.keys.rows, dkeys) if keys_give_dots else (contrast.anchors.rows, danchors)
@@ -91,8 +85,16 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         t = inputs.temperature_tensor.detach().to(acc).reshape(())
         dots = torch.linalg.vecdot(rows, dz)
         dtemperature = temperature_gradient(dots, by_scale, contrast.symmetric, t)
-    dx = of_embeddings(danchors if inputs.need_embeddings else None, contrast.anchors, inputs.norms)
-    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dtemperature
+        del rows, dz
+    contrast.release()
+    if inputs.need_embeddings:
+        dx = prepare_backward(danchors, z, inputs.norms, inputs.dim, contrast.anchors.order)
+    else:
+        dx = z.new_empty((0, inputs.dim))
+    if dkeys is None:
+        return dx, z.new_empty((0, inputs.dim)), dtemperature
+    dk = prepare_backward(dkeys, key_z, inputs.key_norms, inputs.dim, contrast.keys.order)
+    return dx, dk, dtemperature
 
 
 def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -100,8 +102,7 @@ def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 
 def prepare_backward_op(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normalize: bool) -> Tensor:
-    rows = z.shape[0]
-    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, None, rows)
+    return prepare_backward(dz.clone(), z, norms, dim)
 
 
 def statistics_op(*args) -> Tensor:
@@ -117,6 +118,7 @@ def statistics_backward(*args) -> tuple[Tensor, Tensor]:
     inputs = StatisticsBackwardInputs(*args)
     contrast = _contrast_of_rows(inputs)
     found = gradients(contrast, inputs.statistics, inputs.derivatives, inputs.need_anchors, inputs.need_keys)
+    contrast.release()
     empty = inputs.statistics.new_empty((0, inputs.z.shape[1]))
     sides = (contrast.anchors, contrast.keys)
     return tuple(

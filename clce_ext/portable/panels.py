@@ -220,8 +220,9 @@ class Contrast:
         return memory.as_strided((height, width), (stride, 1))
 
     def release(self) -> None:
-        """Gives scratch that is not kept back: what follows a walk over panels needs memory too."""
+        """Gives rows and scratch back: what follows the walks over panels needs memory too."""
         self._scratch = {}
+        self.anchors.rows = self.keys.rows = None
 
     def logits(self, panel: Panel) -> Tensor:
         """In scratch 0. Both passes make them by this call, which gives the same bits."""

@@ -45,16 +45,19 @@ def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     return z, norms
 
 
-def prepare_backward(
-    dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int, order: Tensor | None, total: int
-) -> Tensor:
-    """The gradient [total, dim] of what :func:`prepare` was given, by that of its rows, which is overwritten.
+def prepare_backward(dz: Tensor, z: Tensor, norms: Tensor, dim: int, order: Tensor | None = None) -> Tensor:
+    """The gradient [M, dim] of what :func:`prepare` was given, by that of its rows, which is overwritten.
 
-    Empty ``norms`` say that rows were not normalised. Row i belongs at ``order[i]``, or at i; further ones
-    have none.
+    Empty ``norms`` say that rows were not normalised. ``dz[i]`` belongs to row ``order[i]``, or to row i;
+    other rows have none.
     """
-    grad, rows = dz[:, :dim], rows[:, :dim]
+    grad, z, total, dtype = dz[:, :dim], z[:, :dim], z.shape[0], z.dtype
     count = grad.shape[0]
+
+    def own(x: Tensor, of: slice = slice(None)) -> Tensor:
+        """What ``x`` has of these rows."""
+        return x[of] if order is None else x.index_select(0, order[of])
+
     if order is None and dz.dtype == dtype and grad.is_contiguous():
         out = grad  # no other memory has to be fetched for it
     else:
@@ -62,6 +65,7 @@ def prepare_backward(
         out = new((total, dim), dtype=dtype)
     normalized = norms.numel() > 0
     if normalized:
+        norms = own(norms)
         lengths, tiny = norms.clamp_min(NORM_EPS)[:, None], norms < NORM_EPS
     # A few rows at a time, which stay in a CPU's cache.
     block = max(1, 2**17 // dim) if dz.is_cpu else max(1, count)
@@ -69,11 +73,11 @@ def prepare_backward(
         of = slice(start, start + block)
         g = grad[of]
         if normalized:
-            z = rows[of].to(g.dtype)
+            row = own(z, of).to(g.dtype)
             # Normalisation drops what lies along the row, but a row shorter than eps was divided by eps, no
             # more.
-            along = (g * z).sum(1).masked_fill_(tiny[of], 0)[:, None]
-            g.addcmul_(z, along, value=-1).div_(lengths[of])
+            along = (g * row).sum(1).masked_fill_(tiny[of], 0)[:, None]
+            g.addcmul_(row, along, value=-1).div_(lengths[of])
         if order is not None:
             out.index_copy_(0, order[of], g.to(dtype))
         elif out is not grad:
