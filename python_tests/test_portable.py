@@ -247,6 +247,44 @@ def test_scratch_that_a_thread_keeps():
             torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-7)
 
 
+def test_what_is_found_lies_in_no_scratch(monkeypatch):
+    """Losses and gradients outlive the next call, one inside a backward pass and an interrupted one."""
+    x, labels = torch.randn(600, 8), torch.randint(40, (600,))
+
+    def step(*inside):
+        leaf = x.clone().requires_grad_()
+        loss = clce_ext.hard_negative_contrastive_loss(leaf, labels, reduction="none")
+        for call in inside:
+            loss.register_hook(lambda _, call=call: call())
+        loss.sum().backward()
+        return loss.detach(), leaf.grad
+
+    def other():
+        with torch.enable_grad():
+            y = torch.randn(500, 8, requires_grad=True)
+            clce_ext.hard_negative_contrastive_loss(y, labels[:500]).backward()
+
+    with backends.engine("portable"):
+        found = step()
+        kept = [tensor.clone() for tensor in found]
+        assert all(torch.equal(a, b) for a, b in zip(step(other), kept, strict=True))
+        logits, calls = panels.Contrast.logits, []
+
+        def interrupted(contrast, panel):
+            calls.append(panel)
+            if len(calls) > 1:
+                raise KeyboardInterrupt
+            return logits(contrast, panel)
+
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(panels.Contrast, "logits", interrupted)
+            step()
+        for memory in panels._kept.scratch[torch.float32].values():
+            memory.fill_(torch.nan)
+        assert all(torch.equal(a, b) for a, b in zip(step(), kept, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_one_kind_of_pair_does_not_overflow_into_the_other(beta, engine):
     """Bounded logits at both ends of their range, and an upstream gradient as mixed precision scales it."""

@@ -147,6 +147,14 @@ def test_where_every_checkpoint_is_damaged_they_are_named(run):
         again(run, resume=True)
 
 
+def test_a_checkpoint_of_another_version_is_refused_in_words(run, monkeypatch):
+    (run / "results.json").unlink()
+    load = checkpoint.load_checkpoint
+    monkeypatch.setattr(checkpoint, "load_checkpoint", lambda folder: (load(folder)[0], {"position": {}}))
+    with pytest.raises(TrainingError, match=r"--resume: .*step-00000004 was written by another version"):
+        again(run, resume=True)
+
+
 def test_an_option_that_is_added_later_leaves_checkpoints_their_run(tmp_path, monkeypatch):
     configs = quick_config(tmp_path), quick_config(tmp_path, seed=1)
     before = [run_id(config) for config in configs]

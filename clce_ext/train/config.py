@@ -55,7 +55,9 @@ class TrainConfig:
 
     # Data
     data: str = option(
-        "digits", "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR"
+        "digits",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
+        "train/, val/ and test/ class folders",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -65,10 +67,14 @@ class TrainConfig:
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
-    val_fraction: float | None = option(None, "validate on this share of the training images", _FRACTION)
+    val_fraction: float | None = option(
+        None, "validate on this share of each class's training images, which are not trained on", _FRACTION
+    )
     shots: int | None = option(None, "train on K images per class, drawn with --seed", _COUNT)
     hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")  # noqa: RUF009
-    images_per_class: int | None = option(None, "K images of a class in a batch (default: shuffled)", _COUNT)
+    images_per_class: int | None = option(
+        None, "batches of K images of each of batch-size / K classes (default: shuffled)", _COUNT
+    )
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
     max_image_pixels: int = option(89_478_485, "refuse larger images (default: Pillow's limit)", _COUNT)
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
@@ -86,16 +92,19 @@ class TrainConfig:
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     global_pool: str | None = option(
-        None, "of patches, to one embedding: avg, token, ... (default: the model's)"
+        None, "how patches become one embedding: avg, token, ... (default: the model's)"
     )
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
     batch_norm: str | None = option(
         None,
-        "BatchNorm's statistics: those of the given weights, or each batch's (default: frozen with weights)",
+        "BatchNorm's statistics: frozen, those of the given weights, or train, each batch's (default: frozen "
+        "with --pretrained or --checkpoint, else train)",
         choices=("frozen", "train"),
     )
-    projection_dim: int = option(128, f"columns of it ({_objectives(lambda o: o.projection)})", _COUNT)
+    projection_dim: int = option(
+        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})", _COUNT
+    )
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
@@ -117,19 +126,29 @@ class TrainConfig:
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
-        None, f"augmented, of an image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)", _COUNT
+        None,
+        f"augmented views of an image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)",
+        _COUNT,
     )
     mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
     cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
     mix_prob: float = option(1.0, "probability of mixing", _SHARE)
     queue_size: int | None = option(None, "also contrast with the last N embeddings of steps before", _COUNT)
-    head_epochs: int | None = option(None, "of --epochs, for the second stage (default: a quarter)")
-    head_backbone: str = option("frozen", "the backbone in the second stage", choices=("frozen", "trained"))
+    head_epochs: int | None = option(
+        None, "two-stage objectives: of --epochs, those that train the head (default: a quarter, at least 1)"
+    )
+    head_backbone: str = option(
+        "frozen",
+        "two-stage objectives: the backbone while the head is trained",
+        choices=("frozen", "trained"),
+    )
 
     # Optimisation
-    epochs: int = option(20, "of all stages together; 0 judges the given weights as they are", _WHOLE)
+    epochs: int = option(20, "epochs of all stages together; 0 judges the given weights as they are", _WHOLE)
     batch_size: int = option(64, "images per step, of all processes together", _COUNT)
-    micro_batch_size: int | None = option(None, "images per forward pass (default: all)", _COUNT)
+    micro_batch_size: int | None = option(
+        None, "images per forward pass of a process (default: its share of the batch)", _COUNT
+    )
     opt: str = option("adamw", "timm's optimizer")
     lr: float | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)", _POSITIVE)
     lr_base: float | None = option(None, "learning rate of a batch of 256, scaled as timm does", _POSITIVE)
@@ -142,14 +161,18 @@ class TrainConfig:
     weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
     layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(0.0, "linear warm-up of each stage, at most half of it", _NOT_NEGATIVE)
+    warmup_epochs: float = option(
+        0.0, "epochs of linear warm-up of each stage, at most half of it", _NOT_NEGATIVE
+    )
     warmup_lr: float = option(1e-6, "where the warm-up starts")
     min_lr: float = option(1e-6, "where the schedule ends")
     clip_grad: float | None = option(None, "largest norm of the gradients")
     ema: float | None = option(None, "decay of averaged weights, which are evaluated and kept", _FRACTION)
 
     # Machine
-    timeout: float = option(1800.0, "seconds that processes wait for each other", _POSITIVE)
+    timeout: float = option(
+        1800.0, "under torchrun: seconds that processes wait for each other, then end", _POSITIVE
+    )
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
@@ -170,15 +193,24 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "checkpoints kept", _COUNT)
     eval_every: int = option(1, "epochs from one validation to the next", _COUNT)
     eval_embeddings: str = option(
-        "final", "when to judge the embeddings", choices=("never", "final", "epoch")
+        "final",
+        "when to judge the embeddings (neighbours, centroids, geometry)",
+        choices=("never", "final", "epoch"),
     )
     eval_images: int = option(10000, "most images to judge embeddings on and to fit a probe to", _COUNT)
     best_metric: str | None = option(
-        None, "keep the weights of the last stage's epoch that is best by it on val", choices=tuple(METRICS)
+        None,
+        "keep the weights of the last stage's epoch that is best by this figure on the validation split "
+        "(default: those of the last epoch)",
+        choices=tuple(METRICS),
     )
-    patience: int | None = option(None, "end after N evaluations without a better --best-metric", _COUNT)
+    patience: int | None = option(
+        None, "end the last stage after N evaluations without a better --best-metric", _COUNT
+    )
     tensorboard: bool = option(True, "write TensorBoard events")
-    tracker: str | None = option(None, "also log there, if it is installed", choices=("wandb", "mlflow"))
+    tracker: str | None = option(
+        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
+    )
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:

@@ -343,6 +343,11 @@ class _Run:
 
     def _restore(self, folder: Path) -> None:
         weights, state = checkpoint.load_checkpoint(folder)
+        if "run" not in state:
+            raise TrainingError(
+                f"--resume: {folder} was written by another version of clce_ext, and only that goes on; "
+                "--overwrite (without --resume) starts again"
+            )
         if state["world_size"] != self.group.world_size:
             raise TrainingError(
                 f"{folder}: written by {state['world_size']} process(es); resume with as many, not "

@@ -108,11 +108,14 @@ def _cosines(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 def alignment(x: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance of two normalised embeddings of one class (Wang & Isola, arXiv 2005.10242); 0
     is best. NaN where no class has two images."""
-    sums = _class_sums(labels, _with_ones(x))[1]
+    rows = _with_ones(x)
+    sums = _class_sums(labels, rows)[1]
     count = sums[:, -1]
     pairs = (count * (count - 1)).sum()
-    # The sum over ordered pairs of |a - b|^2 is 2 n sum |a|^2 - 2 |sum a|^2, and |a| is 1.
-    return float((2 * count**2 - 2 * (sums[:, :-1] ** 2).sum(axis=1)).sum() / pairs) if pairs else math.nan
+    # The sum over ordered pairs of |a - b|^2 is 2 n sum |a|^2 - 2 |sum a|^2; an embedding may be 0.
+    squares = _class_sums(labels, (rows[:, :-1] ** 2).sum(axis=1, keepdims=True))[1][:, 0]
+    total = 2 * (count * squares - (sums[:, :-1] ** 2).sum(axis=1)).sum()
+    return float(total / pairs) if pairs else math.nan
 
 
 def uniformity(x: np.ndarray, t: float = 2.0) -> float:
