@@ -520,6 +520,7 @@ def test_eval_errors(finished, tmp_path, capsys):
         (["--checkpoint", str(finished), "--classes", "ten"], "unknown class ten"),
         (["--checkpoint", str(finished), "--episodes", "0"], "--episodes must be >= 1"),
         (["--checkpoint", str(finished), "--shots", "0"], "--shots must be >= 1"),
+        (["--checkpoint", str(finished), "--batch-size", "0"], "--batch-size must be >= 1"),
         (["--checkpoint", str(finished), "--device", "foo"], "--device must be cpu or cuda"),
     ):
         assert evaluate.main(arguments) == 2

@@ -23,7 +23,7 @@ from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 from .results import correct_tensors
 
-_LOADING = ("data", "data_dir", "micro_batch_size", "workers", "device")
+_LOADING = ("data", "data_dir", "workers", "device")
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
 with --classes, or every class of another data set given with --data. If that data set has the very classes
@@ -64,9 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     own = parser.add_argument_group("in place of the run's own")
     own.add_argument("--data", help="judge on this data set")
     own.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
-    own.add_argument(
-        "--batch-size", type=int, dest="micro_batch_size", metavar="N", help="images per forward pass"
-    )
+    own.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass")
     own.add_argument("--workers", type=int, help="processes that load images")
     own.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
     return parser
@@ -74,9 +72,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    for name, least in (("ways", 1), ("shots", 1), ("queries", 1), ("episodes", 1), ("seed", 0)):
-        if (value := np.min(getattr(options, name))) < least:
-            raise TrainingError(f"{flag(name)} must be >= {least}, got {value}")
+    least = {"ways": 1, "shots": 1, "queries": 1, "episodes": 1, "seed": 0, "batch_size": 1}
+    for name, value in ((name, getattr(options, name)) for name in least):
+        if value is not None and np.min(value) < least[name]:
+            raise TrainingError(f"{flag(name)} must be >= {least[name]}, got {np.min(value)}")
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figures, by_class = evaluate(options)
@@ -94,6 +93,8 @@ def _command(arguments: Sequence[str] | None) -> None:
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
     given = {name: value for name, value in vars(options).items() if name in _LOADING and value is not None}
+    if options.batch_size is not None:
+        given["micro_batch_size"] = options.batch_size
     run = FinishedRun(Path(options.checkpoint), **given)
     if "data" not in given:
         figures, outputs, _ = run.figures(options.split)
@@ -138,7 +139,7 @@ class FinishedRun:
     """The model of a run, to judge it again: on another split, or on another data set."""
 
     def __init__(self, folder: Path, device: str | None = None, **options: Any) -> None:
-        """``options`` of _LOADING in place of the run's."""
+        """``options``, those of how images are loaded, in place of the run's."""
         saved = folder / "config.yaml"
         if not saved.is_file():
             raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
