@@ -32,6 +32,8 @@ WALKING_KERNEL = {
 
 # Kernels, by the beginning of their names, that need not have done one of these; and why.
 EXCEPTIONS = {
+    ("clear_kernel", "several blocks"): "the executor's own, one thread; a GPU has cudaMemset",
+    ("find_unit_kernel", "several blocks"): "one block finds one number",
     ("gradient_factors_kernel", "several blocks"): "one block computes two numbers",
     ("loss_kernel", "several blocks"): "one block adds up the loss of statistics",
     ("temperature_gradient_kernel", "several blocks"): "one block adds up two numbers of each row",
