@@ -166,10 +166,18 @@ class Case:
 
         A lane has two columns in each piece. In any order positives are so few that most have none.
         """
+        return self._share_of_parts(shape, 1, 2 * shape.logits.pieces_n)
+
+    def rows_with_positives(self, shape: Shape) -> float:
+        """The same of a lane's rows in such a column."""
+        columns, rows = 2 * shape.logits.pieces_n, shape.logits.m // shape.logits.warps_m // 8
+        return self._share_of_parts(shape, columns, columns * rows)
+
+    def _share_of_parts(self, shape: Shape, of: int, parts: int) -> float:
+        """Of `parts` equal parts of a warp's tile, in those of its `of` parts that hold a positive pair."""
         pairs = shape.logits.m * shape.logits.n / shape.logits.warps
-        lines = 2 * shape.logits.pieces_n
         expected = max(pairs * (self.per_class - 1) / max(self.batch - 1, 1), 1e-9)
-        return (1 - math.exp(-expected / lines)) / (1 - math.exp(-expected))
+        return (1 - math.exp(-expected / parts)) / (1 - math.exp(-expected / of))
 
 
 @dataclass

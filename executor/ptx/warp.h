@@ -54,6 +54,10 @@ T shuffle_xor(T value, int lane_mask) {
   return out;
 }
 
+inline uint32_t kept(uint32_t x) {
+  return x;
+}
+
 inline uint32_t ballot(bool predicate) {
   uint32_t votes;
   host::collective(
