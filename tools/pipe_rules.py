@@ -56,7 +56,6 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         # Loads ahead stop stages - 1 steps before the walk's end: nearly always there is one.
         Rule("if (steps.left()) steps.load(memory_ + place);", share=always),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
-        Rule("if (++step == steps) {", share=1 / steps),
         # A tile's rows are those of the tile before until the walk comes to another row.
         Rule("if (threadIdx.x / kLoaders == turn) {", share=1 / 2),
         Rule("if (tile.row != row_that_stays)", share=1 / band if steps == shape.stages else always),
