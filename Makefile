@@ -7,11 +7,12 @@ RUN := $(VENV)/bin/python
 JOBS ?= 2
 CPP_BUILD ?= build/cpp
 DEMO ?= runs/demo
+WHEEL_TESTS := arguments records imports loss edge_cases ops portable memory queue gradcache peers distributed
 # The demo's control: without the letters.
-FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3 4
+FROM_SCRATCH := --objectives ce clce --set ce.checkpoint=null clce.checkpoint=null --lr 1e-3 --seeds 0 1 2 3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build wheel reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench gpu-check mutation-check soak clean
+.PHONY: help setup build wheel wheel-check reference demo study test test-python test-cpp test-sanitized check-sass pipe-model lint format bench bench-pages gpu-check mutation-check soak clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -63,15 +64,25 @@ mutation-check: $(VENV)/.installed ## break the code on purpose, edge case by ed
 soak: $(VENV)/.installed ## 8,000 random calls of the loss and 15 kills of a run; a table of what held (half an hour of a core)
 	$(RUN) tools/soak.py
 
-gpu-check: $(VENV)/.installed ## on a machine with a GPU: build, tests, sanitizers, benchmark; within 9 minutes
-	$(RUN) tools/gpu_check.py
+gpu-check: ## on a machine with a GPU and torch: build, probes, tests, benchmark, sanitizers; within 9 minutes
+	$(PYTHON) tools/gpu_check.py
 
-# The tag says which Linux it runs on, at least; what it takes of torch is not packed in.
-wheel: $(VENV)/.installed ## one wheel for every Python 3 and every torch from 2.10 on, in dist/
+# Built from the source distribution, which therefore lacks nothing. The tag says which Linux the wheel runs on, at
+# least; what it takes of torch is not packed in.
+wheel: $(VENV)/.installed ## in dist/: one wheel for every Python 3 and every torch from 2.10 on, and the sources
 	rm -rf build/wheel dist
-	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel .
+	$(RUN) setup.py -q sdist
+	$(RUN) -m pip wheel --no-build-isolation --no-deps --wheel-dir build/wheel dist/*.tar.gz
 	PATH=$(abspath $(VENV))/bin:$$PATH $(RUN) -m auditwheel repair --exclude 'libtorch*' --wheel-dir dist build/wheel/*.whl
 	$(RUN) tools/check_wheel.py dist/*.whl
+
+# In a folder that has the tests but no sources, so that what is tested is what is installed.
+wheel-check: ## the wheel in dist/ in a new environment with another torch: make wheel-check TORCH=2.10.0
+	rm -rf build/wheel-check
+	$(PYTHON) -m venv build/wheel-check
+	build/wheel-check/bin/pip install --quiet torch==$(TORCH) numpy pytest pytest-timeout hypothesis psutil pytorch-metric-learning dist/*.whl
+	cp -r python_tests bench pyproject.toml build/wheel-check
+	cd build/wheel-check && bin/python -m pytest $(WHEEL_TESTS:%=python_tests/test_%.py)
 
 reference: $(VENV)/.installed ## the reference of all that is public, from the docstrings, in build/reference
 	$(RUN) -m sphinx -q -W --keep-going -b html docs/reference build/reference
@@ -88,6 +99,9 @@ format: $(VENV)/.installed ## formatters, in place
 
 bench: $(VENV)/.installed ## throughput and memory against eager, compiled and chunked PyTorch
 	$(RUN) -m bench --preset cpu --device cpu
+
+bench-pages: $(VENV)/.installed ## the picture and tables of bench/results/cpu.csv, into README.md and docs/benchmarks.md
+	$(RUN) -m bench.table bench/results/cpu.csv --plot --into README.md docs/benchmarks.md
 
 clean:
 	rm -rf build dist clce_ext/*.so *.egg-info

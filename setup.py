@@ -31,7 +31,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M).group(1)
-DEFAULT_ARCHS = "8.0;8.6;8.9;9.0+PTX"
+DEFAULT_ARCHS = "8.0;9.0+PTX"  # all of compute capability 8 run 8.0's, which tools/check_sass.py looks at
 OLDEST_TORCH = (2, 10)  # whose stable ABI has what is needed
 OLDEST_GPU = (8, 0)  # Ampere: cp.async, bfloat16 on tensor cores
 MEMORY_PER_JOB = 3 << 30  # bytes; a CUDA instance takes most
@@ -76,7 +76,7 @@ def decide_cuda() -> tuple[bool, str]:
         reason = "no CUDA toolkit found (set CUDA_HOME)"
     elif os.environ.get("TORCH_CUDA_ARCH_LIST") is None and torch.cuda.is_available():
         gpus = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
-        if usable := sorted(gpu for gpu in gpus if gpu >= OLDEST_GPU):
+        if usable := sorted({OLDEST_GPU if gpu[0] == 8 else gpu for gpu in gpus if gpu >= OLDEST_GPU}):
             os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{major}.{minor}" for major, minor in usable)
         else:
             newest = ".".join(map(str, max(gpus)))

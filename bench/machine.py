@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -40,9 +41,11 @@ def metadata(device: str) -> dict:
     changed = _git(
         "status", "--porcelain", "--", "csrc", "clce_ext", "bench/*.py", "python_tests/reference.py"
     )
+    # Sources that travel without their repository have its name with them.
+    commit = os.environ.get("CLCE_COMMIT") or _git("rev-parse", "--short=12", "HEAD") or "unknown"
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "commit": (_git("rev-parse", "--short=12", "HEAD") or "unknown") + ("+changes" if changed else ""),
+        "commit": commit + ("+changes" if changed else ""),
         "device": device,
         "device_name": torch.cuda.get_device_name() if device.startswith("cuda") else _cpu_name(),
         "threads": torch.get_num_threads(),

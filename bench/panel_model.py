@@ -42,7 +42,9 @@ class Hardware:
     launch_s: float = assumption(
         1.5e-6, "µs", "from the end of one kernel to the next one's full speed, in one stream; ours only"
     )
-    host_s: float = assumption(6e-6, "µs", "of the host for one launch, torch's products included")
+    host_s: float = assumption(
+        6e-6, "µs", "of the host for one launch, of a kernel of ours or by one call of cuBLAS"
+    )
 
 
 @dataclass(frozen=True)
@@ -173,6 +175,7 @@ def sensitivity(problem: Problem, on: Hardware) -> str:
         ("product_flops", (450e12, 650e12)),
         ("l2_bytes_per_s", (4e12, 7e12)),
         ("launch_s", (1e-6, 3e-6)),
+        ("host_s", (3e-6, 12e-6)),
     ):
         for value in values:
             other = replace(on, **{name: value})

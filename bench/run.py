@@ -59,6 +59,14 @@ PRESETS = {
         Block((1024,), (128,), betas=(0.0,), modes=TIMES, competitors=PEERS),
         Block((1024,), (128,), betas=(0.0,), problem="clip", modes=TIMES, competitors=CPU),
     ),
+    "goals": (
+        Block((32768,), (768, 128, 256), BF16, competitors=("ours",)),
+        Block((2**20,), (256,), BF16, competitors=("ours",)),
+        Block((16384,), (128,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
+        Block((64, 256, 1024), (128,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
+        Block((16384,), (768,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
+        Block((64, 256, 1024), (768,), BF16, modes=TIMES, competitors=("ours", "eager", "compile")),
+    ),
     "h100": (
         Block((64, 256, 1024, 16384), (128,), BF16),
         Block((16384,), (768,), BF16),
@@ -82,6 +90,7 @@ PRESETS = {
         Block((65536, 131072), (128, 768), BF16, competitors=("ours",)),
     ),
 }
+ON_CUDA = ("goals", "h100")
 MILLION = (Block((2**20,), (256,), BF16, competitors=("ours",)),)
 
 
@@ -301,7 +310,7 @@ def _blocks(args: argparse.Namespace) -> tuple[Block, ...]:
 
 def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
-    device = args.device or ("cuda" if args.preset == "h100" or args.million else "cpu")
+    device = args.device or ("cuda" if args.preset in ON_CUDA or args.million else "cpu")
     cuda = device.startswith("cuda")
     if cuda and not torch.cuda.is_available():
         print(f"--device {device}: this machine has no CUDA device that torch can use")
@@ -312,7 +321,7 @@ def main(argv: list[str] | None = None) -> int:
     torch.backends.cuda.matmul.allow_tf32 = args.tf32
 
     started = time.perf_counter()
-    limit = args.time_limit or (240.0 if args.preset == "h100" else None)
+    limit = args.time_limit or (240.0 if args.preset in ON_CUDA else None)
     settings = Settings(
         device=device,
         rounds=args.rounds or (3 if args.preset == "quick" else 30 if cuda else 15),

@@ -1,16 +1,19 @@
-"""``python -m bench.table RESULTS.csv``: the README's Markdown tables, from a results file.
+"""``python -m bench.table RESULTS.csv``: a results file as Markdown.
 
-``--into README.md`` puts them between the lines ``<!-- bench NAME -->`` and ``<!-- /bench -->`` of that file,
-NAME being the results file's; ``--check`` only says whether they are already what they should be.
+``--into FILES`` puts its tables between the lines ``<!-- bench NAME -->`` and ``<!-- /bench -->`` of those
+files, NAME being the results file's, and its picture with the largest batch between
+``<!-- bench-summary NAME -->`` and ``<!-- /bench -->``; ``--check`` only says whether they are already what
+they should be. ``--plot`` draws the picture, RESULTS.svg, anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from pathlib import Path
 
-from bench.report import LABELS, ratio, read_csv, seconds, size, speed
+from bench.report import LABELS, plot, ratio, read_csv, seconds, size, speed
 
 
 def _table(head: list[str], body: list[list[str]]) -> str:
@@ -84,16 +87,27 @@ def _memory(rows: list[dict]) -> str:
 NAMES = {"full": "Forward and backward", "forward": "Forward alone", "backward": "Backward alone"}
 
 
-def render(path: Path, modes: tuple[str, ...] = ("full", "memory")) -> str:
-    """The results of a run, in Markdown: where and when, times of the modes, memory, the plot if any."""
-    rows = read_csv(path)
-    first = rows[0]
+def _head(first: dict, path: Path, base: Path) -> str:
     where = first["device_name"] + (f", {first['threads']} threads" if first["device"] == "cpu" else "")
-    path = Path(path)
-    head = (
-        f"{where}; torch {first['torch']}; {first['date'][:10]}, commit {first['commit']} "
-        f"([{path.name}](bench/results/{path.name}))."
-    )
+    link = f"[{path.name}]({_link(path, base)})"
+    return f"{where}; torch {first['torch']}; {first['date'][:10]}, commit {first['commit']} ({link})."
+
+
+def _link(path: Path, base: Path) -> str:
+    return Path(os.path.relpath(path, base)).as_posix()
+
+
+def _picture(path: Path, base: Path) -> str:
+    return f"![Time over torch.mm, and memory, by batch size]({_link(path.with_suffix('.svg'), base)})"
+
+
+def render(path: Path, modes: tuple[str, ...] = ("full", "memory"), base: Path = Path()) -> str:
+    """The results of a run, in Markdown: where and when, times of the modes, memory, the plot if any.
+
+    ``base`` is the folder that links start from.
+    """
+    rows = read_csv(path)
+    head = _head(rows[0], path, base)
     rounds = [row["rounds"] for row in rows if row["rounds"]]
     if rounds:
         fewest, most = min(rounds), max(rounds)
@@ -114,41 +128,81 @@ def render(path: Path, modes: tuple[str, ...] = ("full", "memory")) -> str:
     for setting in dict.fromkeys(_setting(row) for row in remembered if row["status"] == "ok"):
         parts.append(f"Peak memory of forward and backward beyond the inputs, {_title(setting)}:")
         parts.append(_memory([row for row in remembered if _setting(row) == setting]))
-    picture = path.with_suffix(".svg")
-    if picture.exists():
-        parts.append(f"![Time over torch.mm, and memory, by batch size](bench/results/{picture.name})")
+    if path.with_suffix(".svg").exists():
+        parts.append(_picture(path, base))
     return "\n\n".join(parts) + "\n"
 
 
-def insert(document: str, name: str, tables: str) -> str:
-    """The document with the tables between its markers; ValueError where it has none of that name."""
-    pattern = re.compile(rf"(<!-- bench {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
+def summary(path: Path, base: Path = Path()) -> str:
+    """The plot, and the times and the memory of the largest batch that is timed."""
+    rows = [row for row in read_csv(path) if row["status"] == "ok" and row["competitor"] != "mm"]
+    setting = _setting(next(row for row in rows if row["mode"] == "full"))
+    rows = [row for row in rows if _setting(row) == setting]
+    timed = [row for row in rows if row["mode"] == "full"]
+    batch = max(row["batch"] for row in timed)
+    dim = min(row["dim"] for row in timed if row["batch"] == batch)
+    rows = [row for row in rows if (row["batch"], row["dim"]) == (batch, dim)]
+    names = _order(rows)
+    body = []
+    for mode, what, cell in (
+        ("full", "forward and backward", lambda row: seconds(row["median_s"])),
+        ("memory", "memory beyond the inputs", lambda row: size(row["peak_extra_bytes"])),
+    ):
+        of = {row["competitor"]: cell(row) for row in rows if row["mode"] == mode}
+        if not of:
+            continue
+        cells = [of.get(name, "–") for name in names]
+        body += [[what, *(f"**{c}**" if n == "ours" else c for n, c in zip(names, cells, strict=True))]]
+    table = _table([f"B = {batch}, D = {dim}", *(LABELS[name] for name in names)], body)
+    title = _title(setting)
+    return (
+        f"{_picture(path, base)}\n\n{table}\n\n{title[0].upper()}{title[1:]}; {_head(rows[0], path, base)}\n"
+    )
+
+
+def insert(document: str, name: str, text: str, kind: str = "bench") -> str:
+    """The document with the text between its markers; ValueError where it has none of that name."""
+    pattern = re.compile(rf"(<!-- {kind} {re.escape(name)} -->\n).*?(<!-- /bench -->)", re.DOTALL)
     if not pattern.search(document):
-        raise ValueError(f'no "<!-- bench {name} -->" ... "<!-- /bench -->" in the document')
-    return pattern.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", document)
+        raise ValueError(f'no "<!-- {kind} {name} -->" ... "<!-- /bench -->" in the document')
+    return pattern.sub(lambda found: f"{found[1]}\n{text}\n{found[2]}", document)
+
+
+def fill(document: str, results: Path, modes: tuple[str, ...], base: Path) -> str:
+    """The document with all that it has markers for; ValueError where that is nothing."""
+    summarised = f"<!-- bench-summary {results.name} -->" in document
+    if summarised:
+        document = insert(document, results.name, summary(results, base), "bench-summary")
+    if summarised and f"<!-- bench {results.name} -->" not in document:
+        return document
+    return insert(document, results.name, render(results, modes, base))
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.table", description=__doc__)
     parser.add_argument("results", type=Path)
     parser.add_argument("--modes", nargs="+", choices=(*NAMES, "memory"), default=["full", "memory"])
-    parser.add_argument("--into", type=Path, help="a Markdown file with the markers")
+    parser.add_argument("--into", type=Path, nargs="+", default=[], help="Markdown files with the markers")
     parser.add_argument(
         "--check", action="store_true", help="with --into: change nothing, exit 1 if it would"
     )
+    parser.add_argument("--plot", action="store_true", help="draw the picture beside the results anew")
     args = parser.parse_args(argv)
-    tables = render(args.results, tuple(args.modes))
-    if args.into is None:
-        print(tables, end="")
-        return 0
-    old = args.into.read_text()
-    new = insert(old, args.results.name, tables)
-    if args.check:
-        if new != old:
-            print(f"{args.into} does not show {args.results}: run python -m bench.table without --check")
-        return int(new != old)
-    args.into.write_text(new)
-    return 0
+    modes = tuple(args.modes)
+    if args.plot:
+        plot(read_csv(args.results), args.results)
+    if not args.into:
+        print(render(args.results, modes), end="")
+    stale = 0
+    for page in args.into:
+        old = page.read_text()
+        new = fill(old, args.results, modes, page.parent)
+        if args.check and new != old:
+            print(f"{page} does not show {args.results}: run python -m bench.table without --check")
+            stale = 1
+        elif new != old:
+            page.write_text(new)
+    return stale
 
 
 if __name__ == "__main__":

@@ -73,7 +73,6 @@ def register() -> None:
     """The portable backend for all devices without kernels; what CLCE_ENGINE says. Once, after schemas."""
     for name, op in OPS.items():
         _library.impl(name, _served(op), "CompositeExplicitAutograd")
-    _library.impl("multiply", _multiply, "CompositeExplicitAutograd")
     use_engine(os.environ.get("CLCE_ENGINE") or None)
 
 
@@ -81,15 +80,6 @@ def follow_switches(tensor: torch.Tensor) -> None:
     """Tells the kernels what torch's switches say, which they cannot ask for themselves. Before a forward."""
     if tensor.is_cuda and tensor.dtype == torch.float32 and C is not None:
         C.allow_tf32(torch.backends.cuda.matmul.fp32_precision == "tf32")
-
-
-def _multiply(c: torch.Tensor, a: torch.Tensor, b: torch.Tensor, accumulate: bool) -> None:
-    """c = a b, or c += a b, in c's dtype: a product that kernels ask the library of the device for."""
-    wider = {} if a.dtype == c.dtype else {"out_dtype": c.dtype}  # what is 16-bit is never rounded to less
-    if accumulate:
-        torch.addmm(c, a, b, **wider, out=c)
-    else:
-        torch.mm(a, b, **wider, out=c)
 
 
 _library = torch.library.Library("clce_ext_backend", "IMPL")

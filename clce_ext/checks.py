@@ -177,6 +177,13 @@ def check_contrast(
         )
 
 
+def _address(tensor: Tensor) -> int:
+    """Where its memory begins, or would begin."""
+    if isinstance(tensor, FakeTensor):
+        return tensor.storage_offset() * tensor.element_size()
+    return tensor.data_ptr()  # which may be odd where another library has allocated it
+
+
 def check_prepared(z: Tensor, key_z: Tensor | None, dim: int) -> None:
     for rows, name in ((z, "z"), (key_z, "key_z")):
         if rows is None:
@@ -187,7 +194,7 @@ def check_prepared(z: Tensor, key_z: Tensor | None, dim: int) -> None:
                 f"got {_shape(rows)}"
             )
         # Kernels read 16 bytes at a time; torch's allocators begin at multiples of more.
-        if rows.storage_offset() * rows.element_size() % 16 != 0:
+        if _address(rows) % 16 != 0:
             raise ValueError(f"{name} must lie at a multiple of 16 bytes, as clce_ext::prepare makes it")
 
 

@@ -7,6 +7,7 @@ Each checks its arguments (:mod:`clce_ext.checks`) and calls the op of the same 
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,13 +30,12 @@ from clce_ext.arguments import (
     padded,
 )
 from clce_ext.portable.ops import OPS as PORTABLE_OPS
-from clce_ext.portable.rows import acc_dtype, wide_dtype
+from clce_ext.portable.rows import acc_dtype
 
 _backend_ops = torch.ops.clce_ext_backend
 
 NUM_STATISTICS = len(Statistics._fields)
 NUM_DERIVATIVES = len(Derivatives._fields)
-_BY_SCALE = Derivatives._fields.index("scale")
 
 
 # ---- schemas: the arguments are the records of clce_ext.arguments ----
@@ -78,8 +78,6 @@ _CHECKS: dict[str, Callable] = {
 
 
 def _checked(name: str) -> Callable:
-    if name == "contrastive_loss_backward":
-        return lambda *args: _loss_backward(args)
     compute, check = getattr(_backend_ops, name).default, _CHECKS.get(name)
 
     def call(*args):
@@ -95,22 +93,17 @@ def _checked(name: str) -> Callable:
 _libraries = [torch.library.Library(name, "DEF") for name in ("clce_ext", "clce_ext_backend")]
 for _schema in re.sub(r"\n +", " ", _SCHEMAS).strip().splitlines():
     _libraries[0].define(_schema)
-    # Backends give the dots that the temperature's gradient is made of.
-    _libraries[1].define(_schema.replace("Tensor keys, Tensor temperature)", "Tensor keys, Tensor dots)"))
+    _libraries[1].define(_schema)
     _name = _schema.partition("(")[0]
     _libraries[0].impl(_name, _checked(_name), "CompositeExplicitAutograd")
-# What a kernel asks of a library: c = a b, or c += a b.
-_libraries[1].define("multiply(Tensor(c!) c, Tensor a, Tensor b, bool accumulate) -> ()")
 backends.register()
 
 # ---- fake kernels: shapes, dtypes and devices of what the ops return ----
 
 
-def _fake(name: str, *namespaces: str) -> Callable[[Callable], Callable]:
+def _fake(name: str) -> Callable[[Callable], Callable]:
     def register(function: Callable) -> Callable:
         for library in _libraries:
-            if namespaces and library.ns not in namespaces:
-                continue
             torch.library.register_fake(f"{library.ns}::{name}", function, lib=library)
         return function
 
@@ -143,20 +136,13 @@ def _(*args):
     return loss, num_terms, statistics, derivatives, z, norms, key_z, key_norms
 
 
-@_fake("contrastive_loss_backward", "clce_ext")
+@_fake("contrastive_loss_backward")
 def _(*args):
-    dx, dkeys, dots = _fake_backward(*args)
-    return dx, dkeys, dots.new_empty(()) if ContrastiveLossBackwardInputs(*args).need_temperature else dots
-
-
-@_fake("contrastive_loss_backward", "clce_ext_backend")
-def _fake_backward(*args):
     inputs = ContrastiveLossBackwardInputs(*args)
     z, key_z, dim = inputs.z, inputs.key_z, inputs.dim
     dx = z.new_empty((z.shape[0] if inputs.need_embeddings else 0, dim))
     dkeys = z.new_empty((key_z.shape[0] if inputs.need_keys and key_z is not None else 0, dim))
-    dots = dkeys if inputs.need_keys and not inputs.need_embeddings else z
-    return dx, dkeys, inputs.statistics.new_empty((dots.shape[0] if inputs.need_temperature else 0,))
+    return dx, dkeys, inputs.statistics.new_empty(() if inputs.need_temperature else (0,))
 
 
 @_fake("prepare")
@@ -279,36 +265,6 @@ def only_first_derivative(
     return _OnlyFirstDerivative.apply(inputs, grad_output, *grads)
 
 
-def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, temperature: Tensor) -> Tensor:
-    """By the temperature t. Through the logits: d(1/t) = t sum_i z_i . dz_i, and d(1/t) is -dt / t^2.
-
-    Args:
-        dots: [M], z_i . dz_i of the rows of one side, or [], their sum.
-        by_scale: [], what the loss takes from 1 / t directly.
-        symmetric: dz holds both sides' gradient, as in self-contrast.
-        temperature: [].
-    """
-    by_logits = dots.sum(dtype=wide_dtype(dots.device.type)).to(by_scale.dtype)
-    if symmetric:
-        by_logits = by_logits / 2
-    return torch.addcdiv(by_logits, by_scale, temperature) / -temperature
-
-
-def _loss_backward(args: tuple, compute: Callable = _contrastive_loss_backward) -> tuple[Tensor, ...]:
-    """Gradients by embeddings, keys and temperature [], as ``contrastive_loss_backward`` gives them."""
-    dx, dkeys, dots = compute(*args)
-    inputs = ContrastiveLossBackwardInputs(*args)
-    if not inputs.need_temperature:
-        return dx, dkeys, dots
-    acc = inputs.statistics.dtype
-    of_terms = inputs.grad_loss.to(acc)
-    if inputs.reduction == "mean":
-        of_terms = of_terms / inputs.num_terms.clamp_min(1)
-    by_scale = (inputs.derivatives[_BY_SCALE] * of_terms).sum()
-    t = inputs.temperature_tensor.detach().to(acc).reshape(())
-    return dx, dkeys, temperature_gradient(dots, by_scale, inputs.key_z is None, t)
-
-
 def _backward(ctx, grad_loss, *_, compute=_contrastive_loss_backward):
     grads: list[Tensor | None] = [None] * len(ContrastiveLossInputs._fields)
     needs = [ctx.needs_input_grad[place] for place in (_EMBEDDINGS, _KEYS, _TEMPERATURE)]
@@ -318,7 +274,7 @@ def _backward(ctx, grad_loss, *_, compute=_contrastive_loss_backward):
     saved = SavedTensors(*ctx.saved_tensors)  # once: hooks may unpack it only once
     # Autograd is off already unless a graph of the gradients is built; switching it off costs the host time.
     with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
-        of_inputs = _loss_backward((grad_loss, *saved, *ctx.options, *needs), compute)
+        of_inputs = compute(grad_loss, *saved, *ctx.options, *needs)
     dx, dkeys, dtemperature = only_first_derivative(saved.z, grad_loss, of_inputs)
     if need_embeddings:
         grads[_EMBEDDINGS] = dx
@@ -333,6 +289,18 @@ def _backward(ctx, grad_loss, *_, compute=_contrastive_loss_backward):
 torch.library.register_autograd("clce_ext::contrastive_loss", _backward, setup_context=_setup_context)
 
 
+def _forward(*args):
+    if torch.compiler.is_compiling():
+        return torch.ops.clce_ext.contrastive_loss(*args)
+    checks.contrastive_loss(*args)
+    backends.follow_switches(args[0])
+    return _contrastive_loss(*args)
+
+
+# torch asks for it at each call, and finds it out anew unless it is there: a tenth of a small batch's time.
+_forward.__signature__ = inspect.signature(_forward)
+
+
 class HardNegativeContrastiveFunction(torch.autograd.Function):
     """``torch.ops.clce_ext.contrastive_loss`` as a :class:`torch.autograd.Function`.
 
@@ -342,14 +310,7 @@ class HardNegativeContrastiveFunction(torch.autograd.Function):
     :func:`clce_ext.hard_negative_contrastive_loss` instead.
     """
 
-    @staticmethod
-    def forward(*args):
-        if torch.compiler.is_compiling():
-            return torch.ops.clce_ext.contrastive_loss(*args)
-        checks.contrastive_loss(*args)
-        backends.follow_switches(args[0])
-        return _contrastive_loss(*args)
-
+    forward = staticmethod(_forward)
     setup_context = staticmethod(_setup_context)
 
     @staticmethod

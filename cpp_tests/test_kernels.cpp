@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "backend.h"
+#include "binding/gemm.h"
 #include "check.h"
 #include "cuda/launch.cuh"
 #include "cuda/plan/plan.h"
@@ -185,6 +186,8 @@ struct Case {
   Reduction reduction = Reduction::kMean;
   bool with_grad = true;                      // grad_loss given
   int64_t panel_rows = 0, panel_columns = 0;  // 0: no panels but fused tiles
+  int forward_tile = -1;                      // -1, and 0: as the plan says
+  int64_t max_parts = 0;
 
   std::string name() const {
     std::ostringstream text;
@@ -202,6 +205,7 @@ struct Case {
          << (debias_of_anchors ? " of anchors" : "") << (config.mean_inside_log ? ", in" : ", out")
          << (config.negatives_only ? ", negatives" : "") << (config.detach_weights ? ", detached" : "")
          << ", " << reductions[int(reduction)] << (with_grad ? "" : ", no grad_loss");
+    if (forward_tile >= 0) text << ", tile " << forward_tile << ", parts " << max_parts;
     if (panel_rows) text << ", panels " << panel_rows << "x" << panel_columns;
     return text.str();
   }
@@ -297,6 +301,7 @@ struct Outputs {
   using A = typename Format::A;
   std::vector<E> z, key_z, dx, dk;
   std::vector<A> norms, key_norms, statistics, loss, num_terms, derivatives, danchors, dkeys, dots, key_dots;
+  std::vector<A> dtemperature, dtemperature_of_keys;  // from the dots of either side
 
   // The bits of everything.
   std::vector<unsigned char> bits() const {
@@ -307,7 +312,7 @@ struct Outputs {
     };
     for (const auto* v : {&z, &key_z, &dx, &dk}) append(*v);
     for (const auto* v : {&norms, &key_norms, &statistics, &loss, &num_terms, &derivatives, &danchors, &dkeys,
-                          &dots, &key_dots}) {
+                          &dots, &key_dots, &dtemperature, &dtemperature_of_keys}) {
       append(*v);
     }
     return all;
@@ -360,21 +365,21 @@ class Experiment {
     grad_memory_ = std::make_unique<GlobalArray<A>>(grad_);
   }
 
-  Outputs<Format> run() {
+  // Each step by itself, or those of a pass in one call where that gives the same.
+  Outputs<Format> run(bool in_one_call = false) {
     Outputs<Format> out;
     const int64_t m = c_.m, n = c_.n;
     GlobalArray<E> z(m * stride(), 16), key_z(symmetric() ? 0 : n * stride(), 16);
     GlobalArray<A> norms(m), key_norms(symmetric() ? 0 : n);
-    prepare(*anchors_, z, norms);
-    if (!symmetric()) prepare(*keys_, key_z, key_norms);
-    out.z = z.read();
-    out.key_z = key_z.read();
-    if (c_.normalize) {
-      out.norms = norms.read();
-      out.key_norms = key_norms.read();
+    ForwardArgs forward;
+    forward.prepare_anchors = prepare_args(*anchors_, z, norms);
+    if (!symmetric()) forward.prepare_keys = prepare_args(*keys_, key_z, key_norms);
+    if (!in_one_call) {
+      cuda::prepare(forward.prepare_anchors, nullptr);
+      if (!symmetric()) cuda::prepare(forward.prepare_keys, nullptr);
+      forward.prepare_anchors = forward.prepare_keys = {};
     }
 
-    ForwardArgs forward;
     ContrastArgs& k = forward.contrast;
     k.dtype = Format::kDType;
     k.num_anchors = m;
@@ -403,6 +408,8 @@ class Experiment {
     k.product = plain_product<Format>();
     k.panel_rows = c_.panel_rows;
     k.panel_columns = c_.panel_columns;
+    k.forward_tile = c_.forward_tile;
+    k.max_parts = c_.max_parts;
 
     GlobalArray<A> statistics(kNumStatistics * m), derivatives(kNumDerivatives * m), num_terms(1);
     GlobalArray<A> loss(c_.reduction == Reduction::kNone ? m : 1);
@@ -426,6 +433,12 @@ class Experiment {
     l.num_terms = num_terms.data();
     l.derivatives = derivatives.data();
     cuda::forward(forward, nullptr);
+    out.z = z.read();
+    out.key_z = key_z.read();
+    if (c_.normalize) {
+      out.norms = norms.read();
+      out.key_norms = key_norms.read();
+    }
     out.statistics = statistics.read();
     out.loss = loss.read();
     out.num_terms = num_terms.read();
@@ -475,7 +488,22 @@ class Experiment {
     }
 
     prepare_backward(z, norms, danchors, m, out.dx, out.dots);
-    if (!symmetric()) prepare_backward(key_z, key_norms, dkeys, n, out.dk, out.key_dots);
+    out.dtemperature = temperature_gradient(backward, out.dots);
+    if (!symmetric()) {
+      prepare_backward(key_z, key_norms, dkeys, n, out.dk, out.key_dots);
+      out.dtemperature_of_keys = temperature_gradient(backward, out.key_dots);
+    }
+    if (in_one_call && m * n * c_.d < (1 << 20)) {
+      GlobalArray<E> dx(m * c_.d), dk(symmetric() ? 0 : n * c_.d);
+      GlobalArray<A> dots(m), key_dots(symmetric() ? 0 : n);
+      backward.project_anchors = prepare_backward_args(z, norms, m, dx, dots);
+      if (!symmetric()) backward.project_keys = prepare_backward_args(key_z, key_norms, n, dk, key_dots);
+      cuda::backward(backward, nullptr);
+      compare_bits("dx in one call", dx.read(), out.dx);
+      compare_bits("dots in one call", dots.read(), out.dots);
+      compare_bits("dk in one call", dk.read(), out.dk);
+      compare_bits("key dots in one call", key_dots.read(), out.key_dots);
+    }
     return out;
   }
 
@@ -521,20 +549,28 @@ class Experiment {
     if (!symmetric())
       verify_prepare_backward(*keys_, out.key_z, out.key_norms, out.dkeys, out.dk, out.key_dots, "dk");
 
-    // d(loss) / d(1 / temperature), as a caller puts it together.
-    auto by_scale = [&](const std::vector<A>& dots) {
-      double sum = 0;
-      for (A dot : dots) sum += double(dot) * temperature_ / (symmetric() ? 2 : 1);
-      for (int64_t i = 0; i < c_.m; ++i) sum += weights[i] * double(out.derivatives[kDScale * c_.m + i]);
-      return sum;
-    };
+    // d(loss) / dt is that by 1 / t over -t^2.
+    auto by_temperature = [&](double by_scale) { return -by_scale / (temperature_ * temperature_); };
     const double allowed =
         3 * std::abs(naive.d_scale - exact.d_scale) + gradient_floor(exact, exact.scale_products, 8);
-    compare("d(1/temperature)", by_scale(out.dots), exact.d_scale, allowed);
-    if (!symmetric()) compare("d(1/temperature) from keys", by_scale(out.key_dots), exact.d_scale, allowed);
+    const double expected = by_temperature(exact.d_scale);
+    const double tolerance = -by_temperature(allowed) + 4 * Format::kUnitA * std::abs(expected);
+    compare("dtemperature", out.dtemperature[0], expected, tolerance);
+    if (!symmetric()) compare("dtemperature from keys", out.dtemperature_of_keys[0], expected, tolerance);
   }
 
  private:
+  static std::vector<A> temperature_gradient(const BackwardArgs& given, const std::vector<A>& dots) {
+    const GlobalArray<A> memory(dots), gradient(1);
+    TemperatureGradientArgs args;
+    args.given = given;
+    args.dots = memory.data();
+    args.rows = int64_t(dots.size());
+    args.gradient = gradient.data();
+    cuda::temperature_gradient(args, nullptr);
+    return gradient.read();
+  }
+
   template <class T>
   static void compare_bits(const std::string& what, const std::vector<T>& a, const std::vector<T>& b) {
     require(a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0),
@@ -564,7 +600,8 @@ class Experiment {
     return labels;
   }
 
-  void prepare(const Rows<Format>& rows, const GlobalArray<E>& z, const GlobalArray<A>& norms) const {
+  PrepareArgs prepare_args(const Rows<Format>& rows, const GlobalArray<E>& z,
+                           const GlobalArray<A>& norms) const {
     PrepareArgs args;
     args.dtype = Format::kDType;
     args.rows = rows.rows;
@@ -575,23 +612,30 @@ class Experiment {
     args.z = z.data();
     args.norms = norms.data();
     args.normalize = c_.normalize;
-    cuda::prepare(args, nullptr);
+    return args;
   }
 
-  void prepare_backward(const GlobalArray<E>& z, const GlobalArray<A>& norms, const GlobalArray<A>& dz,
-                        int64_t rows, std::vector<E>& dx_out, std::vector<A>& dots_out) const {
-    GlobalArray<E> dx(rows * c_.d, c_.layout == Layout::kMisaligned ? sizeof(E) : 0);
-    GlobalArray<A> dots(rows);
+  PrepareBackwardArgs prepare_backward_args(const GlobalArray<E>& z, const GlobalArray<A>& norms,
+                                            int64_t rows, const GlobalArray<E>& dx,
+                                            const GlobalArray<A>& dots) const {
     PrepareBackwardArgs args;
     args.dtype = Format::kDType;
     args.rows = rows;
     args.dim = c_.d;
     args.z = z.data();
     args.norms = norms.data();
-    args.dz = dz.data();
     args.dx = dx.data();
     args.dots = dots.data();
     args.normalize = c_.normalize;
+    return args;
+  }
+
+  void prepare_backward(const GlobalArray<E>& z, const GlobalArray<A>& norms, const GlobalArray<A>& dz,
+                        int64_t rows, std::vector<E>& dx_out, std::vector<A>& dots_out) const {
+    GlobalArray<E> dx(rows * c_.d, c_.layout == Layout::kMisaligned ? sizeof(E) : 0);
+    GlobalArray<A> dots(rows);
+    PrepareBackwardArgs args = prepare_backward_args(z, norms, rows, dx, dots);
+    args.dz = dz.data();
     cuda::prepare_backward(args, nullptr);
     dx_out = dx.read();
     dots_out = dots.read();
@@ -805,7 +849,7 @@ void run_case(const Case& c) {
   const auto out = experiment.run();
   experiment.verify(out);
   executor::set_schedule(seed % 2 == 0 ? Order::kRandom : Order::kDescending, seed);
-  const auto again = experiment.run();
+  const auto again = experiment.run(/*in_one_call=*/true);
   executor::set_schedule(Order::kAscending);
   require(out.bits() == again.bits(), "other bits under another schedule");
 }
@@ -993,9 +1037,11 @@ void add_all() {
   Case large;
   large.d = 8;
   large.m = 16 * tile + 1;
-  // More than one tile for a block, in the slowest engine and in the one that matters.
+  // More than one tile for a block, in the slowest engine and in the one that matters; there of two steps.
   if (Format::kDType == DType::kFloat64 || Format::kDType == DType::kBFloat16) large.m = 33 * tile + 40;
+  if (Format::kDType == DType::kBFloat16) large.d = 70;
   add<Format>("large", large);
+  large.d = 8;
   large.geometry = Geometry::kDisjoint;
   large.m = 6;
   large.n = 129 * tile + 5;
@@ -1012,6 +1058,31 @@ void add_all() {
   large.config.beta = 1;
   large.temperature = 0.5;
   add<Format>("large", large);
+
+  // Few blocks that walk over many tiles: of several steps each, and so many that the pipeline's ring of
+  // places comes round twice, for each shape that there is. Self-contrast: a triangle. Keys: two rectangles.
+  const bool half = sizeof(typename Format::E) == 2;
+  constexpr int64_t kWidths[] = {60, 100, 200, 500, 760};  // of rows, for each tile of the backward pass
+  const int first = Format::kDType == DType::kFloat64 ? 0 : 1;
+  const int count = Format::kDType == DType::kFloat64 ? 1 : half ? 4 : 2;
+  for (int w = 0; w < count; ++w) {
+    for (bool symmetric : {true, false}) {
+      for (bool unbounded : {false, true}) {
+        const bool resident = half && w < 2;
+        Case walk;
+        walk.geometry = symmetric ? Geometry::kSelf : Geometry::kOffset;
+        walk.d = kWidths[first + w];
+        walk.m = symmetric ? resident ? 460 : 150 : 70;
+        walk.n = resident ? 910 : 300;
+        walk.unbounded = unbounded;
+        walk.config.beta = unbounded ? 0.5 : 1;
+        walk.labels = unbounded ? Labels::kClasses : Labels::kIgnoreSome;
+        walk.forward_tile = (w + symmetric) % 2;
+        walk.max_parts = symmetric ? 1 : 2;
+        add_case<Format>("walks", walk);
+      }
+    }
+  }
 
   // Panels of many tiles.
   Case panels;
@@ -1053,9 +1124,11 @@ void test_launches() {
     const int sides = geometry == Geometry::kSelf ? 1 : 2;
     CHECK_EQ(count("prepare_kernel"), sides);
     CHECK_EQ(count("forward_kernel"), 1);
-    CHECK_EQ(count("merge_loss_kernel"), 2);  // one of them the loss by itself
+    CHECK_EQ(count("merge_loss_kernel"), 1);
+    CHECK_EQ(count("loss_kernel"), 1);  // the loss by itself
     CHECK_EQ(count("backward_kernel"), sides);
     CHECK_EQ(count("prepare_backward_kernel"), 3 * sides);  // once for both outputs, once for each
+    CHECK_EQ(count("temperature_gradient_kernel"), sides);
     int64_t conflicts = 0, matrices = 0;
     for (const auto& launch : executor::launches()) {
       conflicts += launch.ldmatrix_conflicts;
@@ -1251,6 +1324,28 @@ TEST("plan/engine") {
   }
 }
 
+// What runs at once on an H100, an A100 and on sm_86 or sm_89, by their shared memory; and a tile that does
+// not fit is not chosen.
+TEST("plan/devices") {
+  const auto device = [](int kib) { return cuda::Device(Architecture::kSm80, kib * 1024); };
+  for (DType dtype : kDTypes) {
+    const ContrastArgs args = plan_args(dtype, 4096, 4096, 128, true),
+                       few = plan_args(dtype, 500, 500, 128, true);
+    const EngineTiles tiles = cuda::engine_tiles(Architecture::kSm80, cuda::format_of(args));
+    const int bytes = tiles.forward_block[0].shared_kib * 1024;
+    const bool half = dtype == DType::kBFloat16 || dtype == DType::kFloat16;
+    if (half) CHECK_EQ(device(228).blocks_at_once(bytes), 2);
+    if (half) CHECK_EQ(device(164).blocks_at_once(bytes), 1);
+    for (int kib : {228, 164, 100}) {
+      CHECK(device(kib).blocks_at_once(bytes) >= 1);
+      CHECK_EQ(cuda::plan_forward(args, device(kib)).tile, 0);
+      if (dtype != DType::kFloat64) CHECK_EQ(cuda::plan_forward(few, device(kib)).tile, 1);
+    }
+    if (dtype != DType::kFloat64) CHECK_EQ(cuda::plan_forward(args, device(99)).tile, 1);
+    CHECK(cuda::plan_forward(args, Architecture::kSm80).tile == cuda::plan_forward(args, device(228)).tile);
+  }
+}
+
 // As few chunks as possible, by the narrowest tile that makes so few, which is compiled for the logits.
 TEST("plan/backward tile") {
   for (DType dtype : kDTypes) {
@@ -1304,6 +1399,46 @@ TEST("plan/shares and workspace") {
           CHECK_EQ(backward.workspace_bytes, cuda::backward_workspace_bytes(args));
         }
       }
+    }
+  }
+}
+
+// A product of panels as cuBLAS is asked for it, whose matrices are stored by columns.
+TEST("plan/gemm") {
+  constexpr int64_t kRows = 3, kColumns = 4, kInner = 5, kStride = 7;
+  std::array<float, kInner * kStride> a{}, b{};
+  for (size_t i = 0; i < a.size(); ++i) {
+    a[i] = float(i * i % 23);
+    b[i] = float(i * i % 19);
+  }
+  for (bool a_transposed : {false, true}) {
+    for (bool b_transposed : {false, true}) {
+      MatrixProduct p;
+      p.rows = kRows;
+      p.columns = kColumns;
+      p.inner = kInner;
+      p.a = {a.data(), kStride, a_transposed};
+      p.b = {b.data(), kStride, b_transposed};
+      p.c_stride = kStride;
+      const binding::Gemm g = binding::column_major(p);
+      CHECK_EQ(g.k, kInner);
+      CHECK_EQ(g.m, kColumns);
+      CHECK_EQ(g.n, kRows);
+      const auto stored = [](const binding::Gemm::Operand& x, int64_t row, int64_t column) {
+        return static_cast<const float*>(x.data)[x.transposed ? column + row * x.ld : row + column * x.ld];
+      };
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t c = 0; c < kColumns; ++c) {
+          float wanted = 0, sum = 0;
+          for (int64_t k = 0; k < kInner; ++k) {
+            wanted += a[a_transposed ? k * kStride + r : r * kStride + k] *
+                      b[b_transposed ? c * kStride + k : k * kStride + c];
+            sum += stored(g.a, c, k) * stored(g.b, k, r);  // element [c, r] is at c + r * c_ld
+          }
+          CHECK_EQ(sum, wanted);
+        }
+      }
+      CHECK_EQ(g.c_ld, kStride);
     }
   }
 }

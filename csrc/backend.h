@@ -2,10 +2,13 @@
 // plain argument structs and one list of functions, without torch.
 //
 //   prepare            embeddings x, any strides  ->  rows z [M, stride]: normalised or copied, padded
-//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives
+//   forward            z (and the keys' rows)     ->  statistics [9, M]; if asked, what `loss` gives,
+//                                                     and from x on, as if `prepare` had been called first
 //   loss               statistics                 ->  loss; its derivatives [5, M] by the statistics
-//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more)
-//   prepare_backward   dz                         ->  dx
+//   backward           statistics, derivatives    ->  dz, dkeys (logits are computed once more); if asked, on
+//                                                     to dx, as if `prepare_backward` had been called next
+//   prepare_backward   dz                         ->  dx; z . dz of each row, if asked
+//   temperature_gradient   these dots             ->  the gradient by the temperature
 //
 // "acc" in the comments is the accumulation type: double where the embeddings are double, else float.
 #pragma once
@@ -79,7 +82,7 @@ struct PrepareBackwardArgs {
   int64_t rows = 0, dim = 0;
   const void* z = nullptr;      // [rows, padded_dim(dim)]
   const void* norms = nullptr;  // acc [rows]
-  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]
+  const void* dz = nullptr;     // acc [rows, padded_dim(dim)]; z and dz: 16-byte aligned
   void* dx = nullptr;           // dtype [rows, dim], contiguous; may be null
   void* dots = nullptr;         // acc [rows]: z . dz, for the temperature's gradient; may be null
   bool normalize = true;
@@ -111,6 +114,10 @@ struct ContrastArgs {
   EngineChoice engine = EngineChoice::kAuto;
   ProductFunction product;                    // without it there are no panels
   int64_t panel_rows = 0, panel_columns = 0;  // of a panel of logits; 0: as the plan says
+  // Fused tiles, for measurements and tests. Which of the engine's forward tiles; -1: as the plan says. Into
+  // how many parts a side is cut at most, so that few blocks walk far; 0: as the plan says.
+  int forward_tile = -1;
+  int64_t max_parts = 0;
 };
 
 struct LossArgs {
@@ -132,6 +139,8 @@ struct ForwardArgs {
   void* statistics = nullptr;  // acc [kNumStatistics, M]
   bool with_loss = false;      // also fill `loss` (its statistics pointer is `statistics`)
   LossArgs loss;
+  // Sides that are prepared first: those whose x is given. Their z is the contrast's.
+  PrepareArgs prepare_anchors, prepare_keys;
   void* workspace = nullptr;  // forward_workspace_bytes(contrast) bytes, 16-byte aligned; CPU: none
 };
 
@@ -145,7 +154,18 @@ struct BackwardArgs {
   const void* num_terms = nullptr;    // acc [1], reduction kMean (values below 1 count as 1); null: 1
   void* danchors = nullptr;           // acc [M, stride]; may be null; symmetric: both sides' gradient
   void* dkeys = nullptr;              // acc [N, stride]; may be null; null when symmetric
-  void* workspace = nullptr;          // backward_workspace_bytes(contrast) bytes, 16-byte aligned
+  // Sides whose gradient goes on through prepare_backward: those whose dx or dots is given. Their dz is not
+  // looked at: it is danchors or dkeys, which hold anything afterwards.
+  PrepareBackwardArgs project_anchors, project_keys;
+  void* workspace = nullptr;  // backward_workspace_bytes(contrast) bytes, 16-byte aligned
+};
+
+// d loss / d temperature (gradient_by_temperature() in family/loss.h says how)
+struct TemperatureGradientArgs {
+  BackwardArgs given;          // what backward was given
+  const void* dots = nullptr;  // acc [rows]: z . dz of all rows of one side, from prepare_backward
+  int64_t rows = 0;
+  void* gradient = nullptr;  // acc [1]
 };
 
 // A backend's functions: result, name, parameters. This list is the only one: the struct of pointers, the
@@ -160,7 +180,8 @@ struct BackwardArgs {
   F(void, forward, (const ForwardArgs&, void* stream))                  \
   F(void, loss, (const LossArgs&, void* stream))                        \
   F(size_t, backward_workspace_bytes, (const ContrastArgs&))            \
-  F(void, backward, (const BackwardArgs&, void* stream))
+  F(void, backward, (const BackwardArgs&, void* stream))                \
+  F(void, temperature_gradient, (const TemperatureGradientArgs&, void* stream))
 
 #define CLCE_POINTER(result, name, parameters) result(*name) parameters;
 #define CLCE_DECLARATION(result, name, parameters) result name parameters;

@@ -34,8 +34,20 @@ struct Launch {
 const std::vector<Launch>& launches();
 void clear_launches();
 
-// Runs body(context) once per thread; throws Error.
-void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context);
+// Whether launches are checked and recorded, but not run: of sizes that a test could not run. Nothing reads
+// what their pointers point to then.
+void set_recording_only(bool value);
+
+// Runs body(context) once per thread; throws Error. Of several phases, all blocks run one before any runs the
+// next: one launch, in which blocks meet. `kernel`: the function that body calls, by which coverage.h tells
+// instantiations of one name apart.
+using Body = void (*)(void* context);
+void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t shared_bytes,
+         const std::vector<Body>& phases, void* context);
+
+// How many blocks can meet; 216 as on an A100, if two of them fit on a multiprocessor.
+void set_blocks_at_once(int value);
+int blocks_at_once();
 
 // What the kernels' host code is told about the device: 90 stands for 9.0.
 void set_compute_capability(int value);

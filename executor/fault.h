@@ -17,8 +17,8 @@ enum class Fault {
   kGlobalRace,           // as kSharedRace; between blocks of one launch: no fence - atomic - fence between
   kMisaligned,           // an address that is no multiple of the access's size
   kAsyncNotWaited,       // bytes of an asynchronous copy, before its wait
-  kBarrier,              // a barrier that not all threads reach
-  kDivergence,           // a warp-wide operation that not all 32 lanes reach
+  kBarrier,              // a barrier that not all threads reach, or at another place
+  kDivergence,           // a warp-wide operation that not all 32 lanes reach, or at another place
 };
 const char* name(Fault fault);
 

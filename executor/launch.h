@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <vector>
 
 #include "executor/executor.h"
 
@@ -9,6 +11,11 @@ namespace clce::cuda {
 
 inline int compute_capability() {
   return executor::compute_capability();
+}
+
+// As Hopper's. Tests ask plans about other devices without it.
+inline int shared_bytes_of_multiprocessor() {
+  return 228 * 1024;
 }
 
 template <class Params>
@@ -19,13 +26,31 @@ void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, si
     void (*kernel)(Params);
     const Params& params;
   } call{kernel, params};
-  executor::run(
-      name, {grid.x, grid.y, grid.z}, static_cast<unsigned>(threads), shared_bytes,
-      [](void* context) {
-        const Call& call = *static_cast<const Call*>(context);
-        call.kernel(call.params);
-      },
-      &call);
+  const auto body = [](void* context) {
+    const Call& call = *static_cast<const Call*>(context);
+    call.kernel(call.params);
+  };
+  executor::run(reinterpret_cast<const void*>(kernel), name, {grid.x, grid.y, grid.z},
+                static_cast<unsigned>(threads), shared_bytes, {body}, &call);
+}
+
+template <class Params, class... Phases>
+std::vector<executor::Body> bodies_of(List<Phases...>) {
+  return {[](void* context) { Phases::run(*static_cast<const Params*>(context)); }...};
+}
+
+// By its address coverage.h knows the phases.
+template <class Whole>
+void phases_kernel() {}
+
+template <class Whole>
+bool launch_phases(const char* name, Grid grid, void*, const typename Whole::Params& params) {
+  using Params = typename Whole::Params;
+  if (int64_t(grid.x) * grid.y * grid.z > executor::blocks_at_once()) return false;
+  executor::run(reinterpret_cast<const void*>(&phases_kernel<Whole>), name, {grid.x, grid.y, grid.z},
+                static_cast<unsigned>(Whole::kThreads), Whole::kSharedBytes,
+                bodies_of<Params>(typename Whole::Phases{}), const_cast<Params*>(&params));
+  return true;
 }
 
 }  // namespace clce::cuda

@@ -33,7 +33,7 @@ void check(const Launch& launch) {
     refuse(std::to_string(launch.shared_bytes) + " bytes of shared memory, at most " +
            std::to_string(kMaxShared));
   }
-  if (num_blocks >= kMaxBlocks) {
+  if (num_blocks >= kMaxBlocks && !machine().recording_only) {
     refuse("the executor takes fewer than " + std::to_string(kMaxBlocks) + " blocks");
   }
 }
@@ -68,24 +68,30 @@ Machine::Machine() {
   sigaction(SIGSEGV, &action, nullptr);
 }
 
-void Machine::run(const Launch& launch, void (*body)(void*), void* context) {
+void Machine::run(const Launch& launch, const void* kernel, const std::vector<Body>& phases, void* context) {
   launches.push_back(launch);
   check(launch);
+  if (recording_only) return;
   Block block;
   block.kernel = launch.kernel;
   block.grid = launch.grid;
   block.dim = launch.block;
   block.num_threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
-  block.launch = global.start_launch();
-  clocks.start_launch();
   const Dim3& grid = launch.grid;
-  for (uint32_t number : scheduler.start_launch(grid.x * grid.y * grid.z)) {
-    block.number = number;
-    block.index = Dim3(number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y);
-    shared.start_block(launch.shared_bytes);
-    clocks.start_block(scheduler.threads(), block.num_threads);
-    warps.start_block();
-    scheduler.run(block, body, context);
+  coverage.start_launch(kernel, int64_t(grid.x) * grid.y * grid.z);
+  for (const Body phase : phases) {
+    block.launch = global.start_launch();
+    clocks.start_launch();
+    for (uint32_t number : scheduler.start_launch(grid.x * grid.y * grid.z)) {
+      block.number = number;
+      block.index = Dim3(number % grid.x, number / grid.x % grid.y, number / grid.x / grid.y);
+      shared.start_block(launch.shared_bytes);
+      clocks.start_block(scheduler.threads(), block.num_threads);
+      warps.start_block();
+      coverage.start_block();
+      scheduler.run(block, phase, context);
+      coverage.end_block();
+    }
   }
 }
 
@@ -98,16 +104,26 @@ const std::vector<Launch>& launches() {
 void clear_launches() {
   machine().launches.clear();
 }
-void run(const char* kernel, Dim3 grid, Dim3 block, size_t shared_bytes, void (*body)(void*), void* context) {
+void set_recording_only(bool value) {
+  machine().recording_only = value;
+}
+void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t shared_bytes,
+         const std::vector<Body>& phases, void* context) {
   Launch launch;
-  launch.kernel = kernel;
+  launch.kernel = name;
   launch.grid = grid;
   launch.block = block;
   launch.shared_bytes = shared_bytes;
-  machine().run(launch, body, context);
+  machine().run(launch, kernel, phases, context);
 }
 void set_compute_capability(int value) {
   machine().compute_capability = value;
+}
+void set_blocks_at_once(int value) {
+  machine().blocks_at_once = value;
+}
+int blocks_at_once() {
+  return machine().blocks_at_once;
 }
 int compute_capability() {
   return machine().compute_capability;

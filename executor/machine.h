@@ -7,6 +7,7 @@
 
 #include "executor/async_copy.h"
 #include "executor/clocks.h"
+#include "executor/coverage.h"
 #include "executor/executor.h"
 #include "executor/global_memory.h"
 #include "executor/scheduler.h"
@@ -18,7 +19,7 @@ namespace clce::executor {
 class Machine {
  public:
   Machine();
-  void run(const Launch& launch, void (*body)(void*), void* context);
+  void run(const Launch& launch, const void* kernel, const std::vector<Body>& phases, void* context);
 
   Clocks clocks;
   Scheduler scheduler{clocks};
@@ -27,8 +28,11 @@ class Machine {
   GlobalMemory global{clocks};
   AsyncCopies copies{shared, global};
 
-  int compute_capability = 80;
+  Coverage coverage;
+
+  int compute_capability = 80, blocks_at_once = 216;
   std::vector<Launch> launches;
+  bool recording_only = false;
 };
 
 // There is one; it outlives every static GlobalBuffer.

@@ -41,7 +41,7 @@ void Scheduler::run(const Block& block, void (*body)(void*), void* context) {
     Thread& t = threads_[i];
     t.block = &block;
     t.index = Dim3(i % block.dim.x, i / block.dim.x % block.dim.y, i / block.dim.x / block.dim.y);
-    t.waits_at = nullptr;
+    t.waits_at = {};
     t.copies.clear();
     t.fiber.prepare(entry);
     make_ready(t);
@@ -110,16 +110,21 @@ void Scheduler::go_on(Thread& from, bool ends) {
   }
 }
 
-void Scheduler::wait(Thread& t, const char* what, bool for_warp) {
-  t.waits_at = what;
+void Scheduler::wait(Thread& t, const Operation& at, bool for_warp) {
+  t.waits_at = at;
   t.waits_for_warp = for_warp;
   go_on(t, false);
-  t.waits_at = nullptr;
+  t.waits_at = {};
 }
 
-void Scheduler::barrier(Thread& t, const char* what) {
+void Scheduler::barrier(Thread& t, const Operation& at) {
+  if (at_barrier_ == 0) {
+    barrier_ = at;
+  } else if (at != barrier_) {
+    fail(t, Fault::kBarrier, "this thread is at " + at.text() + ", others at " + barrier_.text());
+  }
   if (++at_barrier_ < num_threads_) {
-    wait(t, what, false);
+    wait(t, at, false);
     return;
   }
   at_barrier_ = 0;
@@ -137,7 +142,7 @@ Error Scheduler::deadlock() const {
   const Thread* waiting = nullptr;
   for (int i = 0; i < num_threads_; ++i) {
     const Thread& t = threads_[i];
-    if (t.waits_at == nullptr) continue;
+    if (t.waits_at.what == nullptr) continue;
     if (waiting == nullptr || (t.waits_for_warp && !waiting->waits_for_warp)) waiting = &t;
   }
   return error_in(*waiting, waiting->waits_for_warp ? Fault::kDivergence : Fault::kBarrier,
@@ -148,14 +153,14 @@ Error Scheduler::deadlock() const {
 std::string Scheduler::waiting_threads() const {
   std::string text;
   for (int first = 0, last; first < num_threads_; first = last + 1) {
-    const char* at = threads_[first].waits_at;
+    const Operation& at = threads_[first].waits_at;
     last = first;
     while (last + 1 < num_threads_ && threads_[last + 1].waits_at == at) ++last;
     const bool several = last > first;
     if (!text.empty()) text += "; ";
     text += several ? "threads " + std::to_string(first) + " to " + std::to_string(last)
                     : "thread " + std::to_string(first);
-    text += at == nullptr ? " ended" : std::string(several ? " wait at " : " waits at ") + at;
+    text += at.what == nullptr ? " ended" : (several ? " wait at " : " waits at ") + at.text();
   }
   return text;
 }

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/call_site.h"
 #include "executor/clocks.h"
 #include "executor/executor.h"
 #include "executor/fault.h"
@@ -33,8 +34,8 @@ class Scheduler {
   Thread* lanes_of(const Thread& t) { return &threads_[t.warp() * kWarpLanes]; }
 
   // Called on t's fiber.
-  void barrier(Thread& t, const char* what);
-  void wait(Thread& t, const char* what, bool for_warp);
+  void barrier(Thread& t, const Operation& at);
+  void wait(Thread& t, const Operation& at, bool for_warp);
   // Threads, of which t is one, have no longer to wait for one another.
   void release(const Thread& t, const Thread* first, int count);
 
@@ -56,6 +57,7 @@ class Scheduler {
   int num_threads_ = 0;
   int alive_ = 0;              // threads that have not ended
   int at_barrier_ = 0;         // threads
+  Operation barrier_;          // of theirs
   uint32_t ready_[kMaxWarps];  // lanes that could run
   int current_warp_ = 0;
   Thread* running_ = nullptr;

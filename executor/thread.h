@@ -6,6 +6,7 @@
 #include <string>
 
 #include "executor/async_copy.h"
+#include "executor/call_site.h"
 #include "executor/clocks.h"
 #include "executor/dim3.h"
 #include "executor/fiber.h"
@@ -25,8 +26,8 @@ struct Thread {
   int id = 0;  // within its block
   const Block* block = nullptr;
   Dim3 index;
-  const char* waits_at = nullptr;  // null: it runs, could run, or has ended
-  bool waits_for_warp = false;     // else for the block
+  Operation waits_at;           // of nothing: it runs, could run, or has ended
+  bool waits_for_warp = false;  // else for the block
   ThreadClock clock;
   ThreadCopies copies;
 

@@ -1,8 +1,6 @@
 #include "executor/warp.h"
 
 #include <algorithm>
-#include <cstring>
-#include <string>
 
 #include "executor/fault.h"
 #include "executor/thread.h"
@@ -13,19 +11,19 @@ void Warps::start_block() {
   for (Meeting& meeting : meetings_) meeting.arrived = 0;
 }
 
-void Warps::collective(Thread& t, const char* what, Evaluate evaluate, const void* in, void* out) {
+void Warps::collective(Thread& t, const Operation& at, Evaluate evaluate, const void* in, void* out) {
   Meeting& meeting = meetings_[t.warp()];
   if (meeting.arrived == 0) {
-    meeting.what = what;
-  } else if (meeting.what != what && std::strcmp(meeting.what, what) != 0) {
+    meeting.at = at;
+  } else if (at != meeting.at) {
     fail(t, Fault::kDivergence,
-         std::string("this lane is at ") + what + ", others of its warp are at " + meeting.what);
+         "this lane is at " + at.text() + ", others of its warp are at " + meeting.at.text());
   }
   meeting.in[t.lane()] = in;
   meeting.out[t.lane()] = out;
   meeting.arrived |= 1u << t.lane();
   if (meeting.arrived != 0xffffffffu) {
-    scheduler_.wait(t, what, true);
+    scheduler_.wait(t, at, true);
     return;
   }
   evaluate(meeting.in, meeting.out);

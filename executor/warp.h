@@ -18,13 +18,13 @@ class Warps {
   void start_block();
 
   // All lanes of t's warp meet here; the last one calls evaluate(in, out) with the lanes' pointers. Every
-  // lane must come with the same `what`.
-  void collective(Thread& t, const char* what, Evaluate evaluate, const void* in, void* out);
+  // lane must come from the same operation.
+  void collective(Thread& t, const Operation& at, Evaluate evaluate, const void* in, void* out);
 
  private:
   struct Meeting {
     uint32_t arrived = 0;  // lanes
-    const char* what = nullptr;
+    Operation at;
     const void* in[kWarpLanes];
     void* out[kWarpLanes];
   };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 import types
 from dataclasses import replace
@@ -101,6 +102,28 @@ def test_table_check(run, tmp_path, capsys):
     assert table.main([results, "--into", str(page), "--check"]) == 0
     page.write_text(page.read_text().replace("ms (", "hours (", 1))
     assert table.main([results, "--into", str(page), "--check"]) == 1
+    page.write_text("no markers\n")
+    with pytest.raises(ValueError, match=r"tiny\.csv"):
+        table.main([results, "--into", str(page)])
+
+
+def test_summary_of_a_run(run, tmp_path, monkeypatch):
+    """The largest batch's times, and the picture, as links from where the page lies."""
+    stem, rows = run
+    page = tmp_path / "docs" / "page.md"
+    page.parent.mkdir()
+    page.write_text("<!-- bench-summary tiny.csv -->\n<!-- /bench -->\n")
+    monkeypatch.chdir(stem.parent)
+    stem.with_suffix(".svg").unlink()
+    assert table.main(["tiny.csv", "--plot", "--into", str(page)]) == 0
+    text = page.read_text()
+    full = [row for row in rows if row["mode"] == "full" and row["status"] == "ok"]
+    largest = max(row["batch"] for row in full)
+    ours = next(row for row in full if row["competitor"] == "ours" and row["batch"] == largest)
+    assert f"B = {largest}" in text and f"**{report.seconds(ours['median_s'])}**" in text
+    (picture,) = re.findall(r"!\[.*\]\((.+)\)", text)
+    assert (page.parent / picture).resolve() == stem.with_suffix(".svg")
+    assert (page.parent / picture).stat().st_size > 5000
 
 
 def test_clip_case(tmp_path):
@@ -343,10 +366,7 @@ def test_the_docs_show_the_panel_models_predictions():
         assert part in text
 
 
-def test_the_readme_shows_committed_results():
-    """Its tables are those of the results file that they name."""
-    shown = (ROOT / "README.md").read_text()
-    for path in (ROOT / "bench" / "results").glob("*.csv"):
-        assert "torch.mm" in table.render(path)
-        if f"<!-- bench {path.name} -->" in shown:
-            assert table.main([str(path), "--into", str(ROOT / "README.md"), "--check"]) == 0
+def test_pages_show_committed_results():
+    """What README and docs/benchmarks.md show is of the results file that they name."""
+    results, pages = ROOT / "bench/results/cpu.csv", [ROOT / "README.md", ROOT / "docs/benchmarks.md"]
+    assert table.main([str(results), "--into", *map(str, pages), "--check"]) == 0

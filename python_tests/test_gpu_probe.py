@@ -77,6 +77,20 @@ def test_verdicts_on_known_sums(tmp_path: Path, rounding, verdict: str):
     assert total[verdict] > cases * rows * cols / 4
 
 
+def test_a_part_that_fails_stops_no_other(tmp_path: Path, capsys):
+    def wrong():
+        raise ValueError("no such chip")
+
+    parts = {
+        "rates": lambda: {"clock": 1},
+        "products": wrong,
+        "answers": lambda: {"products": {}, "files": {}},
+    }
+    assert probe.write_parts(parts, tmp_path) == ["products"]
+    assert {path.name for path in tmp_path.iterdir()} == {"rates.json", "answers.json"}
+    assert "products failed: no such chip" in capsys.readouterr().out
+
+
 def test_it_compiles():
     try:
         sass.find_nvcc()

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
-import clce_ext
 from clce_ext import compiled
 
-ROOT = Path(clce_ext.__file__).parent.parent
+ROOT = Path(__file__).parent.parent
+if not (ROOT / "setup.py").exists():
+    pytest.skip("an installation, no sources", allow_module_level=True)
 INCLUDE = Path(torch.__file__).parent / "include"
 sys.path.insert(0, str(ROOT / "tools"))
 
 import check_wheel  # noqa: E402
-
-needs_sources = pytest.mark.skipif(not (ROOT / "setup.py").exists(), reason="an installation, no sources")
 
 
 @pytest.mark.skipif(compiled.C is None or sys.platform != "linux", reason="no library to look at")
@@ -53,7 +53,6 @@ def build(before: str) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-@needs_sources
 def test_build_with_an_old_setuptools_says_so():
     said = build("import setuptools; setuptools.__version__ = '65.5.0'")
     assert re.fullmatch(
@@ -61,13 +60,26 @@ def test_build_with_an_old_setuptools_says_so():
     )
 
 
-@needs_sources
 def test_build_without_torch_says_so():
     said = build("sys.modules['torch'] = None")
     assert said.endswith("install torch first, and build with --no-build-isolation")
 
 
-@needs_sources
 def test_build_without_cuda_that_was_asked_for_says_so():
     said = build("import os, torch; os.environ['CLCE_CUDA'] = '1'; torch.version.cuda = None")
     assert "CLCE_CUDA=1 but CUDA kernels cannot be built: torch" in said
+
+
+def test_source_distribution_holds_all_that_a_build_needs(tmp_path):
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "egg_info", "-e", tmp_path, "sdist", "-d", tmp_path],
+        cwd=ROOT, capture_output=True, check=True,
+    )  # fmt: skip
+    (archive,) = tmp_path.glob("clce_ext-*.tar.gz")
+    with tarfile.open(archive) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    needed = [ROOT / name for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE")]
+    needed += [path for folder in ("csrc", "clce_ext") for path in (ROOT / folder).rglob("*")]
+    kept = {path for path in needed if path.is_file() and path.suffix not in (".so", ".pyc")}
+    assert {path.relative_to(ROOT).as_posix() for path in kept} <= names
+    assert len(kept) > 100

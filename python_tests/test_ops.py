@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import clce_ext
-from clce_ext import HardNegativeContrastiveFunction
+from clce_ext import HardNegativeContrastiveFunction, compiled
 from clce_ext.arguments import (
     DEFAULTS,
     ContrastiveLossInputs,
@@ -285,15 +285,72 @@ def test_parts_refuse_what_kernels_cannot_read(device):
             call()
 
 
-@pytest.mark.parametrize("accumulate", [False, True])
-def test_product_for_kernels(accumulate, device):
-    """What kernels ask torch for, with results in the memory that they give."""
-    a, b = torch.randn(5, 7, device=device), torch.randn(6, 7, device=device).t()
-    memory = torch.randn(5, 9, device=device)
-    want = memory.clone()
-    want[:, :6] = a @ b + (memory[:, :6] if accumulate else 0)
-    torch.ops.clce_ext_backend.multiply(memory[:, :6], a, b, accumulate)
-    torch.testing.assert_close(memory, want)
+def shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """The same numbers where no 16 bytes begin."""
+    return tensor.new_empty(tensor.numel() + 1)[1:].view(tensor.shape).copy_(tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_arguments_at_any_address(dtype, device):
+    """The bits of every op are those that it gives to aligned arguments."""
+    x, keys = torch.randn(10, 16, device=device).to(dtype), torch.randn(14, 16, device=device).to(dtype)
+    labels, key_labels = torch.arange(10, device=device) % 3, torch.arange(14, device=device) % 3
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+    t, debias = torch.tensor(0.4, device=device, dtype=acc), torch.rand(10, device=device, dtype=acc) / 2
+    upstream = torch.rand(10, device=device, dtype=acc)
+
+    def whole(x, keys, labels, key_labels, t, debias, upstream):
+        inputs = [tensor.requires_grad_() for tensor in (x, keys, t)]
+        options = {"debias_tensor": debias, "debias": 0.0, "reduction": "none"}
+        loss = OPS.contrastive_loss(*arguments(x, labels, keys, key_labels, t, **options))[0]
+        return loss, *torch.autograd.grad(loss, inputs, upstream)
+
+    z, norms = OPS.prepare(x, True)
+    options = (labels, None, None, 0.4, 16, None, 1.0, True, -100)
+    statistics = OPS.statistics(z, None, *options)
+    form = DEFAULTS._replace(summation="in")
+    derivatives = OPS.loss_from_statistics(
+        *LossFromStatisticsInputs.of(statistics, Temperature.of(0.4), form)
+    )[2]
+    dz = torch.randn(10, 16, device=device, dtype=acc)
+    for op, given in (
+        (whole, (x, keys, labels, key_labels, t, debias, upstream)),
+        (lambda dz, norms: [OPS.prepare_backward(dz, z, norms, 16, True)], (dz, norms)),
+        (
+            lambda d, s: OPS.statistics_backward(d, s, z, None, *options, True, False)[:1],
+            (derivatives, statistics),
+        ),
+        (
+            lambda s: OPS.loss_from_statistics(*LossFromStatisticsInputs.of(s, Temperature.of(0.4), form)),
+            (statistics,),
+        ),
+    ):
+        given = [tensor.detach() for tensor in given]
+        moved = [shifted(tensor) for tensor in given]
+        assert all(tensor.data_ptr() % 16 != 0 for tensor in moved)
+        for found, expected in zip(op(*moved), op(*[g.clone() for g in given]), strict=True):
+            assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(compiled.C is None, reason="no kernels")
+def test_kernels_are_given_aligned_gradients():
+    """A copy is made of what they would read 16 bytes at a time, and of nothing else."""
+    z, norms = OPS.prepare(torch.randn(10, 16), True)
+    dz = torch.randn(10, 16)
+    for given, copies in ((dz, 0), (shifted(dz), 1)):
+        with torch.profiler.profile() as profile:
+            OPS.prepare_backward(given, z, norms, 16, True)
+        assert sum(event.name == "aten::clone" for event in profile.events()) == copies
+
+
+def test_rows_of_another_library_at_an_odd_address(engine):
+    memory = torch.frombuffer(bytearray(4 * (80 + 8)), dtype=torch.uint8)
+    begin = next(i for i in range(0, 32, 4) if (memory.data_ptr() + i) % 16 == 4)
+    rows = torch.from_numpy(memory.numpy()[begin : begin + 320].view("float32")).view(10, 8)
+    assert rows.storage_offset() == 0 and rows.data_ptr() % 16 == 4
+    labels = torch.arange(10)
+    with pytest.raises(ValueError, match="z must lie at a multiple of 16 bytes"):
+        OPS.statistics(rows, None, labels, None, None, 0.5, 8, None, 1.0, True, -100)
 
 
 def test_inference_mode_and_meta(device):
@@ -305,19 +362,3 @@ def test_inference_mode_and_meta(device):
         )
     meta = clce_ext.hard_negative_contrastive_loss(x.to("meta"), labels.to("meta"), reduction="none")
     assert meta.device.type == "meta" and meta.shape == (10,)
-
-
-@pytest.mark.parametrize(
-    ("product", "schema"),
-    [
-        ("mm", "aten::mm.dtype_out(Tensor self, Tensor mat2, ScalarType out_dtype, *, Tensor(a!) out)"),
-        (
-            "addmm",
-            "aten::addmm.dtype_out(Tensor self, Tensor mat1, Tensor mat2, ScalarType out_dtype, *, "
-            "Scalar beta=1, Scalar alpha=1, Tensor(a!) out)",
-        ),
-    ],
-)
-def test_torch_has_the_products_that_panels_ask_for(product, schema):
-    """16-bit operands and a float32 result, as csrc/binding/product.cpp calls them on a GPU."""
-    assert str(getattr(torch.ops.aten, product).dtype_out._schema).startswith(schema)

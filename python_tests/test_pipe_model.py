@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import pipe_model  # noqa: E402
+import pipe_shapes  # noqa: E402
 import sass  # noqa: E402
 import sass_flow  # noqa: E402
 import sass_pipes  # noqa: E402
@@ -188,7 +190,7 @@ def test_forward_by_hand():
     """The large bfloat16 tile, 128 x 128 over 8 warps of 64 x 32, at D 128: 2 steps of 64 columns."""
     p = compiled("forward", 128, 0.0)
     per_warp = {pipe: n / 8 for pipe, n in p.counts.total.items()}
-    assert p.counts.shape.logits == pipe_model.Fragment(128, 128, 2, 4)
+    assert p.counts.shape.logits == pipe_shapes.Fragment(128, 128, 2, 4)
     # 4 x 4 pieces of 16 x 8, 8 times 16 columns: 128 products of 4096 FLOP.
     assert per_warp["tensor"] == pytest.approx(128 * 4096)
     # 128 rows of 128 bytes per step, 2 steps; for 128 rows of the other side half as often: two tiles of a
@@ -241,7 +243,7 @@ def test_backward_by_hand():
     """The resident bfloat16 tile of D 128: 128 x 64 over 4 warps of 32 rows, in 4 chunks of 16 columns."""
     p = compiled("backward", 128, 0.0)
     per_warp = {pipe: n / 4 for pipe, n in p.counts.total.items()}
-    assert p.counts.shape.logits == pipe_model.Fragment(128, 64, 4, 1)
+    assert p.counts.shape.logits == pipe_shapes.Fragment(128, 64, 4, 1)
     assert p.counts.shape.chunk == 16
     # Logits: 2 x 8 pieces, 8 times 16 columns. Gradient: 2 x 16 pieces, 4 times 16 rows.
     assert per_warp["tensor"] == pytest.approx((2 * 8 * 8 + 2 * 16 * 4) * 4096)
@@ -267,7 +269,7 @@ def test_no_rule_is_stale():
     """Each rule's text stands in the kernels' source."""
     folders = ("csrc/cuda", "csrc/family")
     text = "".join(p.read_text() for f in folders for p in (sass.ROOT / f).rglob("*") if p.is_file())
-    shape = pipe_model.parse_shape(
+    shape = pipe_shapes.parse_shape(
         "forward_kernel<ForwardTraits<HalfProduct<bf16>, ForwardShape<128, 2, 4, 64, 2, 2, 2>, false> >"
     )
     for rule in pipe_model.pipe_rules.rules_for(shape, pipe_model.Case(1024, 128), 8):
@@ -275,13 +277,29 @@ def test_no_rule_is_stale():
 
 
 def test_shapes_are_read_from_names():
-    shape = pipe_model.parse_shape(
+    shape = pipe_shapes.parse_shape(
         "backward_kernel<BackwardTraits<HalfProduct<f16>, BoundedOnly<StreamingShape<Fragment<64, 64, 2, 4>, "
         "Fragment<64, 768, 2, 4>, 96, 16, 3, 1> >, false> >"
     )
     assert str(shape) == "backward float16 64 x 64, 2 x 4 warps, streaming 768"
     assert (shape.depth, shape.step, shape.stages, shape.steps(768)) == (96, 16, 3, 8)
     assert shape.flop(768) == 2 * 64 * 64 * (768 + 768)
-    assert pipe_model.parse_shape("prepare_kernel<bf16>") is None
+    assert pipe_shapes.parse_shape("prepare_kernel<bf16>") is None
     with pytest.raises(ValueError, match="another form"):
-        pipe_model.parse_shape("forward_kernel<SomethingElse>")
+        pipe_shapes.parse_shape("forward_kernel<SomethingElse>")
+
+
+def test_small_batches_are_work_launches_and_meetings():
+    class Model(pipe_model.Model):
+        def forward(self, case, gpu):
+            return SimpleNamespace(seconds=2e-6 + gpu.launch)
+
+        def backward(self, case, gpu):
+            return SimpleNamespace(seconds=4e-6 + gpu.launch)
+
+        def around(self, case, gpu):
+            return 0.5e-6, 0.25e-6
+
+    row = pipe_model.report_small(Model([]), [pipe_model.Case(256, 128)], H100)[-1]
+    assert (H100.launch, H100.meet) == (3e-6, 1.5e-6)
+    assert row == "| 256 | 128 | 2.0 + 4.0 µs | 8.5 µs | 11.5 µs | 10.2 µs |"

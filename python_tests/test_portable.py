@@ -17,6 +17,7 @@ from clce_ext.portable import panels, rows
 
 needs_kernels = pytest.mark.skipif(compiled.C is None, reason="nothing is compiled here")
 ROOT = Path(clce_ext.__file__).parent.parent
+TESTS = Path(__file__).parent.parent  # the same, unless clce_ext is installed
 
 # In a process that imports clce_ext as if nothing had been compiled.
 NOTHING_COMPILED = """
@@ -41,7 +42,7 @@ print(loss.item(), x.grad.abs().sum().item(), sep="|")
 
 def run(script: str, path: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r})\n{script}"],
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {[str(path), str(TESTS)]}\n{script}"],
         capture_output=True, text=True, cwd=path, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
     )  # fmt: skip
 
@@ -201,16 +202,19 @@ def test_kernels_agree_where_no_matrix_of_all_pairs_fits():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("sort", [False, True])
 @pytest.mark.parametrize("shape", [(64, 64), (64, 200), (256, 256), (96, 1000)])
-def test_several_panels(shape, monkeypatch):
+def test_several_panels(shape, sort, monkeypatch):
     """Panels that rows do not fill, beside and across classes, with selves in any of them."""
     monkeypatch.setattr(panels, "panel_shape", lambda *_: shape)
+    monkeypatch.setattr(panels, "ROWS_OF_A_COLUMN", 0 if sort else 1000)
     x, keys = torch.randn(500, 20, dtype=torch.float64), torch.randn(700, 20, dtype=torch.float64)
     labels, key_labels = torch.randint(7, (500,)), torch.randint(7, (700,))
     labels[torch.rand(500) < 0.1] = -100
     for options in (
         {},
         {"temperature": 0.01, "beta": 0.5},
+        {"beta": 0.5, "summation": "in"},
         {"keys": keys, "key_labels": key_labels},
         {"keys": keys, "key_labels": key_labels, "key_offset": 150, "beta": 0.0},
         {"keys": keys, "key_labels": key_labels, "key_offset": 150, "temperature": 0.02},

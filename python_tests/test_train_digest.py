@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.data import data_digest, digest_differences, load_data
+from clce_ext.train.data import data_digest, load_data
+from clce_ext.train.errors import differences
 
 from .training import write_digit_images
 
@@ -25,7 +26,7 @@ def folder(tmp_path):
 def test_the_same_data_in_another_folder_has_the_same_digest(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "elsewhere" / "two")
     assert digest_of(folder) == digest_of(copy)
-    assert digest_differences(digest_of(folder), digest_of(copy)) == ""
+    assert differences(digest_of(folder), digest_of(copy)) == ""
 
 
 def _swap_labels(root):
@@ -57,14 +58,14 @@ def test_changed_training_images_have_another_digest(folder, change):
     change(folder)
     now = digest_of(folder)
     assert {name for name in now if now[name] != before[name]} == {"train"}
-    assert f"train was {before['train']}, is {now['train']}" == digest_differences(before, now)
+    assert f"train was {before['train']}, is {now['train']}" == differences(before, now)
 
 
 def test_renamed_classes_have_another_digest(folder):
     before = digest_of(folder)
     for split in ("train", "val"):
         (folder / split / "digit_2").rename(folder / split / "digit_7")
-    assert "classes was" in digest_differences(before, digest_of(folder))
+    assert "classes was" in differences(before, digest_of(folder))
 
 
 def test_images_that_lie_in_no_files_have_a_digest_of_their_pixels():

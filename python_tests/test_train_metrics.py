@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import numpy as np
@@ -117,6 +118,33 @@ def test_neighbours_vote_as_in_dinos_protocol(generator):
             votes[labels[i]] += np.exp(cosines[i] / 0.07)
         wanted.append(votes.argmax())
     assert np.array_equal(metrics.knn_correct(x, labels, query, truth), np.array(wanted) == truth)
+
+
+@pytest.mark.parametrize("measure", [metrics.knn_correct, metrics.centroid_correct])
+def test_processes_that_share_the_training_images_find_what_one_finds(generator, measure):
+    """Whatever a share holds: a class that no other has, or nothing. Only neighbours and sums are sent."""
+    x, labels = clusters(generator, noise=1.5)
+    x, labels, query, truth = x[::2], labels[::2], x[1::2], labels[1::2]
+    whole = measure(x, labels, query, truth)
+    assert 0.2 < whole.mean() < 1
+    shares = [labels == 0, (labels > 0) & (np.arange(90) % 2 == 0), (labels > 0) & (np.arange(90) % 2 == 1)]
+    shares.append(np.zeros(90, bool))
+    sent = []
+
+    def send(value):
+        sent.append(value)
+        return [value]
+
+    for share in shares[:3]:
+        measure(x[share], labels[share], query, truth, gather=send)
+    with contextlib.suppress(ValueError, IndexError):  # alone it has nothing to find a class by
+        measure(x[shares[3]], labels[shares[3]], query, truth, gather=send)
+    assert len(sent) == 4
+    for share in shares:
+        found = measure(x[share], labels[share], query, truth, gather=lambda value: sent)
+        assert np.array_equal(found, whole)
+    most = 20 * len(query) if measure is metrics.knn_correct else 6 * (x.shape[1] + 1)
+    assert all(np.asarray(part).size <= most for value in sent for part in value)
 
 
 def test_retrieval_by_brute_force(generator):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from clce_ext.train import plots, predict, report
@@ -67,8 +70,8 @@ def test_bold_is_only_who_is_ahead_of_chance():
             name: [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(of)]
             for name, of in gains.items()
         }
-        section = report._accuracies(runs, [])
-        return [row[1].bold for row in section.table["rows"]]
+        section = report._accuracies(runs)
+        return ["<b>" in row[1] for row in section.table[1:]]
 
     assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
     assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
@@ -80,24 +83,42 @@ def test_time_per_epoch_is_shown_where_nothing_else_ran():
         rows = [{"stage": "joint", "seconds": s} for s in seconds]
         return {"ce": [RunRecord("ce", 0, {"seconds_per_epoch": 1.0}, rows)]}
 
-    assert report._cost(runs(9.0, 2.0, 2.1, 2.2)).figures
+    assert report._cost(runs(9.0, 2.0, 2.1, 2.2)).table[1][1] == "1.00"
     for disturbed in (runs(9.0, 2.0, 3.0, 2.0), runs(9.0, 2.0)):
         section = report._cost(disturbed)
-        assert not section.figures and "not shown" in section.text
+        assert not section.table and "not shown" in section.text
 
 
-def test_names_on_a_map_do_not_cover_each_other():
+def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
+    """Whatever they are: as text of the page, none is a formula, and none is hidden."""
+    axes = []
+    monkeypatch.setattr(plots, "_svg", lambda of, *rest, svg=plots._svg: (axes.append(of), svg(of, *rest))[1])
     generator = np.random.default_rng(0)
     points, labels = generator.normal(size=(240, 2)), np.arange(240) % 12
-    figure, axes = plots.plt.subplots(figsize=(4, 4))
-    axes.scatter(*points.T)
-    names = [axes.text(0, 0, f"class {i}", bbox={"boxstyle": "round,pad=0.2"}) for i in range(12)]
-    plots._push_apart(figure, axes, names)
-    figure.canvas.draw()
-    boxes = [name.get_bbox_patch().get_window_extent() for name in names]
-    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    plots.plt.close(figure)
-    assert "<svg" in plots.embedding_map(points, labels, ["<b>&"] * 12, "a < b")
+    names = [f"{'a rather long class ' * (i % 2)}{i}" for i in range(9)] + ["$5^$10^", "_private", "<b>&"]
+    picture = plots.embedding_map(points, labels, names, "a < b")
+    assert all(html.escape(name, quote=False) in picture for name in names) and "<b>" not in picture
+    figure = axes[0].figure
+    FigureCanvasAgg(figure).draw()
+    boxes = [text.get_window_extent() for text in figure.legends[0].get_texts()]
+    boxes.append(axes[0].get_window_extent())
+    assert len(boxes) == 13 and not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_every_class_and_what_it_is_taken_for():
+    counts = np.array([[3, 0, 1], [0, 4, 0], [2, 0, 5]])
+    labels, said = (np.repeat(np.indices((3, 3))[axis].ravel(), counts.ravel()) for axis in (0, 1))
+    top, zeros = torch.from_numpy(said)[:, None], torch.zeros(len(labels), 1)
+    val = Outputs(top, zeros, zeros, zeros, torch.from_numpy(labels), torch.arange(len(labels)))
+    classes = ["a", "$5^$10^", "<c>"]
+    section = report._classes(val, classes)
+    assert [row[0] for row in section.table[1:]] == ["<c>", "a", "$5^$10^"]
+    ((picture, _),) = section.figures
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
+    assert [text for text in drawn if text.isdigit()] == ["3", "1", "4", "2", "5"]
+    assert drawn.count("$5^$10^") == drawn.count("&lt;c&gt;") == 2
+    assert not report._classes(val, [*classes, *map(str, range(18))]).figures  # of many it is no picture
 
 
 def test_photographs_and_names_of_classes_in_a_report(tmp_path):
@@ -151,14 +172,20 @@ def test_trackers(tmp_path, monkeypatch):
     run = SimpleNamespace(log=log, finish=lambda: ended.append("wandb"))
     ids = []
     wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
+    started, given = [], []
+
+    def start_run(run_id, run_name):
+        started.append(run_id)
+        return SimpleNamespace(info=SimpleNamespace(run_id="ours"))
+
     mlflow = SimpleNamespace(
-        start_run=lambda run_name: None,
-        log_params=lambda _: None,
+        start_run=start_run,
+        log_params=given.append,
         log_metrics=log,
         end_run=lambda: ended.append("mlflow"),
     )
     row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
-    for name, package in (("wandb", wandb), ("mlflow", mlflow), ("wandb", wandb)):
+    for name, package in (("wandb", wandb), ("mlflow", mlflow)) * 2:
         monkeypatch.setitem(sys.modules, name, package)
         records = Records(tmp_path, False, tracker=name, options={"lr": 1e-3})
         records.write([row])
@@ -167,7 +194,8 @@ def test_trackers(tmp_path, monkeypatch):
         records.close()
         assert ended.pop() == name and not ended  # once
         assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
-    assert ids[0] == ids[1]  # one run, where it is resumed
+    # One run, where it is resumed; MLflow refuses to log other options a second time.
+    assert ids[0] == ids[1] and started == [None, "ours"] and given == [{"lr": 1e-3}]
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
         Records(tmp_path, False, tracker="mlflow")

@@ -258,6 +258,8 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--device", "mps"], "--device must be cpu or cuda, got 'mps'"),
         (["--checkpoint-epochs", "0"], "--checkpoint-epochs must be an integer >= 1, got 0"),
         (["--workers", "-1"], "--workers must be a number >= 0, got -1"),
+        (["--amp", "half"], "--amp must be one of none, bfloat16, float16, got 'half'"),
+        (["--lr", "fast"], "--lr must be a number, got 'fast'"),
         (["--layer-decay", "-0.5"], "--layer-decay must be a number in (0, 1], got -0.5"),
         (["--scale", "1", "0.5"], "--scale must be two numbers, the smaller first"),
         (["--opt", "adamx"], "--opt adamx: timm refuses"),

@@ -8,7 +8,8 @@ for them.
     python tools/check_sass.py                           sm_80 and sm_90, all of csrc/cuda/sources.txt
     python tools/check_sass.py --arch 86 --only float16  others; files whose path contains a word
 
-Sources for a single architecture, such as 90a, are compiled for it where 90 is asked for.
+That is what ships: sm_86 and sm_89 run what is compiled for sm_80 (setup.py). Sources for a single
+architecture, such as 90a, are compiled for it where 90 is asked for.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ LIBRARIES = {
 RUNTIME = re.compile(
     r"@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+$|^(_ITM_(de)?registerTMCloneTable|__gmon_start__|__cxa_finalize)$"
 )
-BLAS = {"sgemm_", "dgemm_", "MKL_Set_Num_Threads_Local"}
+BLAS = {"sgemm_", "dgemm_", "MKL_Set_Num_Threads_Local", "cublasGemmEx"}
 
 
 def stable_abi(include: Path) -> set[str]:

@@ -1,222 +1,381 @@
 #!/usr/bin/env python3
 """Everything that only a GPU can show, in one command and within nine minutes.
 
-Asks the GPU what the executor and the pipe model must know (gpu_probe), builds for it, runs every test that
-has a device on CUDA, a reduced suite under compute-sanitizer (memcheck, racecheck, initcheck, synccheck), and
-the benchmark with its peers. Leaves in the folder: logs of every step, what the probe found, check.json, the
-benchmark's CSV and JSON, and summary.txt, which is also printed last. Exit status 0 only if every step
-passed.
+Runs with the Python that it is started with, needs torch and pytest of it, and fetches nothing. The parts,
+those first that are worth most:
 
-    python tools/gpu_check.py --output bench/results/h100
-    python tools/gpu_check.py --rehearse       without a GPU: runs what can run, names what is left out
+    build        the extension for this GPU alone; to be left out where clce_ext/ has one built elsewhere
+    probe        what the executor and the pipe model must know of the chip (tools/gpu_probe)
+    tests        every test that has a device, on CUDA: accuracy, what only a chip decides, panels, the others
+    bench        the figures that matter most, with peers (the benchmark's preset "goals")
+    sanitizers   small and large cases under compute-sanitizer's four tools, at the same time
+
+Each step has a limit of its own; what it leaves over goes to bench and sanitizers. Logs and results are in
+one archive, written again after every step: gpu-check.tar.gz in $OUT, or else in bench/out. Its summary.txt
+is also printed last. Exit status 0 only if every step passed. What to run on a GPU: docs/gpu-day.md
+
+    python3 tools/gpu_check.py
+    python3 tools/gpu_check.py probe bench       some of the parts, in this order
+    python3 tools/gpu_check.py --rehearse        without a GPU: what can run, and a failure and a time-out
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import importlib.util
 import json
 import os
 import platform
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MINUTES = 9
+SECONDS = 9 * 60
+GRACE = 5  # seconds between asking a process to stop and killing it
+PARTS = ("build", "probe", "tests", "bench", "sanitizers")
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TIME_LIMIT = "{time limit}"  # in a command: what the benchmark is told
+
+ASK = """if True:
+    import json, torch
+    found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
+    if torch.cuda.is_available():
+        gpu = torch.cuda.get_device_properties(0)
+        found |= {"gpu": gpu.name, "capability": f"{gpu.major}.{gpu.minor}"}
+        found |= {"multiprocessors": gpu.multi_processor_count}
+    print(json.dumps(found))"""
 
 
-def probe() -> dict:
+def ask_machine() -> dict:
     """What this machine has, asked in a process of its own: torch must not hold the GPU meanwhile."""
-    code = """if True:
-        import json, torch
-        found = {"torch": torch.__version__, "torch_cuda": torch.version.cuda}
-        if torch.cuda.is_available():
-            gpu = torch.cuda.get_device_properties(0)
-            found |= {"gpu": gpu.name, "capability": f"{gpu.major}.{gpu.minor}"}
-            found |= {"multiprocessors": gpu.multi_processor_count}
-        print(json.dumps(found))"""
-    found = {"python": platform.python_version()}
-    found |= dict.fromkeys(("torch", "torch_cuda", "gpu", "capability", "multiprocessors"))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = dict.fromkeys(("torch", "torch_cuda", "gpu", "capability", "multiprocessors"))
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True)
     if done.returncode == 0:
         found |= json.loads(done.stdout.strip().splitlines()[-1])
     home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    for tool in ("nvcc", "compute-sanitizer", "nvidia-smi"):
+    for tool in ("nvcc", "compute-sanitizer", "ncu"):
         beside = Path(home, "bin", tool)
         found[tool] = str(beside) if beside.exists() else shutil.which(tool)
-    return found
+    return found | {"python": platform.python_version()}
 
 
-def sanitizer_suite() -> None:
-    """Small cases through every CUDA kernel, forward and backward. compute-sanitizer runs this."""
-    import torch
+def commit() -> str:
+    """Of the sources: CLCE_COMMIT where they travel without their repository."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return os.environ.get("CLCE_COMMIT") or done.stdout.strip() or "unknown"
 
-    from clce_ext import backends, hard_negative_contrastive_loss
 
-    torch.manual_seed(0)
-    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-    backends.use_engine("panels")  # which small batches are not computed by otherwise
-    for dtype in dtypes:
-        z = torch.randn(70, 33, device="cuda", dtype=dtype, requires_grad=True)
-        keys = torch.randn(300, 33, device="cuda", dtype=dtype, requires_grad=True)
-        labels, key_labels = torch.arange(70, device="cuda") % 5, torch.arange(300, device="cuda") % 5
-        hard_negative_contrastive_loss(z, labels).backward()
-        hard_negative_contrastive_loss(z, labels, keys=keys, key_labels=key_labels).backward()
-    backends.use_engine(None)
-    for dtype in dtypes:
-        for rows, dim, options in (
-            (70, 33, {}),
-            (130, 200, {"temperature": 0.01}),
-            (67, 300, {"beta": 0.5}),
-            (65, 600, {"beta": 0.0}),
-            (40, 900, {"reduction": "none"}),
-            (33, 24, {"temperature": torch.tensor(0.2, device="cuda", requires_grad=True)}),
-        ):
-            z = torch.randn(rows, dim, device="cuda", dtype=dtype, requires_grad=True)
-            labels = torch.randint(0, 7, (rows,), device="cuda")
-            hard_negative_contrastive_loss(z, labels, **options).sum().backward()
-            assert torch.isfinite(z.grad).all(), f"gradient of {dtype}, {rows} x {dim}, {options}"
-        z = torch.randn(20, 40, device="cuda", dtype=dtype, requires_grad=True)
-        keys = torch.randn(300, 40, device="cuda", dtype=dtype, requires_grad=True)
-        labels, key_labels = torch.arange(20, device="cuda") % 5, torch.arange(300, device="cuda") % 5
-        hard_negative_contrastive_loss(z, labels, keys=keys, key_labels=key_labels).backward()
-    for allowed in (False, True):
-        torch.backends.cuda.matmul.allow_tf32 = allowed
-        z = torch.randn(100, 96, device="cuda", requires_grad=True)
-        hard_negative_contrastive_loss(z, torch.randint(0, 9, (100,), device="cuda")).backward()
-    torch.cuda.synchronize()
-    print("suite done")
+Judge = Callable[[int | None], tuple[bool, str]]  # of an exit status, None after a time-out
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    command: list[str]
+    limit: float  # seconds
+    env: dict[str, str] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # of what ask_machine() finds
+    stretches: bool = False  # may take what earlier steps left over
+    planted: bool = False  # has to fail: a rehearsal's
+    judge: Judge | None = None  # where the exit status does not say whether it passed, or not all
+
+    @property
+    def log(self) -> str:
+        return re.sub(r"\W+", "-", self.name) + ".log"
+
+
+# ---- what is run ----
+
+Group = list[Step]  # at the same time
+
+
+def build_steps(machine: dict, rehearse: bool, work: Path) -> list[Group]:
+    command = [sys.executable, "setup.py", "build_ext"]
+    if rehearse:
+        command += ["--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
+        return [[Step("build", command, 130, {"CLCE_CUDA": "0"})]]
+    # Sanitizers and profilers name lines of the source.
+    env = {"CLCE_CUDA": "1", "NVCC_APPEND_FLAGS": "-lineinfo"}
+    return [[Step("build", [*command, "--inplace"], 130, env, ("gpu", "nvcc"))]]
+
+
+def probe_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
+    command = [sys.executable, "tools/gpu_probe/run.py", "--output", str(results / "probe")]
+    needs = ("nvcc",) if rehearse else ("nvcc", "gpu")
+    return [[Step("probe", command, 70, needs=needs)]]
+
+
+def test_steps(machine: dict, rehearse: bool) -> list[Group]:
+    pytest = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider"]
+    pytest += ["--continue-on-collection-errors"]  # some packages of other tests may be missing
+    if rehearse:
+        return [[Step("tests", [*pytest, "python_tests/test_arguments.py"], 60)]]
+    if importlib.util.find_spec("xdist"):
+        pytest += ["-n", "4"]
+    on_gpu = ["-k", "cuda or tf32 or mixed_devices"]
+    accuracy = ["python_tests/test_loss.py", "python_tests/test_edge_cases.py"]
+    chip = "python_tests/test_gpu.py"
+    others = [f"--ignore={path}" for path in (*accuracy, chip)]
+    gpu = ("gpu",)
+    return [
+        [Step("tests: accuracy", [*pytest, *on_gpu, *accuracy], 50, needs=gpu)],
+        [Step("tests: the chip", [*pytest, chip], 40, needs=gpu)],
+        [Step("tests: panels", [*pytest, *on_gpu, *accuracy], 30, {"CLCE_ENGINE": "panels"}, gpu)],
+        [Step("tests: others", [*pytest, *on_gpu, *others], 45, needs=gpu)],
+    ]
+
+
+def bench_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
+    out = results / "bench"
+    command = [sys.executable, "-m", "bench", "--out", str(out), "--no-plot"]
+    if rehearse:
+        return [[Step("bench", [*command, "--preset", "quick"], 60, judge=benchmark_judge(out))]]
+    command += ["--device", "cuda", "--preset", "goals", "--time-limit", TIME_LIMIT]
+    return [[Step("bench", command, 60, needs=("gpu",), stretches=True, judge=benchmark_judge(out))]]
+
+
+def sanitizer_steps(machine: dict, rehearse: bool) -> list[Group]:
+    suite = [sys.executable, "tools/sanitizer_suite.py"]
+    if rehearse:
+        return [[Step("sanitizer suite", [*suite, "--device", "cpu"], 90)]]
+    # Each tensor an allocation of its own, so that its ends are seen.
+    env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    group = []
+    for tool in SANITIZERS:
+        # torch asks the API for what there may not be, and goes on without it.
+        command = [machine["compute-sanitizer"] or "", "--tool", tool, "--error-exitcode", "9"]
+        command += ["--report-api-errors", "no", *suite]
+        group.append(Step(tool, command, 90, env, ("gpu", "compute-sanitizer"), stretches=True))
+    return [group]
+
+
+def planted_steps() -> list[Group]:
+    """A step that fails, and one that is not done in time and has a child."""
+    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(99)'])"
+    return [
+        [Step("planted failure", [sys.executable, "-c", "raise SystemExit('as planted')"], 20, planted=True)],
+        [Step("planted time-out", [sys.executable, "-c", child], 2, planted=True)],
+    ]
+
+
+def all_steps(parts: Iterable[str], machine: dict, rehearse: bool, results: Path, work: Path) -> list[Group]:
+    makers = {
+        "build": lambda: build_steps(machine, rehearse, work),
+        "probe": lambda: probe_steps(machine, rehearse, results),
+        "tests": lambda: test_steps(machine, rehearse),
+        "bench": lambda: bench_steps(machine, rehearse, results),
+        "sanitizers": lambda: sanitizer_steps(machine, rehearse),
+    }
+    planted = planted_steps() if rehearse else []
+    return planted + [group for part in parts for group in makers[part]()]
+
+
+def seconds_of(group: Group) -> float:
+    return max(step.limit for step in group)
+
+
+# ---- the benchmark's rows ----
+
+
+def read_rows(table: Path) -> list[dict]:
+    if not table.exists():
+        return []
+    with table.open() as file:
+        return list(csv.DictReader(file))
+
+
+def benchmark_judge(out: Path) -> Judge:
+    """Ours was measured and did not fail. A competitor that did is only named."""
+
+    def judge(status: int | None) -> tuple[bool, str]:
+        rows = read_rows(out.with_suffix(".csv"))
+        failed = sorted({row["competitor"] for row in rows if row["status"] == "failed"})
+        measured = [row for row in rows if row["competitor"] == "ours" and row["status"] == "ok"]
+        said = f"{len(rows)} rows" + (f"; failed: {', '.join(failed)}" if failed else "")
+        return bool(measured) and "ours" not in failed and status in (0, 1, None), said
+
+    return judge
+
+
+def benchmark_lines(table: Path) -> list[str]:
+    rows = [row for row in read_rows(table) if row["status"] == "ok"]
+    rows = [row for row in rows if row["mode"] in ("mm", "forward", "full", "memory")]
+    if not rows:
+        return []
+    widths = {"batch": 9, "dim": 6, "dtype": 10, "competitor": 17, "launch": 8, "mode": 9}
+    figures = {"ms": ("median_s", 1e3), "/ mm": ("ratio_mm", 1), "TFLOP/s": ("gflops", 1e-3)}
+    figures |= {"MiB": ("peak_extra_bytes", 2**-20)}
+    head = "".join(f"{name:<{width}}" for name, width in widths.items())
+    lines = ["", head + "".join(f"{name:>10}" for name in figures)]
+    for row in rows:
+        cells = "".join(f"{row[name]:<{width}}" for name, width in widths.items())
+        numbers = (float(row[key]) * unit if row.get(key) else None for key, unit in figures.values())
+        lines.append(cells + "".join(f"{'' if x is None else format(x, '.3f'):>10}" for x in numbers))
+    return lines
+
+
+# ---- how it is run ----
+
+
+def own_group() -> None:
+    """In a new process: a group of its own that heeds SIGINT, even where this one runs in the background."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def signal_group(process: subprocess.Popen, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 class Check:
-    def __init__(self, output: Path, rehearse: bool):
-        self.output, self.rehearse = output, rehearse
-        self.started = time.monotonic()
-        self.machine = probe()
+    """Runs steps, and keeps what they leave in ``results`` and, after each, in ``archive``."""
+
+    def __init__(self, machine: dict, results: Path, archive: Path, rehearse: bool, seconds: float = SECONDS):
+        self.machine, self.results, self.archive, self.rehearse = machine, results, archive, rehearse
+        self.started, self.seconds = time.monotonic(), seconds
         self.steps: list[dict] = []
+        self.running: list[subprocess.Popen] = []
 
     def left(self) -> float:
-        return MINUTES * 60 - (time.monotonic() - self.started)
+        return self.seconds - (time.monotonic() - self.started)
 
-    def note(self, name: str, status: str, seconds: float = 0.0, detail: str = "") -> None:
-        self.steps.append({"step": name, "status": status, "seconds": round(seconds, 1), "detail": detail})
+    def note(self, step: Step, passed: bool | None, seconds: float = 0.0, detail: str = "") -> None:
+        if step.planted and passed is not None:
+            passed, detail = not passed, f"planted; {detail}"
+        status = {True: "passed", False: "failed", None: "skipped"}[passed]
+        self.steps.append(
+            {"step": step.name, "status": status, "seconds": round(seconds, 1), "detail": detail}
+        )
         after = time.monotonic() - self.started
-        print(f"[{after:5.0f} s] {status:<7} {name}" + (f": {detail}" if detail else ""), flush=True)
+        print(f"[{after:5.0f} s] {status:<7} {step.name}" + (f": {detail}" if detail else ""), flush=True)
 
-    def run(self, name: str, command: list[str], limit: float, env: dict | None = None, needs=()) -> bool:
-        """Runs a step with at most `limit` seconds, and never beyond the whole check's time."""
-        missing = ", ".join(need for need in needs if not self.machine.get(need))
-        if missing:
-            status = "skipped" if self.rehearse else "failed"
-            self.note(name, status, detail=f"needs {missing}: not found here")
-            return False
-        limit = min(limit, self.left() - 5)
-        if limit < 5:
-            self.note(name, "failed", detail="no time left")
-            return False
-        begin = time.monotonic()
-        log = self.output / f"{name.replace(' ', '-')}.log"
-        with log.open("w") as file:
-            streams = {"stdout": file, "stderr": subprocess.STDOUT}
-            try:
-                code = subprocess.run(
-                    command, cwd=ROOT, env=os.environ | (env or {}), timeout=limit, **streams
-                ).returncode
-            except subprocess.TimeoutExpired:
-                code = None
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-        last = lines[-1].strip() if lines else ""
-        detail = f"longer than {limit:.0f} s; {last}" if code is None else last
-        self.note(name, "passed" if code == 0 else "failed", time.monotonic() - begin, detail[:160])
-        return code == 0
+    def run_all(self, groups: list[Group]) -> None:
+        for i, group in enumerate(groups):
+            later = sum(map(seconds_of, groups[i + 1 :]))
+            self.run(group, self.left() - later)
+            self.pack()
 
-    def all_steps(self) -> None:
-        gpu, python = self.machine["gpu"], sys.executable
-        if gpu is None:
-            outcome = "are left out" if self.rehearse else "fail"
-            print(f"no GPU that torch can use: the steps that need one {outcome}")
-        needs_gpu = () if self.rehearse else ("gpu",)
-        probe = [python, str(ROOT / "tools/gpu_probe/run.py"), "--output", str(self.output / "probe")]
-        self.run("probe", probe, 60, needs=("nvcc", *needs_gpu))
-        # Only for this GPU: a build for all takes minutes.
-        env = {"TORCH_CUDA_ARCH_LIST": self.machine["capability"], "CLCE_CUDA": "1"} if gpu else {}
-        self.run("build", [python, "setup.py", "build_ext", "--inplace"], 200, env, ("nvcc", *needs_gpu))
-        tests = [python, "-m", "pytest", "-q", "--maxfail", "20", "-p", "no:cacheprovider"]
-        # On CUDA all that has a device; the rest is CI's.
-        tests += ["-k", "cuda or tf32 or mixed_devices"] if gpu else ["python_tests/test_arguments.py"]
-        self.run("tests", tests, 150, needs=needs_gpu)
-        if gpu:
-            losses = ["python_tests/test_loss.py", "python_tests/test_edge_cases.py"]
-            self.run("tests by panels", [*tests, *losses], 60, {"CLCE_ENGINE": "panels"})
-        for tool in SANITIZERS:
-            command = [self.machine["compute-sanitizer"] or "", "--tool", tool, "--error-exitcode", "9"]
-            command += [python, __file__, "--sanitizer-suite"]
-            # Each tensor an allocation of its own, so that its ends are seen.
-            env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            self.run(tool, command, 60, env, ("gpu", "compute-sanitizer"))
-        bench = [python, "-m", "bench", "--out", str(self.output / "bench"), "--no-plot"]
-        if gpu:
-            limit = min(200, max(10.0, self.left() - 45))
-            bench += ["--device", "cuda", "--preset", "h100", "--time-limit", str(limit)]
-        else:
-            bench += ["--preset", "quick"]
-        self.run("benchmark", bench, 240, needs=needs_gpu)
+    def run(self, group: Group, spare: float) -> None:
+        """``spare``: seconds that nobody else has a claim to; a step that stretches takes them."""
+        started = []
+        for step in group:
+            if missing := [need for need in step.needs if not self.machine.get(need)]:
+                detail = f"needs {', '.join(missing)}: not found here"
+                self.note(step, None if self.rehearse else False, detail=detail)
+                continue
+            limit = min(max(step.limit, spare) if step.stretches else step.limit, self.left() - GRACE)
+            if limit < 1:
+                self.note(step, False, detail="no time left")
+                continue
+            started.append((step, self.start(step, limit), time.monotonic(), limit))
+        for step, process, begin, limit in started:
+            status = self.wait(process, begin + limit)
+            self.note(step, *self.verdict(step, status, time.monotonic() - begin, limit))
 
-    def benchmark_rows(self) -> list[str]:
-        table = self.output / "bench.csv"
-        if not table.exists():
-            return []
-        with table.open() as file:
-            rows = [row for row in csv.DictReader(file) if row["status"] == "ok" and row["mode"] == "full"]
-        widths = {"batch": 8, "dim": 6, "dtype": 10, "beta": 5, "competitor": 17, "launch": 8}
-        lines = ["", "".join(f"{name:<{width}}" for name, width in widths.items()) + "        ms"]
-        for row in rows:
-            cells = "".join(f"{row[name]:<{width}}" for name, width in widths.items())
-            lines.append(cells + f"{float(row['median_s']) * 1e3:>10.3f}")
-        return lines
+    def start(self, step: Step, limit: float) -> subprocess.Popen:
+        # A case that is begun in time takes longer than that.
+        words = [str(round(limit - 20)) if word == TIME_LIMIT else word for word in step.command]
+        with (self.results / step.log).open("w") as log:
+            process = subprocess.Popen(
+                words, cwd=ROOT, env=os.environ | step.env, stdin=subprocess.DEVNULL, stdout=log,
+                stderr=subprocess.STDOUT, preexec_fn=own_group,
+            )  # fmt: skip
+        self.running.append(process)
+        return process
+
+    def wait(self, process: subprocess.Popen, deadline: float) -> int | None:
+        """The exit status; None where it had to be stopped. Nothing of its process group is left."""
+        status = None
+        try:
+            status = process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            signal_group(process, signal.SIGINT)  # pytest and the benchmark say what they have
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        signal_group(process, signal.SIGKILL)
+        process.wait()
+        self.running.remove(process)
+        return status
+
+    def verdict(self, step: Step, status: int | None, took: float, limit: float) -> tuple[bool, float, str]:
+        lines = (self.results / step.log).read_text(errors="replace").splitlines()
+        detail = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        passed = status == 0
+        if step.judge:
+            passed, detail = step.judge(status)
+        if status is None:
+            detail = f"stopped after {limit:.0f} s; {detail}"
+        return passed, took, detail[:160]
+
+    def stop(self) -> None:
+        for process in self.running:
+            signal_group(process, signal.SIGKILL)
 
     def summary(self) -> str:
-        gpu = self.machine["gpu"] or "no GPU (rehearsal)"
-        lines = [f"gpu check: {gpu}, torch {self.machine['torch']}, {time.strftime('%Y-%m-%d')}"]
+        m = self.machine
+        gpu = m["gpu"] or "no GPU"
+        lines = [f"gpu check: {gpu}, torch {m['torch']}, commit {commit()}, {time.strftime('%Y-%m-%d')}"]
         for step in self.steps:
             lines.append(
-                f"{step['status']:<8}{step['step']:<12}{step['seconds']:>7.1f} s  {step['detail'][:80]}"
+                f"{step['status']:<8}{step['step']:<18}{step['seconds']:>7.1f} s  {step['detail'][:90]}"
             )
-        lines += self.benchmark_rows()
+        lines += benchmark_lines(self.results / "bench.csv")
         failed = ", ".join(step["step"] for step in self.steps if step["status"] == "failed")
         seconds = time.monotonic() - self.started
         lines += ["", f"{seconds:.0f} s; " + (f"failed: {failed}" if failed else "nothing failed")]
         return "\n".join(lines)
 
+    def pack(self) -> None:
+        """The results so far, as one file."""
+        (self.results / "summary.txt").write_text(self.summary() + "\n")
+        record = {"machine": self.machine, "commit": commit(), "steps": self.steps}
+        (self.results / "check.json").write_text(json.dumps(record, indent=1) + "\n")
+        part = self.archive.with_name(self.archive.name + ".part")
+        with tarfile.open(part, "w:gz") as tar:
+            tar.add(self.results, self.archive.name.removesuffix(".tar.gz"))
+        part.replace(self.archive)
 
-def main() -> int:
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--output", type=Path, default=ROOT / "bench/out/gpu_check")
-    parser.add_argument(
-        "--rehearse", action="store_true", help="leave out what needs a GPU instead of failing"
-    )
-    parser.add_argument("--sanitizer-suite", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.sanitizer_suite:
-        sys.path.insert(0, str(ROOT))
-        sanitizer_suite()
-        return 0
-    args.output = args.output.resolve()
-    args.output.mkdir(parents=True, exist_ok=True)
-    check = Check(args.output, args.rehearse)
-    check.all_steps()
-    text = check.summary()
-    (args.output / "check.json").write_text(
-        json.dumps({"machine": check.machine, "steps": check.steps}, indent=2) + "\n"
-    )
-    (args.output / "summary.txt").write_text(text + "\n")
-    print("\n" + text)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all unless named")
+    parser.add_argument("--archive", type=Path, help="where results go; a name that ends in .tar.gz")
+    parser.add_argument("--rehearse", action="store_true", help="leave out what needs a GPU")
+    args = parser.parse_args(argv)
+    for part in args.parts:
+        if part not in PARTS:
+            parser.error(f"no part {part!r}; there are {', '.join(PARTS)}")
+    folder = Path(os.environ.get("OUT") or ROOT / "bench/out")
+    archive = (args.archive or folder / "gpu-check.tar.gz").resolve()
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as name:
+        results, work = Path(name, "results"), Path(name, "work")
+        results.mkdir()
+        check = Check(ask_machine(), results, archive, args.rehearse)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("gpu check: stopped"))
+        try:
+            parts = args.parts or PARTS
+            check.run_all(all_steps(parts, check.machine, args.rehearse, results, work))
+        finally:
+            check.stop()
+            check.pack()
+        print(f"\n{check.summary()}\nresults: {archive}")
     return 1 if any(step["status"] == "failed" for step in check.steps) else 0
 
 

@@ -6,7 +6,9 @@ replaced by what it finds. Rates are per multiprocessor and clock.
 Sources: [guide] CUDA C++ Programming Guide, "Throughput of Native Arithmetic Instructions" and "Technical
 Specifications per Compute Capability"; [h100], [a100] NVIDIA's white papers of the two architectures;
 [hopper] Luo et al., "Dissecting the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level
-Analysis", arXiv 2501.12084.
+Analysis", arXiv 2501.12084; [sync] Zhang et al., "A Study of Single and Multi-device Synchronization Methods
+in Nvidia GPUs", arXiv 2004.05371, on a V100; [forum] NVIDIA's developer forum, "Too much time for kernel
+launch latency": about 3 us for an empty kernel.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Gpu:
     l2_bytes: float
     memory: float  # bytes per second
     launch: float  # seconds per kernel, with its dependence on the one before
+    meet: float  # seconds for all blocks of a cooperative launch to meet
 
 
 H100 = Gpu(
@@ -56,7 +59,8 @@ H100 = Gpu(
     shared_per_multiprocessor=228 * 1024,
     l2_bytes=24,  # 5.5 TB/s over all multiprocessors; to be measured
     memory=0.9 * 3.35e12,  # 90 % of the data sheet's [h100]; to be measured
-    launch=3e-6,  # to be measured
+    launch=3e-6,  # [forum]; to be measured
+    meet=1.5e-6,  # [sync]; to be measured
 )
 
 A100 = Gpu(
@@ -77,7 +81,8 @@ A100 = Gpu(
     shared_per_multiprocessor=164 * 1024,
     l2_bytes=5120 / 108,  # 5120 bytes per clock for the whole device [a100]
     memory=0.9 * 1.555e12,  # 40 GB part [a100]; to be measured
-    launch=3e-6,  # to be measured
+    launch=3e-6,  # [forum]; to be measured
+    meet=1.5e-6,  # [sync]; to be measured
 )
 
 GPUS = {gpu.name.lower(): gpu for gpu in (H100, A100)}

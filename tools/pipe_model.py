@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import json
 import math
-import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
@@ -29,103 +28,13 @@ import pipe_rules
 import sass
 import sass_flow
 from gpu_table import GPUS, H100, Gpu
+from pipe_shapes import ELEMENT_BYTES, Shape, parse_shape
 from sass_pipes import PIPES, pipes_of
 
 TABLE = sass.ROOT / "tools/pipe_table.json"
 PAGE = sass.ROOT / "docs/performance.md"
 GROWTH = 1.05  # beyond it --check fails
-
-
-@dataclass(frozen=True)
-class Fragment:
-    m: int
-    n: int
-    warps_m: int
-    warps_n: int
-
-    @property
-    def warps(self) -> int:
-        return self.warps_m * self.warps_n
-
-    @property
-    def pieces_n(self) -> int:  # of 8 columns, per warp
-        return self.n // self.warps_n // 8
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a kernel's name tells about its tile; the templates are those of csrc/cuda/sm80/shapes.cuh."""
-
-    kernel: str  # "forward" or "backward"
-    dtype: str  # of the products
-    unbounded: bool  # for logits that are not bounded
-    logits: Fragment
-    depth: int  # columns of embeddings per step
-    stages: int
-    band: int = 0  # forward: columns of tiles that are walked together
-    dims: int = 0  # backward: columns of the gradient per block
-    step: int = 0  # backward: rows of the other side per step of the second product
-    resident: bool = False
-
-    def __str__(self) -> str:
-        logits = self.logits
-        text = (
-            f"{self.kernel} {self.dtype} {logits.m} x {logits.n}, {logits.warps_m} x {logits.warps_n} warps"
-        )
-        if self.dims:
-            text += f", {'resident' if self.resident else 'streaming'} {self.dims}"
-        return text + (", unbounded" if self.unbounded else "")
-
-    @property
-    def chunk(self) -> int:
-        """Columns of a tile of logits that are made at once: resident rows leave a lane 16."""
-        return 16 * 32 * self.logits.warps // self.logits.m if self.resident else self.logits.n
-
-    def steps(self, columns: int) -> int:
-        return 1 if self.resident else -(-columns // self.depth)
-
-    def flop(self, columns: int) -> int:
-        """Of one tile's products, padding and all."""
-        first = 2 * self.logits.m * self.logits.n * self.steps(columns) * self.depth
-        return first + 2 * self.logits.m * self.logits.n * self.dims
-
-
-_DTYPES = {
-    "Half<bf16>": "bfloat16",
-    "Half<f16>": "float16",
-    "Tf32": "tf32",
-    "Fma<float>": "float32",
-    "Fma<double>": "float64",
-}
-ELEMENT_BYTES = {"bfloat16": 2, "float16": 2, "tf32": 4, "float32": 4, "float64": 8}
-
-
-def parse_shape(name: str) -> Shape | None:
-    """None for kernels that do not walk tiles."""
-    if not re.match(r"(forward|backward)_kernel<", name):
-        return None
-    match = re.match(
-        r"(forward|backward)_kernel<\w+Traits<(\w+)Product(<\w+>)?, "
-        r"(?:BoundedOnly<)?(\w+)<(.*)>, (\w+)> ?>$",
-        name,
-    )
-    if match is None:
-        raise ValueError(f"a kernel's name has another form: {name}")
-    kernel, product, element, kind, arguments, unbounded = match.groups()
-    numbers = [int(x) for x in re.findall(r"\b\d+", arguments)]
-    common = dict(kernel=kernel, dtype=_DTYPES[product + (element or "")], unbounded=unbounded == "true")
-    if kind == "ForwardShape":
-        m, warps_m, warps_n, depth, stages, _, band = numbers
-        return Shape(**common, logits=Fragment(m, m, warps_m, warps_n), depth=depth, stages=stages, band=band)
-    logits, gradients = Fragment(*numbers[:4]), Fragment(*numbers[4:8])
-    if kind == "ResidentShape":
-        stages, _ = numbers[8:]
-        sizes = dict(depth=gradients.n, dims=gradients.n, step=logits.n)
-        return Shape(**common, **sizes, logits=logits, stages=stages, resident=True)
-    if kind == "StreamingShape":
-        depth, step, stages, _ = numbers[8:]
-        return Shape(**common, logits=logits, depth=depth, stages=stages, dims=gradients.n, step=step)
-    raise ValueError(f"a shape without an entry here: {kind}")
+WHOLE_ROWS = 1024  # up to which the forward pass is one launch (csrc/cuda/plan/plan.cpp)
 
 
 @dataclass(frozen=True)
@@ -320,12 +229,16 @@ class Model:
         counts = count(kernel, shape, case, max(others / splits, 2))
         return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu)
 
-    def small(self, case: Case, gpu: Gpu) -> float:
-        """prepare, merge_loss, prepare_backward: device memory and launches alone."""
+    def around(self, case: Case, gpu: Gpu) -> tuple[float, float]:
+        """prepare and merge_loss; prepare_backward: device memory alone."""
         prepare = case.batch * case.columns * 2 * case.element_bytes
         merge = case.batch * 20 * case.acc_bytes
         back = case.batch * case.columns * (2 * case.element_bytes + case.acc_bytes)
-        return (prepare + merge + back) / gpu.memory + 3 * gpu.launch
+        return (prepare + merge) / gpu.memory, back / gpu.memory
+
+    def small(self, case: Case, gpu: Gpu) -> float:
+        """The same and its three launches."""
+        return sum(self.around(case, gpu)) + 3 * gpu.launch
 
 
 def effective_tflops(case: Case, seconds: float) -> float:
@@ -380,6 +293,31 @@ def report(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
         times = " | ".join(f"{seconds * 1e3:.2f} ms" for seconds in (forward, backward, small))
         tflops = effective_tflops(case, forward + backward + small)
         lines.append(f"| {case.batch} | {case.dim} | {times} | {tflops:.0f} | {aim} |")
+    return lines
+
+
+# Where launches are what counts.
+SMALL_CASES = [Case(batch, 128) for batch in (64, 256, 1024)]
+
+
+def report_small(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
+    """A markdown table: the forward pass in one launch, between whose phases blocks meet, and in three."""
+    lines = [
+        "| B | D | tiles, forward and backward | forward, 1 launch | 3 launches | backward, 2 launches |",
+        "|---" * 6 + "|",
+    ]
+    for case in cases:
+        assert case.batch <= WHOLE_ROWS
+        tiles = [p.seconds - gpu.launch for p in (model.forward(case, gpu), model.backward(case, gpu))]
+        before, after = model.around(case, gpu)
+        times = (
+            tiles[0] + before + gpu.launch + 2 * gpu.meet,
+            tiles[0] + before + 3 * gpu.launch,
+            tiles[1] + after + 2 * gpu.launch,
+        )
+        work = " + ".join(f"{seconds * 1e6:.1f}" for seconds in tiles)
+        shown = " | ".join(f"{seconds * 1e6:.1f} µs" for seconds in times)
+        lines.append(f"| {case.batch} | {case.dim} | {work} µs | {shown} |")
     return lines
 
 
@@ -457,7 +395,8 @@ def main() -> int:
     if args.check or args.write:
         kernels = sass.kernels(["80", "90"], jobs=args.jobs)
         table = table_of(kernels)
-        page = report(Model([k for k in kernels if k.arch == "90"]), CASES, H100)
+        model = Model([k for k in kernels if k.arch == "90"])
+        page = [*report(model, CASES, H100), "", *report_small(model, SMALL_CASES, H100)]
         if args.write:
             TABLE.write_text(json.dumps(table, indent=1) + "\n")
             PAGE.write_text(page_with(page))

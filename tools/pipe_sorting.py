@@ -15,7 +15,8 @@ import dataclasses
 
 import sass
 from gpu_table import GPUS, Gpu
-from pipe_model import Case, Model, Shape
+from pipe_model import Case, Model
+from pipe_shapes import Shape
 
 PASSES = 64 // 8
 PAIR_BYTES = 8 + 4  # a label and its row's number

@@ -23,7 +23,8 @@ from clce_ext.distributed.merge import MergedStatistics
 from clce_ext.distributed.ranks import Ranks, refuse
 from clce_ext.distributed.transports import TRANSPORTS, Shard
 from clce_ext.labels import own_class_labels
-from clce_ext.ops import check_arguments, only_first_derivative, temperature_gradient
+from clce_ext.ops import check_arguments, only_first_derivative
+from clce_ext.portable.loss import temperature_gradient
 
 _ops = torch.ops.clce_ext
 

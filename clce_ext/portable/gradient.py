@@ -27,7 +27,7 @@ def gradients(
         return None, None
 
     def add(to: Tensor, at: slice, g: Tensor, other: Tensor, first: bool) -> None:
-        torch.addmm(to[at], g, other, beta=0 if first else 1, alpha=c.scale, out=to[at])
+        to[at].addmm_(g, other, beta=0 if first else 1, alpha=c.scale)
 
     of_logits = (_Bounded if c.bounded else _Unbounded)(c, statistics, derivatives)
     for panel in c.panels():
@@ -88,21 +88,20 @@ class _Bounded(_Coefficients):
         e = s.exp_()
         if near is not None:
             # Exponentials are 0 where they are another kind of pair's: their gradient might overflow.
-            differ, positive = panel.negative, c.scratch(5, panel, near)
-            torch.addcmul(e[:, near], e[:, near], differ, value=-1, out=positive)
-            e[:, near].mul_(differ)
+            positive = torch.mul(e[:, near], panel.positive, out=c.scratch(5, panel, near))
+            e[:, near].sub_(positive)  # which leaves exactly 0
             if w is not None:
-                w[:, near].mul_(differ)
+                w[:, near].masked_fill_(panel.positive != 0, 0)
             positive.mul_(self._of_pairs(self.pos, panel, 1, near))
-            by_sum = self._of_pairs(self.by_sum, panel, 2, near)
-            positive.add_(torch.addcmul(by_sum, by_sum, differ, value=-1, out=c.scratch(2, panel, near)))
+            positive.addcmul_(self._of_pairs(self.by_sum, panel, 1, near), panel.positive)
         wn = self._of_pairs(self.wn, panel, 1)
+        # From here on scratch 4, where the positives were marked, is free.
         if c.symmetric and c.beta != 0:
-            torch.addcmul(self._of_pairs(self.w, panel, 2), wn, e, out=g)
+            torch.addcmul(self._of_pairs(self.w, panel, 4), wn, e, out=g)
         else:  # as fast for a column of numbers as for a matrix
             torch.mul(e, wn, out=g)
             if c.beta != 0:
-                g.add_(self._of_pairs(self.w, panel, 2))
+                g.add_(self._of_pairs(self.w, panel, 4))
         if c.beta != 0:
             g.mul_(e if w is None else w)
         if near is not None:
@@ -135,5 +134,5 @@ class _Unbounded(_Coefficients):
         if near is not None:
             exponent = s[:, near] - of_near(at(self.logs[0]))
             of_positive = of_near(at(self.by_sum)) + of_near(at(self.by_logs[0])) * torch.exp(exponent)
-            g[:, near] = torch.where(panel.negative == 0, of_positive, g[:, near])
+            g[:, near] = torch.where(panel.positive != 0, of_positive, g[:, near])
         return g

@@ -77,3 +77,18 @@ def reduce_loss(value: Tensor, is_term: Tensor, reduction: str) -> tuple[Tensor,
         total = value.sum(dtype=wide_dtype(value.device.type))
         value = (total / num_terms.clamp_min(1) if reduction == "mean" else total).to(value.dtype)
     return value, num_terms
+
+
+def temperature_gradient(dots: Tensor, by_scale: Tensor, symmetric: bool, temperature: Tensor) -> Tensor:
+    """By the temperature t. Through the logits: d(1/t) = t sum_i z_i . dz_i, and d(1/t) is -dt / t^2.
+
+    Args:
+        dots: [M], z_i . dz_i of the rows of one side, or [], their sum.
+        by_scale: [], what the loss takes from 1 / t directly.
+        symmetric: dz holds both sides' gradient, as in self-contrast.
+        temperature: [].
+    """
+    by_logits = dots.sum(dtype=wide_dtype(dots.device.type)).to(by_scale.dtype)
+    if symmetric:
+        by_logits = by_logits / 2
+    return torch.addcdiv(by_logits, by_scale, temperature) / -temperature

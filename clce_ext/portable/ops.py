@@ -8,12 +8,13 @@ from torch import Tensor
 from clce_ext.arguments import (
     ContrastiveLossBackwardInputs,
     ContrastiveLossInputs,
+    Derivatives,
     LossFromStatisticsInputs,
     StatisticsBackwardInputs,
     StatisticsInputs,
 )
 from clce_ext.portable.gradient import gradients
-from clce_ext.portable.loss import loss_of_anchors, reduce_loss
+from clce_ext.portable.loss import loss_of_anchors, reduce_loss, temperature_gradient
 from clce_ext.portable.panels import Contrast
 from clce_ext.portable.rows import prepare, prepare_backward
 from clce_ext.portable.sums import statistics
@@ -81,14 +82,17 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         if dz is None:
             return z.new_empty((0, inputs.dim))
         norms = side.ordered(norms, 0) if norms.numel() else norms
-        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.places, side.total)
+        return prepare_backward(dz, side.rows, norms, z.dtype, inputs.dim, side.order, side.total)
 
-    dots = inputs.statistics.new_empty(0)
+    dtemperature = inputs.statistics.new_empty(0)
     if inputs.need_temperature:
-        side, dz = (contrast.keys, dkeys) if keys_give_dots else (contrast.anchors, danchors)
-        dots = side.put_back(torch.linalg.vecdot(side.rows, dz), 0)
+        rows, dz = (contrast.keys.rows, dkeys) if keys_give_dots else (contrast.anchors.rows, danchors)
+        by_scale = Derivatives(*derivatives).scale.sum()
+        t = inputs.temperature_tensor.detach().to(acc).reshape(())
+        dots = torch.linalg.vecdot(rows, dz)
+        dtemperature = temperature_gradient(dots, by_scale, contrast.symmetric, t)
     dx = of_embeddings(danchors if inputs.need_embeddings else None, contrast.anchors, inputs.norms)
-    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dots
+    return dx, of_embeddings(dkeys, contrast.keys, inputs.key_norms), dtemperature
 
 
 def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
@@ -97,7 +101,7 @@ def prepare_op(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 def prepare_backward_op(dz: Tensor, z: Tensor, norms: Tensor, dim: int, normalize: bool) -> Tensor:
     rows = z.shape[0]
-    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, torch.arange(rows, device=z.device), rows)
+    return prepare_backward(dz.clone(), z, norms, z.dtype, dim, None, rows)
 
 
 def statistics_op(*args) -> Tensor:

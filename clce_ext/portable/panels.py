@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,28 +12,24 @@ from clce_ext.portable.rows import acc_dtype
 
 # Largest (1 + beta) / temperature at which sums of plain exponentials of logits are safe in float32.
 BOUNDED_LOGIT = 43.5
+# Up to this many rows for each of their columns, the rows are left in the order that they come in.
+ROWS_OF_A_COLUMN = 2
 # Columns between the rows of a panel: rows a power of two apart would share few places of a cache.
 _GAP = 16
 
 
-def panel_shape(device_type: str, count: int, dim: int) -> tuple[int, int]:
+def panel_shape(device_type: str) -> tuple[int, int]:
     """Rows and columns of a panel: on a CPU it fits a core's cache, elsewhere launches shall be few.
 
-    Of few rows a fourth, against all keys at once: more panels would leave more below the diagonal out, but
-    are more calls. Of wide rows more: their time goes to products, which like large panels. Columns are never
-    fewer than rows.
+    Fewer rows would leave more below the diagonal out, but are more calls. Columns are never fewer than rows.
     """
-    if device_type != "cpu":
-        return 2048, 2048
-    side = 512 if dim < 512 else 704
-    rows = min(side, max(256, math.ceil(count / 64) * 16))
-    return rows, side * side // rows
+    return (256, 1024) if device_type == "cpu" else (2048, 2048)
 
 
 class Side:
-    """Anchors or keys in the order of their labels, without those that are ignored."""
+    """Anchors or keys without those that are ignored, in the order of their labels if that is asked for."""
 
-    def __init__(self, z: Tensor, labels: Tensor | None, views: int, ignore_index: int):
+    def __init__(self, z: Tensor, labels: Tensor | None, views: int, ignore_index: int, sort: bool):
         self.total = z.shape[0]
         self.order = None  # as they were
         if labels is None:
@@ -43,22 +38,21 @@ class Side:
             self.labels = labels.long()
             if views > 1:
                 self.labels = self.labels.repeat_interleave(views)
-            ordered, order = torch.sort(self.labels, stable=True)
-            kept = ordered != ignore_index
-            if not (kept & (self.labels == ordered)).all():
-                self.order = order[kept]
-                self.labels = ordered[kept]
+            kept = self.labels != ignore_index
+            if sort and not _ascending(self.labels):
+                order = torch.argsort(self.labels, stable=True)
+                self.order = order[kept[order]]
+            elif not kept.all():
+                self.order = torch.nonzero(kept)[:, 0]
+            if self.order is not None:
+                self.labels = self.labels[self.order]
+        self.ascending = _ascending(self.labels)
         self.rows = self.ordered(z, 0).to(acc_dtype(z.dtype))
         self.count = self.rows.shape[0]
 
     def ordered(self, x: Tensor, dim: int) -> Tensor:
         """``x`` has something of every anchor (or key) along ``dim``."""
         return x if self.order is None else x.index_select(dim, self.order)
-
-    @property
-    def places(self) -> Tensor:
-        """Where its rows were."""
-        return torch.arange(self.total, device=self.rows.device) if self.order is None else self.order
 
     def put_back(self, x: Tensor, dim: int, ignored: float = 0) -> Tensor:
         """The inverse of ``ordered``, with a value for what was left out."""
@@ -76,9 +70,9 @@ class Panel:
     # The columns of the panel from here on stand for pairs below the diagonal too.
     mirror: int
     # The columns of the panel where some row has positives, or None; and of these pairs, 1 where labels
-    # differ, 0 where they agree. Numbers, as on a CPU a product takes a fifth of the time of a choice.
+    # agree, else 0. Numbers, as on a CPU a product takes a fifth of the time of a choice.
     near: slice | None = None
-    negative: Tensor | None = None
+    positive: Tensor | None = None
     # Where an anchor meets itself: on the diagonal, or at these rows and columns.
     on_diagonal: bool = False
     selves: tuple[Tensor, Tensor] | None = None
@@ -116,28 +110,32 @@ class Contrast:
         self.one_plus_beta = torch.tensor(1 + self.beta, dtype=acc_dtype(z.dtype)).item()
         self.bounded = normalized and (1 + beta) / temperature <= BOUNDED_LOGIT
         self.symmetric = key_z is None
-        self.anchors = Side(z, labels, views, ignore_index)
-        self.keys = self.anchors if key_z is None else Side(key_z, key_labels, 1, ignore_index)
+        # To gather a few wide rows takes longer than to compare the labels of all their pairs.
+        count = max(z.shape[0], 0 if key_z is None else key_z.shape[0])
+        sort = count > ROWS_OF_A_COLUMN * z.shape[1]
+        self.anchors = Side(z, labels, views, ignore_index, sort)
+        self.keys = self.anchors if key_z is None else Side(key_z, key_labels, 1, ignore_index, sort)
         self.itself = self._places_of_selves(key_offset)
         labels, key_labels = self.anchors.labels, self.keys.labels
-        # Of each anchor: where its positives begin and end among the keys.
+        if not self.keys.ascending:
+            key_labels = key_labels.sort().values
+        # Of each anchor: where its positives begin and end among the keys, once these are ordered by label.
         self.begin = torch.searchsorted(key_labels, labels)
         self.end = torch.searchsorted(key_labels, labels, right=True)
         # Labels as numbers that are alike where labels are; -1 is that of no key.
         acc = self.anchors.rows.dtype
         self.classes = self.begin.masked_fill(self.begin == self.end, -1).to(acc)
         self.key_classes = (
-            self.classes if self.symmetric else torch.searchsorted(key_labels, key_labels).to(acc)
+            self.classes if self.symmetric else torch.searchsorted(key_labels, self.keys.labels).to(acc)
         )
-        count = max(self.anchors.count, self.keys.count)
-        self.panel_rows, self.panel_columns = panel_shape(z.device.type, count, z.shape[1])
+        self.panel_rows, self.panel_columns = panel_shape(z.device.type)
         columns = min(self.panel_columns, self.keys.count) + _GAP
         self._area = min(self.panel_rows, self.anchors.count) * columns
         self._scratch: dict[int, Tensor] = {}
 
     def _places_of_selves(self, key_offset: int | None) -> Tensor | None:
         """Of every anchor its place among the keys, or -1; None where no anchor is a key of others."""
-        if key_offset is None:
+        if key_offset is None or self.keys.count == 0:
             return None
         places = torch.arange(self.keys.count, device=self.keys.rows.device)
         if self.keys.order is not None:
@@ -151,7 +149,8 @@ class Contrast:
             return positives - 1, keys - positives
         if self.itself is not None:
             is_key = self.itself >= 0
-            positives = positives - (is_key & (self.begin <= self.itself) & (self.itself < self.end)).long()
+            alike = self.keys.labels[self.itself.clamp_min(0)] == self.anchors.labels
+            positives = positives - (is_key & alike).long()
             keys = keys - is_key.long()
         return positives, keys - positives
 
@@ -160,8 +159,10 @@ class Contrast:
         if not rows:
             return
         # Where the positives of a block's rows begin and end, and their places among the keys.
-        ends = [torch.stack([self.begin[block.start], self.end[block.stop - 1]]) for block in rows]
-        near = torch.stack(ends).tolist()
+        near = [(0, self.keys.count)] * len(rows)
+        if self.anchors.ascending and self.keys.ascending:
+            ends = [torch.stack([self.begin[block.start], self.end[block.stop - 1]]) for block in rows]
+            near = torch.stack(ends).tolist()
         selves = None
         if self.itself is not None:
             selves = torch.stack([torch.stack(self.itself[block].aminmax()) for block in rows]).tolist()
@@ -178,12 +179,12 @@ class Contrast:
                 begin, end = (min(max(place - columns.start, 0), width) for place in near[i])
                 if begin < end:
                     panel.near = slice(begin, end)
-                    panel.negative = self._negative(panel)
+                    panel.positive = self._positive(panel)
                 yield panel
 
-    def _negative(self, panel: Panel) -> Tensor:
+    def _positive(self, panel: Panel) -> Tensor:
         of_keys = self.key_classes[panel.columns][panel.near]
-        return torch.ne(self.classes[panel.rows, None], of_keys, out=self.scratch(4, panel, panel.near))
+        return torch.eq(self.classes[panel.rows, None], of_keys, out=self.scratch(4, panel, panel.near))
 
     def _selves(self, panel: Panel) -> tuple[Tensor, Tensor]:
         place = self.itself[panel.rows] - panel.columns.start
@@ -198,7 +199,7 @@ class Contrast:
         if which not in self._scratch:
             self._scratch[which] = self.anchors.rows.new_empty(self._area)
         stride = width + (_GAP if width % 1024 == 0 else 0)
-        return self._scratch[which][: height * stride].view(height, stride)[:, :width]
+        return self._scratch[which].as_strided((height, width), (stride, 1))
 
     def release(self) -> None:
         """Gives the scratch back: what follows a walk over panels needs memory too."""
@@ -209,6 +210,10 @@ class Contrast:
         out = self.scratch(0, panel)
         a, b = self.anchors.rows[panel.rows], self.keys.rows[panel.columns]
         return torch.addmm(out, a, b.T, beta=0, alpha=self.scale, out=out)
+
+
+def _ascending(labels: Tensor) -> bool:
+    return bool((labels[1:] >= labels[:-1]).all())
 
 
 def _blocks(start: int, stop: int, size: int) -> list[slice]:

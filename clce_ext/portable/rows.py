@@ -46,36 +46,41 @@ def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 
 
 def prepare_backward(
-    dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int, order: Tensor, total: int
+    dz: Tensor, rows: Tensor, norms: Tensor, dtype: torch.dtype, dim: int, order: Tensor | None, total: int
 ) -> Tensor:
     """The gradient [total, dim] of what :func:`prepare` was given, by that of its rows, which is overwritten.
 
-    Empty ``norms`` say that rows were not normalised. Row i belongs at ``order[i]``; further ones have none.
+    Empty ``norms`` say that rows were not normalised. Row i belongs at ``order[i]``, or at i; further ones
+    have none.
     """
     grad, rows = dz[:, :dim], rows[:, :dim]
     count = grad.shape[0]
-    out = (
-        dz.new_empty((total, dim), dtype=dtype) if count == total else dz.new_zeros((total, dim), dtype=dtype)
-    )
+    if order is None and dz.dtype == dtype and grad.is_contiguous():
+        out = grad  # no other memory has to be fetched for it
+    else:
+        new = dz.new_empty if count == total else dz.new_zeros
+        out = new((total, dim), dtype=dtype)
     normalized = norms.numel() > 0
     if normalized:
         lengths, tiny = norms.clamp_min(NORM_EPS)[:, None], norms < NORM_EPS
     # A few rows at a time, which stay in a CPU's cache.
-    block = max(1, 2**16 // dim) if dz.is_cpu else max(1, count)
+    block = max(1, 2**17 // dim) if dz.is_cpu else max(1, count)
     for start in range(0, count, block):
         of = slice(start, start + block)
         g = grad[of]
         if normalized:
             z = rows[of].to(g.dtype)
-            product = g * z
             # Normalisation drops what lies along the row, but a row shorter than eps was divided by eps, no
             # more.
-            along = product.sum(1).masked_fill_(tiny[of], 0)[:, None]
-            g.sub_(torch.mul(z, along, out=product)).div_(lengths[of])
-        out.index_copy_(0, order[of], g.to(dtype))
+            along = (g * z).sum(1).masked_fill_(tiny[of], 0)[:, None]
+            g.addcmul_(z, along, value=-1).div_(lengths[of])
+        if order is not None:
+            out.index_copy_(0, order[of], g.to(dtype))
+        elif out is not grad:
+            out[of] = g
     few = torch.nonzero(tiny)[:, 0] if normalized else ()
     if len(few):
         # What was divided by eps is too large for a float16, and a zero vector must not make a step infinite.
         largest = torch.finfo(torch.float16 if dtype == torch.float16 else dz.dtype).max
-        out[order[few]] = grad[few].clamp(-largest, largest).to(dtype)
+        out[few if order is None else order[few]] = grad[few].clamp(-largest, largest).to(dtype)
     return out

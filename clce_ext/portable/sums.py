@@ -57,24 +57,21 @@ def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_w
         s, near = c.logits(panel), panel.near
         if near is not None:
             panel.set_selves(s, 0)
-            of_near = torch.addcmul(
-                s[:, near], s[:, near], panel.negative, value=-1, out=c.scratch(3, panel, near)
-            )
+            of_near = torch.mul(s[:, near], panel.positive, out=c.scratch(3, panel, near))
             _add(sum_pos, panel, of_near, near)
         w = torch.mul(s, c.beta, out=c.scratch(1, panel)).exp_() if c.beta not in (0, 1) else None
         e = s.exp_()
         panel.set_selves(e, 0)
         if near is not None:
-            torch.addcmul(e[:, near], e[:, near], panel.negative, value=-1, out=of_near)
-            _add(lse_pos, panel, of_near, near)
-            e[:, near].mul_(panel.negative)
+            _add(lse_pos, panel, torch.mul(e[:, near], panel.positive, out=of_near), near)
+            e[:, near].sub_(of_near)  # which leaves exactly 0
         if c.beta == 1:
             _add(lse_w, panel, e)
             e.mul_(e)
         elif w is not None:
             panel.set_selves(w, 0)
             if near is not None:
-                w[:, near].mul_(panel.negative)
+                w[:, near].masked_fill_(panel.positive != 0, 0)
             _add(lse_w, panel, w)
             e.mul_(w)
         _add(lse_wn, panel, e)
@@ -97,7 +94,7 @@ def _unbounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse
     for panel in c.panels():
         s, near = c.logits(panel).to(sum_pos.dtype), panel.near
         if near is not None:
-            positive = panel.negative == 0
+            positive = panel.positive != 0
             panel.set_selves(s, 0)
             _add(sum_pos, panel, torch.where(positive, s[:, near], 0), near)
         panel.set_selves(s, -torch.inf)

@@ -49,17 +49,11 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()  # room for others
         reason = getattr(error, "strerror", None) or first_line(error)
+        free = shutil.disk_usage(path.parent).free / 1e6
         raise TrainingError(
-            f"{path}: cannot be written ({reason}; {_room(path.parent)}): make room, then the same command "
+            f"{path}: cannot be written ({reason}; {free:.0f} MB are free): make room, then the same command "
             "with --resume goes on"
         ) from error
-
-
-def _room(folder: Path) -> str:
-    try:
-        return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
-    except OSError:
-        return "free space unknown"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -91,11 +85,8 @@ def damage(folder: Path, run: str) -> str | None:
     if of_run != run:
         return f"belongs to a run with other options (run {of_run}, not {run})"
     for name, expected in files.items():
-        try:
-            if _sha256(folder / name) != expected:
-                return f"{name} is damaged (its checksum differs)"
-        except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
+        if not (folder / name).exists() or _sha256(folder / name) != expected:
+            return f"{name} is damaged or gone"
     return None
 
 
@@ -109,7 +100,7 @@ def _sha256(path: Path) -> str:
 
 def save_checkpoint(
     folder: Path, step: int, weights: dict[str, Tensor], training: dict[str, Any], keep: int, run: str
-) -> Path:
+) -> None:
     """Writes ``folder/checkpoints/step-STEP`` of the run ``run``; deletes all but the newest ``keep``."""
     parent = folder / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -129,13 +120,11 @@ def save_checkpoint(
     _flush(parent)
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
-    return final
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    folder = run / "checkpoints"
-    return sorted(p for p in folder.glob(f"{_PREFIX}*") if p.is_dir()) if folder.is_dir() else []
+    return sorted(p for p in (run / "checkpoints").glob(f"{_PREFIX}*") if p.is_dir())
 
 
 def newest_intact(folder: Path, run: str) -> Path | None:
@@ -160,20 +149,9 @@ def newest_intact(folder: Path, run: str) -> Path | None:
 
 
 def load_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, training state) of a checkpoint.
-
-    Raises:
-        TrainingError: a file is missing, truncated or not a checkpoint.
-    """
-    try:
-        weights = safetensors.torch.load_file(folder / "model.safetensors")
-        training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors, zip, pickle and the file system each raise their own
-        raise TrainingError(
-            f"{folder}: damaged checkpoint ({type(error).__name__}: {first_line(error)}); delete this "
-            "directory to go on from the one before it"
-        ) from error
-    return weights, training
+    """(weights, training state) of a checkpoint, which :func:`newest_intact` has looked at."""
+    training = torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    return safetensors.torch.load_file(folder / "model.safetensors"), training
 
 
 def read_weights(path: str | Path, largest: int | None = None) -> dict[str, Tensor]:
@@ -185,9 +163,7 @@ def read_weights(path: str | Path, largest: int | None = None) -> dict[str, Tens
     Raises:
         TrainingError: no such file, a damaged or too large one, or one that holds more than tensors.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
+    path = _weights_file(path)
     if not path.is_file():
         raise TrainingError(f"--checkpoint {path}: no such file")
     if largest is not None and (size := _unpacked_bytes(path)) > largest:
@@ -197,11 +173,7 @@ def read_weights(path: str | Path, largest: int | None = None) -> dict[str, Tens
         )
     try:
         state = load_state_dict(str(path), weights_only=True)
-    except safetensors.SafetensorError as error:
-        raise TrainingError(
-            f"--checkpoint {path}: truncated or not a safetensors file ({first_line(error)})"
-        ) from error
-    except Exception as error:
+    except Exception as error:  # safetensors, zip, pickle and the file system each raise their own
         raise TrainingError(
             f"--checkpoint {path}: truncated, or not a file of weights ({type(error).__name__}: "
             f"{first_line(error)})"
@@ -219,17 +191,25 @@ def _unpacked_bytes(path: Path) -> int:
         return path.stat().st_size
 
 
-def read_classes(run: Path) -> list[str]:
-    """The names of the classes that a finished run was trained on.
+def read_classes(path: str | Path) -> list[str]:
+    """The names of the classes that a run wrote into its weights; none where another has written the file.
 
     Raises:
-        TrainingError: its model.safetensors is damaged.
+        TrainingError: a damaged file.
     """
+    path = _weights_file(path)
+    if path.suffix != ".safetensors":
+        return []
     try:
-        with safetensors.safe_open(run / "model.safetensors", "pt") as file:
-            return json.loads(file.metadata()["classes"])
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as error:
-        raise TrainingError(f"--checkpoint {run}: model.safetensors is damaged ({error})") from error
+        with safetensors.safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("classes", "[]"))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise TrainingError(f"--checkpoint {path.parent}: {path.name} is damaged ({error})") from error
+
+
+def _weights_file(path: str | Path) -> Path:
+    """A run's directory stands for the file in it."""
+    return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
 
 
 def _flush(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .config import TrainConfig, add_options, read_yaml
@@ -42,7 +41,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         train(config)
 
     return run_command("clce-train", command)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

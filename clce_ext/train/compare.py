@@ -16,17 +16,14 @@ import yaml
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, flag, read_yaml
 from .errors import TrainingError, run_command
+from .evaluate import FinishedRun
 from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
+from .page import interval_of, spread
 from .processes import processes
-from .results import (
-    RunRecord,
-    read_run,
-    untouched_records,
-    write_figures,
-    write_rows,
-    write_table,
-)
+from .report import accuracy_columns, with_untouched, write_comparison_report
+from .results import RunRecord, read_run, write_figures, write_rows
+from .start import versions
 
 OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite", "plan")  # what compare itself decides
 _EPILOG = """\
@@ -55,12 +52,12 @@ class Comparison(NamedTuple):
         return TrainConfig.from_dict(self.options | self.own.get(objective, {}) | options | run)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
+    """With all options; ``text`` is "command: what it does"."""
+    command, _, description = text.partition(": ")
+    layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
-        prog="clce-compare",
-        description=__doc__.partition(": ")[2],
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog=command, description=description, epilog=epilog, formatter_class=layout
     )
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
@@ -80,7 +77,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Comparison:
-    return asked_for(make_parser().parse_args(arguments))
+    return asked_for(make_parser(__doc__, _EPILOG).parse_args(arguments))
 
 
 def asked_for(parsed: argparse.Namespace) -> Comparison:
@@ -104,32 +101,21 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         others = set(OBJECTIVES) - set(objectives)
         options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
     own = _own_options(options.pop("set", []), objectives)
-    for option in LOSS_OPTIONS:
-        if option in options:
-            _give_to_owner(option, options, own, objectives, option in given)
+    for option in (name for name in LOSS_OPTIONS if name in options):
+        # In a recipe of clce-train it is of that recipe's objective alone.
+        value, owner = options.pop(option), options.get("objective")
+        if owner is None or option in given:
+            having = next((o for o in objectives if option in OBJECTIVES[o].options), "clce")
+            raise TrainingError(
+                f"{flag(option)} belongs to an objective, not to all of a comparison: give --set "
+                f"{having}.{option}={value}"
+            )
+        if owner in objectives:
+            own.setdefault(owner, {}).setdefault(option, value)
     options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
     if options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     return Comparison(options, objectives, seeds, baseline, output, split, own)
-
-
-def _give_to_owner(
-    option: str,
-    options: dict[str, Any],
-    own: dict[str, dict[str, Any]],
-    objectives: Sequence[str],
-    on_command_line: bool,
-) -> None:
-    """An option of a loss in a recipe of clce-train is of that recipe's objective alone."""
-    value, owner = options.pop(option), options.get("objective")
-    if owner is None or on_command_line:
-        having = next((o for o in objectives if option in OBJECTIVES[o].options), "clce")
-        raise TrainingError(
-            f"{flag(option)} belongs to an objective, not to all of a comparison: give --set "
-            f"{having}.{option}={value}"
-        )
-    if owner in objectives:
-        own[owner] = {option: value} | own.get(owner, {})
 
 
 def assignment(text: str, option: str) -> tuple[str, Any]:
@@ -158,44 +144,26 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
 def compare(asked: Comparison) -> Path | None:
     """Trains what has not been trained, and writes results.csv, differences.csv and report.html; returns the
     path of the last, in the main process."""
-    from .report import write_comparison_report
-
     configs = {
-        (objective, seed): asked.config(objective, seed, asked.output / "runs" / f"{objective}-seed{seed}")
-        for objective in asked.objectives
-        for seed in asked.seeds
+        o: [asked.config(o, s, asked.output / "runs" / f"{o}-seed{s}") for s in asked.seeds]
+        for o in asked.objectives
     }
-    named = {f"{objective}, seed {seed}": config for (objective, seed), config in configs.items()}
-    if not train_all(named):
+    if not train_all({f"{o}, seed {config.seed}": config for o, of in configs.items() for config in of}):
         return None
-    runs = {o: [judged(configs[o, s], asked.split) for s in asked.seeds] for o in asked.objectives}
-    trained = [record for records in runs.values() for record in records]
-    # All objectives start from the same backbones, one per seed: those of the first objective stand for all.
-    untouched = untouched_records(runs[asked.objectives[0]])
-    write_table(asked.output / "results.csv", untouched + trained)
-    config = configs[asked.objectives[0], asked.seeds[0]]
-    path = asked.output / "report.html"
-    found = differences_of(runs, untouched, asked.baseline)
-    if found:
+    runs = {o: [judged(config, asked.split) for config in of] for o, of in configs.items()}
+    shown = with_untouched(runs)
+    table = [record.results for records in shown.values() for record in records]
+    write_rows(asked.output / "results.csv", [{k: row[k] for k in row if k != UNTOUCHED} for row in table])
+    if found := differences_of(runs, shown.get(UNTOUCHED, ()), asked.baseline):
         write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
-    classes = read_classes(Path(config.output))
+    config = configs[asked.objectives[0]][0]
+    path, classes = asked.output / "report.html", read_classes(Path(config.output))
     write_comparison_report(path, config, runs, classes, asked.baseline, asked.own)
-    print(terminal_table(({UNTOUCHED: untouched} if untouched else {}) | runs))
+    columns = accuracy_columns(runs)
+    print(f"{'':<12}" + "".join(f"{title:>15}" for title in columns.values()))
+    for name, records in shown.items():
+        print(f"{name:<12}" + "".join(f"{spread(interval_of(records, c)):>15}" for c in columns))
     return path
-
-
-def terminal_table(runs: Mapping[str, Sequence[RunRecord]]) -> str:
-    """Percent per objective, mean over seeds ± half of the 95 % interval."""
-    from .page import interval_of, percent
-    from .report import ACCURACIES
-
-    columns = [c for c in ACCURACIES if any(c in r.results for of in runs.values() for r in of)]
-    lines = [f"{'':<12}" + "".join(f"{ACCURACIES[c]:>15}" for c in columns)]
-    for name, records in runs.items():
-        cells = [percent(interval_of(records, c)) for c in columns]
-        texts = [cell.text + (f" ± {cell.half}" if cell.half else "") for cell in cells]
-        lines.append(f"{name:<12}" + "".join(f"{text:>15}" for text in texts))
-    return "\n".join(lines)
 
 
 def train_all(configs: Mapping[str, TrainConfig]) -> bool:
@@ -219,23 +187,19 @@ def train_all(configs: Mapping[str, TrainConfig]) -> bool:
 def _mixed_versions(configs: Mapping[str, TrainConfig]) -> str:
     """What is wrong where finished runs were made by other versions than each other, or than those that would
     train the rest now; nothing is deleted for it."""
-    from .start import versions
-
     now = versions()
     made: dict[str, str] = {}  # by versions, a run that they made
     for name, config in configs.items():
-        results = Path(config.output) / "results.json"
-        try:
-            found = json.loads(results.read_text()) if results.exists() else now
-        except ValueError:
-            found = now  # damaged: it will be finished again
+        found = now
+        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: it will be made now
+            found = json.loads((Path(config.output) / "results.json").read_text())
         made.setdefault(", ".join(f"{k} {found.get(k, 'unknown')}" for k in now), name)
     if len(made) == 1:
         return ""
+    which = "; ".join(f"{name} by {version}" for version, name in made.items())
     return (
-        "runs of different versions are not compared: "
-        + "; ".join(f"{name} by {version}" for version, name in made.items())
-        + ". Another --output trains all of them, or delete those of the other version"
+        f"runs of different versions are not compared: {which}. Another --output trains all of them, or "
+        "delete those of the other version"
     )
 
 
@@ -248,19 +212,19 @@ def judged(config: TrainConfig, split: str | None) -> RunRecord:
     if all((folder / name).exists() for name in (f"results-{split}.json", f"correct-{split}.safetensors")):
         with contextlib.suppress(TrainingError):  # damaged: they are made again
             return read_run(folder, split)
-    from .evaluate import FinishedRun
-
-    run = FinishedRun(folder, batch_size=config.batch_size, workers=config.workers, device=config.device)
-    write_figures(folder, split, *run.figures(split))
+    run = FinishedRun(folder, workers=config.workers, device=config.device)
+    figures, outputs, correct = run.figures(split)
+    write_figures(folder, split, figures, run.judge.part(outputs), correct)
     return read_run(folder, split)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    def command() -> None:
-        if report := compare(parse(arguments)):
-            print(f"report: {report}")
+def print_report(path: Path | None) -> None:
+    if path is not None:  # this is the main process
+        print(f"report: {path}")
 
-    return run_command("clce-compare", command)
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return run_command("clce-compare", lambda: print_report(compare(parse(arguments))))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
@@ -20,41 +18,34 @@ from .objectives import LOSS_OPTIONS, OBJECTIVES, Objective
 DEFAULT_LR = 5e-4
 # A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
 NEW_CLASSIFIER_RATE = 5
+OF_TIMM = ("hfds/", "tfds/", "wds/")  # how the names of data sets begin that timm reads
+
+# What an option may be: in words, and as a test.
+_COUNT = "an integer >= 1", lambda value: value >= 1
+_WHOLE = "an integer >= 0", lambda value: value >= 0
+_POSITIVE = "a number > 0", lambda value: value > 0
+_NOT_NEGATIVE = "a number >= 0", lambda value: value >= 0
+_SHARE = "a number in [0, 1]", lambda value: 0 <= value <= 1
+_FRACTION = "a number in (0, 1)", lambda value: 0 < value < 1
+_DECAY = "a number in (0, 1]", lambda value: 0 < value <= 1
+_BETA = "a number in [0, 10000]", lambda value: 0 <= value <= 10000
+_RANGE = (
+    "two numbers, the smaller first",
+    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1]),
+)
 
 
 def _objectives(having: Callable[[Objective], object]) -> str:
     return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
 
 
-class Accepted(NamedTuple):
-    """The values an option may have, in words and as a test."""
-
-    words: str
-    test: Callable[[Any], bool]
-
-
-_COUNT = Accepted("an integer >= 1", lambda value: value >= 1)
-_WHOLE = Accepted("an integer >= 0", lambda value: value >= 0)
-_POSITIVE = Accepted("a number > 0", lambda value: value > 0)
-_NOT_NEGATIVE = Accepted("a number >= 0", lambda value: value >= 0)
-_SHARE = Accepted("a number in [0, 1]", lambda value: 0 <= value <= 1)
-_RANGE = Accepted(
-    "two numbers, the smaller first",
-    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1]),
-)
-_FRACTION = Accepted("a number in (0, 1)", lambda value: 0 < value < 1)
-_DECAY = Accepted("a number in (0, 1]", lambda value: 0 < value <= 1)
-
-
-def option(
-    default: Any, help: str, accepted: Accepted | None = None, choices: Sequence[str] | None = None
-) -> Any:
+def option(default: Any, help: str, accepted: Any = None, choices: Sequence[str] = ()) -> Any:
     """A field of TrainConfig. None is accepted wherever the field's type allows it."""
     if choices:
-        accepted = Accepted(f"one of {', '.join(choices)}", lambda value: value in choices)
-    metadata = {"help": help, "choices": tuple(choices) if choices else None, "accepted": accepted}
-    if isinstance(default, (list, tuple)):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+        accepted = f"one of {', '.join(choices)}", lambda value: value in choices
+    metadata = {"help": help, "choices": choices, "accepted": accepted}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -64,51 +55,25 @@ class TrainConfig:
 
     # Data
     data: str = option(
-        "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
-        "train/, val/ and test/ class folders",
+        "digits", "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR"
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
-    letter_size: int = option(
-        8, "letters: side in pixels that they are drawn at, by default the digits'", _COUNT
-    )
-    letter_images: int = option(
-        150, "letters: training images of each; a fifth as many to validate and test", _COUNT
-    )
+    letter_size: int = option(8, "letters: side in pixels that they are drawn at", _COUNT)
+    letter_images: int = option(150, "letters: images of each in train; a fifth in val and test", _COUNT)
     download: bool = option(False, "let torchvision download the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
-    val_split: str | None = option(
-        None, "name of the validation split, which training watches (default: val; test where there is none)"
-    )
+    val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
-    val_fraction: float | None = option(
-        None,
-        "validate on this share of every class's training images, drawn with --seed and not trained on",
-        _FRACTION,
-    )
+    val_fraction: float | None = option(None, "validate on this share of the training images", _FRACTION)
     shots: int | None = option(None, "train on K images per class, drawn with --seed", _COUNT)
-    hold_out_classes: list[str] = option(  # noqa: RUF009
-        [], "classes left out of training: the novel ones of few-shot episodes"
-    )
-    images_per_class: int | None = option(
-        None,
-        "class-balanced batches: K images of each of batch-size / K classes (default: plain shuffling)",
-        _COUNT,
-    )
+    hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")  # noqa: RUF009
+    images_per_class: int | None = option(None, "K images of a class in a batch (default: shuffled)", _COUNT)
     image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
-    max_image_pixels: int = option(
-        89_478_485,
-        "refuse larger images, which may be made to fill the memory (default: Pillow's limit)",
-        _COUNT,
-    )
+    max_image_pixels: int = option(89_478_485, "refuse larger images (default: Pillow's limit)", _COUNT)
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[float] = option(  # noqa: RUF009
-        [], "range of the random crop's area (default: 0.08 1, digits and letters 0.8 1)", _RANGE
-    )
-    hflip: float | None = option(
-        None, "probability of a horizontal flip (default: 0.5, digits and letters 0)", _SHARE
-    )
+    scale: list[float] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)", _RANGE)  # noqa: RUF009
+    hflip: float | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)", _SHARE)
     color_jitter: float | None = option(
         None, "strength of colour jitter (default: 0.4, digits and letters 0)"
     )
@@ -121,19 +86,16 @@ class TrainConfig:
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     global_pool: str | None = option(
-        None, "how patches become one embedding: avg, token or what else the model has (default: the model's)"
+        None, "of patches, to one embedding: avg, token, ... (default: the model's)"
     )
     drop: float = option(0.0, "dropout before the classifier", _SHARE)
     drop_path: float = option(0.0, "stochastic depth", _SHARE)
     batch_norm: str | None = option(
         None,
-        "BatchNorm's running statistics: frozen normalises by those of the given weights, train by each "
-        "batch's and updates them (default: frozen with --pretrained or --checkpoint, else train)",
+        "BatchNorm's statistics: those of the given weights, or each batch's (default: frozen with weights)",
         choices=("frozen", "train"),
     )
-    projection_dim: int = option(
-        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})", _COUNT
-    )
+    projection_dim: int = option(128, f"columns of it ({_objectives(lambda o: o.projection)})", _COUNT)
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
@@ -151,43 +113,26 @@ class TrainConfig:
         _POSITIVE,
     )
     beta: float | None = option(
-        None,
-        f"hardness of the negatives' weights in {_objectives(lambda o: 'beta' in o.options)} (default: 1)",
-        Accepted("a number in [0, 10000]", lambda value: 0 <= value <= 10000),
+        None, f"hardness of negatives in {_objectives(lambda o: 'beta' in o.options)} (default: 1)", _BETA
     )
     label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
     views: int | None = option(
-        None,
-        f"augmented views per image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)",
-        _COUNT,
+        None, f"augmented, of an image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)", _COUNT
     )
     mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
     cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
     mix_prob: float = option(1.0, "probability of mixing", _SHARE)
     queue_size: int | None = option(None, "also contrast with the last N embeddings of steps before", _COUNT)
-    head_epochs: int | None = option(
-        None, "two-stage objectives: how many of --epochs train the head (default: a quarter, at least 1)"
-    )
-    head_backbone: str = option(
-        "frozen", "two-stage objectives: the backbone in the head stage", choices=("frozen", "trained")
-    )
+    head_epochs: int | None = option(None, "of --epochs, for the second stage (default: a quarter)")
+    head_backbone: str = option("frozen", "the backbone in the second stage", choices=("frozen", "trained"))
 
     # Optimisation
-    epochs: int = option(20, "epochs altogether, all stages; 0 judges the given weights as they are", _WHOLE)
-    batch_size: int = option(
-        64, "images per step, of all processes together: what the contrastive loss compares", _COUNT
-    )
-    micro_batch_size: int | None = option(
-        None, "images per forward pass of a process (default: its share of the batch)", _COUNT
-    )
+    epochs: int = option(20, "of all stages together; 0 judges the given weights as they are", _WHOLE)
+    batch_size: int = option(64, "images per step, of all processes together", _COUNT)
+    micro_batch_size: int | None = option(None, "images per forward pass (default: all)", _COUNT)
     opt: str = option("adamw", "timm's optimizer")
     lr: float | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)", _POSITIVE)
-    lr_base: float | None = option(
-        None,
-        "learning rate of a batch of 256 in place of --lr, scaled as timm does: by the batch, or by its "
-        "square root for adaptive optimizers",
-        _POSITIVE,
-    )
+    lr_base: float | None = option(None, "learning rate of a batch of 256, scaled as timm does", _POSITIVE)
     head_lr: float | None = option(
         None,
         "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
@@ -197,22 +142,14 @@ class TrainConfig:
     weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
     layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(
-        0.0, "epochs of linear warm-up at the start of each stage, at most half of it", _NOT_NEGATIVE
-    )
+    warmup_epochs: float = option(0.0, "linear warm-up of each stage, at most half of it", _NOT_NEGATIVE)
     warmup_lr: float = option(1e-6, "where the warm-up starts")
     min_lr: float = option(1e-6, "where the schedule ends")
     clip_grad: float | None = option(None, "largest norm of the gradients")
-    ema: float | None = option(
-        None,
-        "decay of averaged weights, which are then evaluated and kept",
-        _FRACTION,
-    )
+    ema: float | None = option(None, "decay of averaged weights, which are evaluated and kept", _FRACTION)
 
     # Machine
-    timeout: float = option(
-        1800.0, "under torchrun: seconds that processes wait for each other before the run ends", _POSITIVE
-    )
+    timeout: float = option(1800.0, "seconds that processes wait for each other", _POSITIVE)
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
@@ -233,38 +170,30 @@ class TrainConfig:
     keep_checkpoints: int = option(2, "checkpoints kept", _COUNT)
     eval_every: int = option(1, "epochs from one validation to the next", _COUNT)
     eval_embeddings: str = option(
-        "final", "judge the embeddings (neighbours, centroids, geometry)", choices=("never", "final", "epoch")
+        "final", "when to judge the embeddings", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(
-        10000, "most images that the embeddings are judged on, and that a probe is fitted to", _COUNT
-    )
+    eval_images: int = option(10000, "most images to judge embeddings on and to fit a probe to", _COUNT)
     best_metric: str | None = option(
-        None,
-        "keep the weights of the epoch of the last stage that is best on the validation split by this figure "
-        "(default: those of the last epoch)",
-        choices=tuple(METRICS),
+        None, "keep the weights of the last stage's epoch that is best by it on val", choices=tuple(METRICS)
     )
-    patience: int | None = option(
-        None, "end the last stage after N evaluations without a better --best-metric", _COUNT
-    )
+    patience: int | None = option(None, "end after N evaluations without a better --best-metric", _COUNT)
     tensorboard: bool = option(True, "write TensorBoard events")
-    tracker: str | None = option(
-        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
-    )
+    tracker: str | None = option(None, "also log there, if it is installed", choices=("wandb", "mlflow"))
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(TrainConfig)
         for field in dataclasses.fields(self):
-            value = _convert(field.name, getattr(self, field.name), hints[field.name])
-            accepted = field.metadata["accepted"]
-            if accepted and value is not None and not accepted.test(value):
-                raise TrainingError(f"{flag(field.name)} must be {accepted.words}, got {value!r}")
+            value = _convert(field.name, getattr(self, field.name), field.type)
+            if field.metadata["accepted"] and value is not None:
+                words, accepts = field.metadata["accepted"]
+                if not accepts(value):
+                    raise TrainingError(f"{flag(field.name)} must be {words}, got {value!r}")
             setattr(self, field.name, value)
         self._check_together()
 
     def _check_together(self) -> None:
         """Options that only make sense together."""
+        objective, head_epochs = OBJECTIVES[self.objective], self.resolved_head_epochs
         if self.val_fraction and self.val_split:
             raise TrainingError("--val-fraction and --val-split both name a validation split: give one")
         if self.images_per_class and self.batch_size % self.images_per_class:
@@ -274,21 +203,16 @@ class TrainConfig:
             )
         if self.lr and self.lr_base:
             raise TrainingError("--lr and --lr-base both give the learning rate: give one")
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in LOSS_OPTIONS:
-            if name not in OBJECTIVES[self.objective].options and getattr(self, name) != defaults[name]:
+            if name not in objective.options and getattr(self, name) != getattr(TrainConfig, name):
+                having = _objectives(lambda o, name=name: name in o.options)
                 raise TrainingError(
-                    f"{flag(name)} is an option of {_objectives(lambda o, name=name: name in o.options)}; "
-                    f"--objective {self.objective} has none"
+                    f"{flag(name)} is an option of {having}; --objective {self.objective} has none"
                 )
-        if (
-            self.epochs
-            and OBJECTIVES[self.objective].two_stage
-            and not 1 <= self.resolved_head_epochs < self.epochs
-        ):
+        if self.epochs and objective.two_stage and not 1 <= head_epochs < self.epochs:
             raise TrainingError(
                 f"{self.objective} trains in two stages: --head-epochs must lie in [1, --epochs), "
-                f"got {self.resolved_head_epochs} of {self.epochs}"
+                f"got {head_epochs} of {self.epochs}"
             )
         if self.patience and not self.best_metric:
             raise TrainingError("--patience needs --best-metric, the figure that has to become better")
@@ -301,11 +225,7 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (
-            self.data_is_glyphs
-            or ":" in self.data
-            or self.data.lower().startswith(("hfds/", "tfds/", "wds/"))
-        )
+        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(OF_TIMM))
 
     @property
     def data_is_glyphs(self) -> bool:
@@ -316,10 +236,6 @@ class TrainConfig:
     def has_weights(self) -> bool:
         """Whether the backbone starts from given weights."""
         return self.pretrained or self.checkpoint is not None
-
-    @property
-    def resolved_batch_norm(self) -> str:
-        return self.batch_norm or ("frozen" if self.has_weights else "train")
 
     @property
     def resolved_lr(self) -> float:
@@ -344,16 +260,12 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
-    def dump(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
-
     @classmethod
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(options) - known)
-        if unknown:
+        known = sorted(field.name for field in dataclasses.fields(cls))
+        if unknown := sorted(set(options) - set(known)):
             raise TrainingError(
-                f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+                f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(known)}"
             )
         return cls(**options)
 
@@ -372,66 +284,59 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) -> None:
-    """Every field of TrainConfig as an option without a default, so that a recipe is not overruled by it."""
-    hints = typing.get_type_hints(TrainConfig)
+    """Every field of TrainConfig as an option without a default, so that a recipe is not overruled by it.
+
+    Their values stay text, which TrainConfig reads as it reads a recipe's.
+    """
     for field in dataclasses.fields(TrainConfig):
-        if field.name in exclude:
-            continue
-        kind, is_list, _ = _kind(hints[field.name])
-        help_text = field.metadata["help"].replace("%", "%%")
+        text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
-        if kind is bool:
+        if field.type == "bool":
             options["action"] = argparse.BooleanOptionalAction
         else:
-            options["type"] = kind
-            options["choices"] = field.metadata["choices"]
-            options["metavar"] = None if options["choices"] else kind.__name__.upper()
-            if is_list:
+            kind = field.type.removesuffix(" | None").removeprefix("list[").removesuffix("]")
+            options["metavar"] = f"{{{','.join(choices)}}}" if choices else kind.upper()
+            if field.type.startswith("list"):
                 options["nargs"] = "*"
-            elif field.default is not None and "default:" not in help_text:
-                help_text += f" (default: {field.default})"
-        parser.add_argument(flag(field.name), help=help_text, **options)
+            elif field.default is not None and "default:" not in text:
+                text += f" (default: {field.default})"
+        if field.name not in exclude:
+            parser.add_argument(flag(field.name), help=text, **options)
 
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _kind(hint: Any) -> tuple[type, bool, bool]:
-    """(scalar type, is a list, may be None)"""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        (inner,) = [t for t in typing.get_args(hint) if t is not type(None)]
-        return (*_kind(inner)[:2], True)
-    if typing.get_origin(hint) is list:
-        return typing.get_args(hint)[0], True, False
-    return hint, False, False
+_KINDS = {
+    "bool": (bool, "true or false"), "int": (int, "an integer"), "float": (float, "a number"),
+    "str": (str, "a string"),
+}  # fmt: skip
 
 
-def _convert(name: str, value: Any, hint: Any) -> Any:
-    kind, is_list, optional = _kind(hint)
-    if value is None and optional:
+def _convert(name: str, value: Any, annotation: str) -> Any:
+    """A field's value as its annotation, such as "int | None" or "list[str]", wants it.
+
+    YAML 1.1 reads 1e-4 as a string and 3 as an integer where a number is meant.
+    """
+    kind = annotation.removesuffix(" | None")
+    if value is None and kind != annotation:
         return None
-    if value is None:
-        raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got nothing")
-    if is_list:
+    if kind.startswith("list["):
         if not isinstance(value, (list, tuple)):
             raise TrainingError(f"{flag(name)} must be a list, got {value!r}")
-        return [_convert(name, x, kind) for x in value]
-    if kind is bool or isinstance(value, bool):
-        if kind is not bool or not isinstance(value, bool):
-            raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}")
-        return value
-    # YAML 1.1 reads 1e-4 as a string and 3 as an integer where a number is meant.
+        return [_convert(name, x, kind[5:-1]) for x in value]
+    make, noun = _KINDS[kind]
     try:
-        converted = kind(value)
+        if value is None or isinstance(value, bool) != (make is bool):
+            raise ValueError
+        converted = make(value)
+        if make is float and not math.isfinite(converted):
+            noun = "a finite number"
+            raise ValueError
+        if make is int and converted != float(value):
+            raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise TrainingError(f"{flag(name)} must be {_noun(kind)}, got {value!r}") from None
-    if kind is float and not math.isfinite(converted):
-        raise TrainingError(f"{flag(name)} must be a finite number, got {value!r}")
-    if kind is int and converted != float(value):
-        raise TrainingError(f"{flag(name)} must be an integer, got {value!r}")
+        got = "nothing" if value is None else repr(value)
+        raise TrainingError(f"{flag(name)} must be {noun}, got {got}") from None
     return converted
-
-
-def _noun(kind: type) -> str:
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a string"}[kind]

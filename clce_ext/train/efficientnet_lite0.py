@@ -30,17 +30,16 @@ def under_names_of(own: dict[str, Tensor], foreign: dict[str, Tensor]) -> dict[s
     Raises:
         TrainingError: the number of tensors or a shape differs.
     """
-    names, given = _without_counters(own), _without_counters(foreign)
+    names, given = (
+        {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+        for state in (own, foreign)
+    )
     if len(names) != len(given):
         raise TrainingError(f"{len(given)} tensors given, {MODEL} has {len(names)}")
     for (name, tensor), (other, weights) in zip(names.items(), given.items(), strict=True):
         if tensor.shape != weights.shape:
             raise TrainingError(f"{other} is {list(weights.shape)}, {name} is {list(tensor.shape)}")
     return dict(zip(names, given.values(), strict=True))
-
-
-def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def convert(output: str | Path) -> None:

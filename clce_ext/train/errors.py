@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
 class TrainingError(RuntimeError):
@@ -21,21 +21,28 @@ def listing(names: Sequence[object], most: int = 12) -> str:
     return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def differences(
+    before: Mapping[str, object], now: Mapping[str, object], words: str = "{name} was {before}, is {now}"
+) -> str:
+    """What differs, in ``words``: "train was 36 images, is 60 images; ..."; empty where nothing does."""
+    pairs = {name: (before.get(name, "not there"), now.get(name, "not there")) for name in [*before, *now]}
+    return "; ".join(words.format(name=name, before=a, now=b) for name, (a, b) in pairs.items() if a != b)
+
+
 def first_line(error: BaseException) -> str:
     """What is worth quoting of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # torch names the model in the first line, and in the next one what does not fit it.
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:300]
 
 
-def timm_makes(what: str, factory: Callable[..., Any]) -> Callable[..., Any]:
-    """``factory``, whose complaints name the options that led to it."""
-
-    def make(*arguments: Any, **options: Any) -> Any:
-        try:
-            return factory(*arguments, **options)
-        except Exception as error:  # timm asserts, looks up and raises as it comes
-            raise TrainingError(f"{what}: timm refuses: {type(error).__name__}: {error}") from error
-
-    return make
+@contextlib.contextmanager
+def timm_makes(what: str) -> Iterator[None]:
+    """Complaints of timm name the options that led to them."""
+    try:
+        yield
+    except Exception as error:  # timm asserts, looks up and raises as it comes
+        raise TrainingError(f"{what}: timm refuses: {type(error).__name__}: {error}") from error
 
 
 def run_command(name: str, main: Callable[[], None]) -> int:
@@ -45,15 +52,12 @@ def run_command(name: str, main: Callable[[], None]) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    except TrainingError as error:
+    except (TrainingError, OSError) as error:
         # A data loader's worker wraps the message in its traceback; the message itself comes last.
         text = str(error).strip()
         if "Original Traceback" in text:
             text = text.splitlines()[-1].partition(": ")[2] or text
         print(f"{name}: error: {text}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command with --resume goes on", file=sys.stderr)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from . import metrics, models
@@ -17,11 +18,12 @@ from .checkpoint import read_classes, write_text
 from .config import TrainConfig, flag, read_yaml
 from .data import Images, load_classes, load_data
 from .errors import TrainingError, listing, run_command
-from .judge import Judge, Outputs, accuracies, frozen, quality
+from .judge import Judge, Outputs, accuracies, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 from .results import correct_tensors
 
+_LOADING = ("data", "data_dir", "micro_batch_size", "workers", "device")
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
 with --classes, or every class of another data set given with --data. If that data set has the very classes
@@ -45,13 +47,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
-    parser.add_argument("--data", help="judge on this data set (default: the run's)")
     parser.add_argument(
         "--split",
         choices=("val", "test"),
         help="split to judge on (default: val, or test where there is no val)",
     )
-    parser.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
     parser.add_argument("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
     parser.add_argument("--ways", type=int, default=5, help="classes per episode (default: 5)")
     parser.add_argument(
@@ -60,20 +60,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--queries", type=int, default=15, help="images per class to classify (default: 15)")
     parser.add_argument("--episodes", type=int, default=600, help="number of episodes (default: 600)")
     parser.add_argument("--seed", type=int, default=0, help="of the episodes")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
     parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
+    own = parser.add_argument_group("in place of the run's own")
+    own.add_argument("--data", help="judge on this data set")
+    own.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
+    own.add_argument(
+        "--batch-size", type=int, dest="micro_batch_size", metavar="N", help="images per forward pass"
+    )
+    own.add_argument("--workers", type=int, help="processes that load images")
+    own.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
     return parser
 
 
 def _command(arguments: Sequence[str] | None) -> None:
     options = _parser().parse_args(arguments)
-    for name, least in (("ways", 1), ("queries", 1), ("episodes", 1), ("batch_size", 1), ("seed", 0)):
-        if getattr(options, name) < least:
-            raise TrainingError(f"{flag(name)} must be >= {least}, got {getattr(options, name)}")
-    if min(options.shots) < 1:
-        raise TrainingError(f"--shots must be >= 1, got {min(options.shots)}")
+    for name, least in (("ways", 1), ("shots", 1), ("queries", 1), ("episodes", 1), ("seed", 0)):
+        if (value := np.min(getattr(options, name))) < least:
+            raise TrainingError(f"{flag(name)} must be >= {least}, got {value}")
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
     figures, by_class = evaluate(options)
@@ -90,22 +93,19 @@ def _command(arguments: Sequence[str] | None) -> None:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
-    run = FinishedRun(
-        Path(options.checkpoint),
-        options.data,
-        data_dir=options.data_dir,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=options.device,
-    )
-    if options.data is None:
-        figures = run.figures(options.split)[0]
-        classes = options.classes or run.config.hold_out_classes
-        return figures | (_episodes(run, classes, options) if classes else {}), run.by_class
+    given = {name: value for name, value in vars(options).items() if name in _LOADING and value is not None}
+    run = FinishedRun(Path(options.checkpoint), **given)
+    if "data" not in given:
+        figures, outputs, _ = run.figures(options.split)
+        if classes := options.classes or run.config.hold_out_classes:
+            figures |= _episodes(run, classes, options)
+        return figures, outputs.by_class(run.classes)
     images, names = load_classes(run.config, split=options.split or "watched")
-    if set(names) == set(run.classes) and not options.classes:
-        return run.figures_on(images, names), run.by_class
-    return _episodes(run, options.classes, options), []
+    if set(names) != set(run.classes) or options.classes:
+        return _episodes(run, options.classes, options), []
+    images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
+    figures, outputs = run.figures_of(images, "data")
+    return {"data": run.config.data} | figures, outputs.by_class(run.classes)
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namesp
     is_novel = set(classes).isdisjoint(run.classes)
     images, names = load_classes(run.config, classes, options.split or (None if is_novel else "watched"))
     kind = "novel" if set(names).isdisjoint(run.classes) else "episode"
-    outputs = run.outputs(images)
+    outputs = run.judge.outputs(run.model, images)
     x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
     figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(y)}
     figures |= {f"{kind}_{name}": value for name, value in quality(outputs).items()}
@@ -137,15 +137,8 @@ def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namesp
 class FinishedRun:
     """The model of a run, to judge it again: on another split, or on another data set."""
 
-    def __init__(
-        self,
-        folder: Path,
-        data: str | None = None,
-        data_dir: str | None = None,
-        batch_size: int = 64,
-        workers: int = 0,
-        device: str | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, device: str | None = None, **options: Any) -> None:
+        """``options`` of _LOADING in place of the run's."""
         saved = folder / "config.yaml"
         if not saved.is_file():
             raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
@@ -154,37 +147,18 @@ class FinishedRun:
                 f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
             )
         self.trained = TrainConfig.from_dict(read_yaml(saved), str(saved))
-        self.config = dataclasses.replace(
-            self.trained,
-            data=data or self.trained.data,
-            data_dir=data_dir or self.trained.data_dir,
-            batch_size=batch_size,
-            micro_batch_size=None,
-            images_per_class=None,
-            workers=workers,
-            mixup=0.0,
-            cutmix=0.0,
-            pretrained=False,
-            checkpoint=str(folder),
-            eval_embeddings="final",
-            best_metric=None,
-            patience=None,
-            # Another data set may name its splits otherwise.
-            **({"train_split": None, "val_split": None, "test_split": None} if data else {}),
-        )
+        if "data" in options:  # which may name its splits otherwise
+            options |= {"train_split": None, "val_split": None, "test_split": None}
+        options |= {"pretrained": False, "checkpoint": str(folder), "eval_embeddings": "final"}
+        self.config = dataclasses.replace(self.trained, best_metric=None, patience=None, **options)
         self.classes = read_classes(folder)
-        self.by_class: list[dict[str, Any]] = []  # of what was judged last: accuracy and confusion
         group = Processes(choose_device(device))
         self.model = self._model(self.config).to(group.device)
         self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
 
-    def outputs(self, images: Images) -> Outputs:
-        return self.judge.outputs(self.model, images)
-
     def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs, dict[str, torch.Tensor]]:
         """Accuracy, neighbours and geometry on a split of the run's own data, by default the one that
-        training watched; the outputs for the images that the embeddings are judged on; and of which images
-        the class was found (results.correct_tensors)."""
+        training watched; the outputs; and of which images the class was found (results.correct_tensors)."""
         data = load_data(self.config)
         if data.classes != self.classes:
             differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
@@ -194,29 +168,19 @@ class FinishedRun:
             )
         split = split or data.watched
         images = data.split(split)
-        most, seed = self.config.eval_images, self.config.seed
-        outputs = self.outputs(images)
-        part = outputs.take(most, seed)
-        figures: dict[str, Any] = {"split": split, "images": len(images)}
-        figures |= outputs.classification(len(self.classes), split)
-        self.by_class = outputs.by_class(self.classes)
-        found, before = frozen(self.outputs(data.train), part, most, seed), None
-        figures |= accuracies(found) | quality(part)
+        figures, outputs = self.figures_of(images, split)
+        found, before = self.judge.frozen(self.model, data.train, outputs), None
+        figures = {"split": split, **figures, **accuracies(found)}
         if (backbone := self._untouched_backbone()) is not None:
-            untouched = self.judge.outputs(backbone, images).take(most, seed)
-            before = frozen(self.judge.outputs(backbone, data.train), untouched, most, seed)
+            before = self.judge.frozen(backbone, data.train, self.judge.outputs(backbone, images))
             figures[UNTOUCHED] = accuracies(before)
-        return figures, part, correct_tensors(images, {"top1": outputs.correct(), **found}, before)
+        return figures, outputs, correct_tensors(images, {"top1": outputs.correct(), **found}, before)
 
-    def figures_on(self, images: Images, names: Sequence[str]) -> dict[str, Any]:
-        """Accuracy and geometry on another data set of the same classes, whose labels index ``names``."""
-        own = [self.classes.index(name) for name in names]
-        outputs = self.outputs(images)
-        outputs.labels = torch.tensor(own)[outputs.labels]
-        figures: dict[str, Any] = {"data": self.config.data, "images": len(images)}
-        figures |= outputs.classification(len(self.classes), "data")
-        self.by_class = outputs.by_class(self.classes)
-        return figures | quality(outputs.take(self.config.eval_images, self.config.seed))
+    def figures_of(self, images: Images, name: str) -> tuple[dict[str, Any], Outputs]:
+        """Accuracy and geometry, with the loss as ``{name}_loss``; and the outputs."""
+        outputs = self.judge.outputs(self.model, images)
+        figures = {"images": len(images), **outputs.classification(len(self.classes), name)}
+        return figures | quality(self.judge.part(outputs)), outputs
 
     def _untouched_backbone(self) -> models.FineTuner | None:
         """What the run started from, where it started from weights that can still be read."""

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.stats import t
 
 from .results import RunRecord
 
 SIGNIFICANT = 0.05  # a corrected p below it lets a report say "above" or "below"
-ROUNDING = 1e-12  # equal differences of shares of 1 vary less than this
+ROUNDING = 1e-12  # equal differences of shares of 1 vary less than this: there is no error to estimate
 
 
 @dataclass(frozen=True)
@@ -65,19 +66,12 @@ def differences_of(
 ) -> list[Difference]:
     """All that a comparison asks, corrected together: the other objectives against ``baseline`` by top-1 and
     neighbours, and all of them against the untouched backbone by what frozen embeddings alone give."""
-    found = [
-        difference(records, runs[baseline], figure)
-        for figure in ("top1", "knn")
-        for name, records in runs.items()
-        if name != baseline
+    asked = [
+        (name, runs[baseline], figure) for figure in ("top1", "knn") for name in runs if name != baseline
     ]
     if untouched:
-        found += [
-            difference(records, untouched, figure)
-            for figure in ("centroid", "probe")
-            for records in runs.values()
-        ]
-    return corrected(found)
+        asked += [(name, untouched, figure) for figure in ("centroid", "probe") for name in runs]
+    return corrected([difference(runs[name], reference, figure) for name, reference, figure in asked])
 
 
 def difference(records: Sequence[RunRecord], reference: Sequence[RunRecord], figure: str) -> Difference:
@@ -89,12 +83,14 @@ def difference(records: Sequence[RunRecord], reference: Sequence[RunRecord], fig
     partner = {record.seed: record for record in reference}
     pairs = [(record, partner[record.seed]) for record in records]
     by_seed = np.array([a.results[figure] - b.results[figure] for a, b in pairs])
-    images = None
-    error = standard_error(by_seed[:, None])
+    images, error = None, standard_error(by_seed[:, None])
     if _share_images([record for pair in pairs for record in pair], figure):
         matrix = np.stack([a.correct[figure].astype(float) - b.correct[figure] for a, b in pairs])
         images, error = matrix.shape[1], standard_error(matrix)
-    half_width, p = _student(float(by_seed.mean()), error, len(pairs))
+    half_width = p = math.nan
+    if error > ROUNDING:  # Student's t with the seeds' degrees of freedom
+        half_width = float(t.ppf(0.975, len(pairs) - 1) * error)
+        p = float(2 * t.sf(abs(by_seed.mean()) / error, len(pairs) - 1))
     names = records[0].objective, reference[0].objective, figure
     return Difference(*names, tuple(by_seed.tolist()), half_width, p, images)
 
@@ -109,13 +105,10 @@ def corrected(differences: Sequence[Difference]) -> list[Difference]:
 def holm(p: Sequence[float]) -> list[float]:
     """Holm's adjusted p-values. One that is NaN, of a comparison that was not possible, stays so and does not
     count."""
-    adjusted = [math.nan] * len(p)
-    order = sorted((i for i in range(len(p)) if not math.isnan(p[i])), key=lambda i: p[i])
-    largest = 0.0
-    for rank, i in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - rank) * p[i]))
-        adjusted[i] = largest
-    return adjusted
+    p = np.array(p, dtype=float)
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN comes last
+    p[order] = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)).clip(max=1)
+    return p.tolist()
 
 
 def standard_error(x: np.ndarray) -> float:
@@ -140,16 +133,6 @@ def standard_error(x: np.ndarray) -> float:
         variance += max(0.0, of_images.var(ddof=1) - rest / seeds) / images
         variance = max(variance, rest / (seeds * images))
     return math.sqrt(variance)
-
-
-def _student(mean: float, error: float, seeds: int) -> tuple[float, float]:
-    """(half of the 95 % interval, two-sided p) by Student's t with the seeds' degrees of freedom; NaN where
-    nothing varies that the error could be estimated from."""
-    from scipy.stats import t
-
-    if not error > ROUNDING:
-        return math.nan, math.nan
-    return float(t.ppf(0.975, seeds - 1) * error), float(2 * t.sf(abs(mean) / error, seeds - 1))
 
 
 def _share_images(records: Sequence[RunRecord], figure: str) -> bool:

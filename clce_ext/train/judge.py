@@ -45,15 +45,12 @@ class Outputs:
         joined = Outputs(*(torch.cat(parts) for parts in zip(*map(_fields, shards), strict=True)))
         return joined.at(joined.rows.argsort())
 
-    def at(self, rows: Tensor) -> Outputs:
+    def at(self, rows: Tensor | slice) -> Outputs:
         return Outputs(*(tensor[rows] for tensor in _fields(self)))
 
     def take(self, most: int, seed: int) -> Outputs:
         """At most ``most`` of the images, drawn with ``seed``."""
-        if len(self.labels) <= most:
-            return self
-        chosen = np.random.default_rng([seed, 0x7A6E]).choice(len(self.labels), most, replace=False)
-        return self.at(torch.from_numpy(np.sort(chosen)))
+        return self.at(torch.from_numpy(_drawn(len(self.labels), most, seed)))
 
     def correct(self) -> Tensor:
         """Of which images the classifier finds the class: bool [N]."""
@@ -72,18 +69,10 @@ class Outputs:
         rows = []
         for label in self.labels.unique().tolist():
             said = torch.bincount(self.top[self.labels == label, 0], minlength=len(classes))
-            images, right = int(said.sum()), int(said[label])
-            said[label] = 0
-            other, times = int(said.argmax()), int(said.max())
-            rows.append(
-                {
-                    "class": classes[label],
-                    "images": images,
-                    "accuracy": right / images,
-                    "taken_for": classes[other] if times else None,
-                    "times": times,
-                }
-            )
+            row = {"class": classes[label], "images": int(said.sum())}
+            row["accuracy"], said[label] = int(said[label]) / row["images"], 0
+            times = int(said.max())
+            rows.append(row | {"taken_for": classes[said.argmax()] if times else None, "times": times})
         return rows
 
 
@@ -102,12 +91,37 @@ class Judge:
         self.config, self.input, self.group = config, input_config, group
         self._batches: dict[Images, Iterable] = {}
 
-    def outputs(self, model: FineTuner, images: Images) -> Outputs:
+    def share(self, model: FineTuner, images: Images) -> Outputs:
+        """The outputs for this process's share of the images."""
         outputs = run_model(model, self._loaded(images), self.group.device, self.config.amp)
         outputs.rows = outputs.rows * self.group.world_size + self.group.rank
         if self.config.eval_embeddings == "never":
             outputs.embeddings = outputs.embeddings[:, :0]
-        return Outputs.join(self.group.gather(outputs))
+        return outputs
+
+    def outputs(self, model: FineTuner, images: Images) -> Outputs:
+        return Outputs.join(self.group.gather(self.share(model, images)))
+
+    def part(self, outputs: Outputs) -> Outputs:
+        """Of as many images as embeddings are judged on."""
+        return outputs.take(self.config.eval_images, self.config.seed)
+
+    def frozen(self, model: FineTuner, train: Images, test: Outputs, probe: bool = True) -> dict[str, Tensor]:
+        """Of which test images, at most --eval-images, the class is found by what can be fitted to frozen
+        embeddings: knn and centroid of all training images, of which every process compares with its share,
+        and probe of at most --eval-images; bool [N]."""
+        test, share = self.part(test), self.share(model, train)
+        share = share if len(share.rows) else test.at(slice(0))
+        pairs, gather = (*_arrays(share), *_arrays(test)), self.group.gather
+        found = {
+            "knn": metrics.knn_correct(*pairs, gather=gather),
+            "centroid": metrics.centroid_correct(*pairs, gather=gather),
+        }
+        if probe:
+            chosen = torch.from_numpy(_drawn(len(train), self.config.eval_images, self.config.seed))
+            fitted = Outputs.join(gather(share.at(torch.isin(share.rows, chosen))))
+            found["probe"] = metrics.probe_correct(*_arrays(fitted), *_arrays(test))
+        return {name: torch.from_numpy(of) for name, of in found.items()}
 
     def _loaded(self, images: Images) -> Iterable:
         """This process's share of the images; small splits are decoded once and kept."""
@@ -145,22 +159,15 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
     return Outputs(*joined, rows=torch.arange(len(joined[-1])))
 
 
-def neighbours(train: Outputs, test: Outputs) -> dict[str, Tensor]:
-    """Of which test images classifiers that only compare embeddings find the class: knn, centroid; bool
-    [N]."""
-    x, y = train.embeddings.numpy(), train.labels.numpy()
-    u, v = test.embeddings.numpy(), test.labels.numpy()
-    correct = {"knn": metrics.knn_correct(x, y, u, v), "centroid": metrics.centroid_correct(x, y, u, v)}
-    return {name: torch.from_numpy(of) for name, of in correct.items()}
+def _drawn(count: int, most: int, seed: int) -> np.ndarray:
+    """At most ``most`` of ``count`` positions, in order."""
+    if count <= most:
+        return np.arange(count)
+    return np.sort(np.random.default_rng([seed, 0x7A6E]).choice(count, most, replace=False))
 
 
-def frozen(train: Outputs, test: Outputs, most: int, seed: int) -> dict[str, Tensor]:
-    """Of which test images the class is found by what can be fitted to frozen embeddings: knn and centroid of
-    all training images, probe of at most ``most``, drawn with ``seed``; bool [N]."""
-    part = train.take(most, seed)
-    x, y = part.embeddings.numpy(), part.labels.numpy()
-    u, v = test.embeddings.numpy(), test.labels.numpy()
-    return {**neighbours(train, test), "probe": torch.from_numpy(metrics.probe_correct(x, y, u, v))}
+def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
+    return outputs.embeddings.numpy(), outputs.labels.numpy()
 
 
 def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
@@ -169,4 +176,11 @@ def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
 
 def quality(outputs: Outputs) -> dict[str, float]:
     """Silhouette, alignment, uniformity, isotropy, Recall@K and MAP@R of the embeddings."""
-    return metrics.embedding_quality(outputs.embeddings.numpy(), outputs.labels.numpy())
+    x, labels = _arrays(outputs)
+    return {
+        "silhouette": metrics.silhouette(x, labels),
+        "alignment": metrics.alignment(x, labels),
+        "uniformity": metrics.uniformity(x),
+        "isotropy": metrics.isotropy(x),
+        **metrics.retrieval(x, labels),
+    }

@@ -136,6 +136,8 @@ def _family(name: str) -> str:
 
 # Drawing
 
+_sized_font = functools.cache(ImageFont.truetype)
+
 
 def _image(path: str, character: str, size: int, generator: np.random.Generator) -> np.ndarray:
     """One variation: [size, size] uint8."""
@@ -167,8 +169,3 @@ def _glyph(path: str, character: str, height: int, weight: int) -> Image.Image:
     if ink is None:
         raise TrainingError(f"{path}: draws nothing for the character {character!r}")
     return image.crop(ink)
-
-
-@functools.cache
-def _sized_font(path: str, height: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(path, height)

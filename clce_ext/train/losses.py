@@ -13,41 +13,32 @@ class RunningLosses:
     """Sums of this process's losses, each weighed by its count, and the first that was not finite."""
 
     def __init__(self, group: Processes, sums: dict[str, list[float]] | None = None) -> None:
-        self.group = group
-        self.names: list[str] = []
-        self.count = 0.0
-        self.totals: Tensor | None = None
-        if sums:
-            self.names = list(sums)
-            totals, counts = zip(*sums.values(), strict=True)
-            self.count = counts[0]
-            self.totals = torch.tensor(totals, dtype=torch.float64, device=group.device)
-        self.values: Tensor | None = None  # of the last step
-        self.odd_values: Tensor | None = None  # of the first step that was not finite
-        self.odd_step = torch.full((), -1, device=group.device)
+        self.group, self.names = group, list(sums or {})
+        totals, counts = zip(*sums.values(), strict=True) if sums else ((0.0,), (0.0,))
+        self.totals = torch.tensor(totals, dtype=torch.float64, device=group.device)
+        self.count = counts[0]
+        self.values = torch.zeros_like(self.totals)  # of the last step
+        self.odd = torch.full_like(self.totals[:1], -1)  # step and values of the first that was not finite
 
     def add(self, losses: dict[str, Tensor], count: int, step: int) -> None:
         self.names = list(losses)
         self.values = torch.stack([value.double() for value in losses.values()])
-        is_first = (self.odd_step < 0) & ~self.values.isfinite().all()
-        self.odd_step = torch.where(is_first, step, self.odd_step)
-        before = self.values if self.odd_values is None else self.odd_values
-        self.odd_values = torch.where(is_first, self.values, before)
-        added = self.values * count
-        self.totals = added if self.totals is None else self.totals + added
+        is_first = (self.odd[0] < 0) & ~self.values.isfinite().all()
+        now = torch.cat([torch.full_like(self.values[:1], step), self.values])
+        self.odd = torch.where(is_first, now, self.odd)
+        self.totals = self.totals + self.values * count
         self.count += count
 
     def not_finite(self) -> tuple[int, dict[str, float]] | None:
         """The first step at which some process's losses were not finite, and these losses. All processes
         call this together; waits for the device."""
-        latest = self.odd_step.clone()
+        latest = self.odd[0].clone()
         if self.group.world_size > 1:
             dist.all_reduce(latest, dist.ReduceOp.MAX)
         if int(latest) < 0:
             return None
-        step = int(self.odd_step)
-        found = self.group.gather((step, self._named(self.odd_values)) if step >= 0 else None)
-        return min((one for one in found if one is not None), key=lambda one: one[0])
+        found = self.group.gather((int(self.odd[0]), self._named(self.odd[1:])))
+        return min((one for one in found if one[0] >= 0), key=lambda one: one[0])
 
     def last(self) -> dict[str, float]:
         """Of the last step; waits for the device."""
@@ -60,10 +51,8 @@ class RunningLosses:
     def means(self) -> dict[str, float]:
         """Of all processes, which call this together, by name; waits for the device."""
         every = self.group.gather(self.sums())
-        return {
-            name: sum(sums[name][0] for sums in every) / sum(sums[name][1] for sums in every)
-            for name in self.names
-        }
+        count = sum(sums[self.names[0]][1] for sums in every)
+        return {name: sum(sums[name][0] for sums in every) / count for name in self.names}
 
-    def _named(self, values: Tensor | None) -> dict[str, float]:
-        return {} if values is None else dict(zip(self.names, values.tolist(), strict=True))
+    def _named(self, values: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=False))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import silhouette_score
-from sklearn.neighbors import NearestCentroid
 
 from .errors import TrainingError, listing
 
@@ -29,35 +31,53 @@ def knn_correct(
     test_labels: np.ndarray,
     neighbours: int = 20,
     temperature: float = 0.07,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> np.ndarray:
     """Of which images [N] a vote among the ``neighbours`` most similar training images finds the class: bool.
 
     As DINO's protocol has it (Caron et al., arXiv 2104.14294): 20 neighbours by cosine, each with a weight of
-    exp(cosine / 0.07).
+    exp(cosine / 0.07). Each of several processes gives some of the training images and all test images;
+    ``gather`` brings only the nearest of its own to the others.
     """
-    x, y = normalized(train).astype(np.float32), normalized(test).astype(np.float32)
-    count, classes = min(neighbours, len(x)), int(train_labels.max()) + 1
-    found = np.empty(len(y), dtype=np.int64)
-    for begin in range(0, len(y), _BLOCK):
-        cosines = y[begin : begin + _BLOCK] @ x.T
-        nearest = np.argpartition(-cosines, count - 1, axis=1)[:, :count]
-        weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
-        votes = np.zeros((len(cosines), classes))
-        np.add.at(votes, (np.arange(len(cosines))[:, None], train_labels[nearest]), weights)
-        found[begin : begin + _BLOCK] = votes.argmax(axis=1)
-    return found == test_labels
+    keys, queries = (F.normalize(torch.from_numpy(x).float()) for x in (train, test))
+    nearest = [(block @ keys.T).topk(min(neighbours, len(keys))) for block in queries.split(_BLOCK)]
+    own = [(cosines, torch.from_numpy(train_labels)[places]) for cosines, places in nearest]
+    shares = gather([torch.cat(of) for of in zip(*own, strict=True)])
+    cosines, labels = (torch.cat(of, dim=1) for of in zip(*shares, strict=True))
+    cosines, places = cosines.topk(min(neighbours, cosines.shape[1]))
+    labels = labels.gather(1, places)  # [N, neighbours]
+    same = labels[:, :, None] == labels[:, None, :]
+    votes = (same * (cosines / temperature).exp()[:, None, :]).sum(dim=2)  # for each neighbour's class
+    return labels.gather(1, votes.argmax(dim=1, keepdim=True))[:, 0].numpy() == test_labels
 
 
 def centroid_correct(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    test_labels: np.ndarray,
+    gather: Callable[[Any], list[Any]] = lambda value: [value],
 ) -> np.ndarray:
-    """Of which images [N] the nearest class mean, embeddings normalised, is their own: bool."""
-    if len(np.unique(train_labels)) < 2:
-        return test_labels == train_labels[0]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns of features that are zero everywhere, as behind a ReLU
-        classifier = NearestCentroid().fit(normalized(train), train_labels)
-    return classifier.predict(normalized(test)) == test_labels
+    """Of which images [N] the nearest class mean, embeddings normalised, is their own: bool. Of several
+    processes ``gather`` brings the sums of each one's own training images to the others."""
+    shares = gather(_class_sums(train_labels, _with_ones(train)))
+    classes, sums = _class_sums(*(np.concatenate(of) for of in zip(*shares, strict=True)))
+    means = sums[:, :-1] / sums[:, -1:]
+    distances = (means**2).sum(axis=1) - 2 * normalized(test) @ means.T  # squared, but for what all have
+    return classes[distances.argmin(axis=1)] == test_labels
+
+
+def _with_ones(x: np.ndarray) -> np.ndarray:
+    """x normalised, and a column of ones, whose sums are numbers of rows."""
+    return np.column_stack([normalized(x), np.ones(len(x))])
+
+
+def _class_sums(labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(classes that occur [C], sums of their rows [C, D])"""
+    classes, places = np.unique(labels, return_inverse=True)
+    sums = np.zeros((len(classes), rows.shape[1]))
+    np.add.at(sums, places, rows)
+    return classes, sums
 
 
 def probe_correct(
@@ -78,34 +98,30 @@ def _logistic_regression(x: np.ndarray, labels: np.ndarray, **options: float) ->
         return LogisticRegression(**options).fit(x, labels)
 
 
+def _cosines(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Blocks of rows [n] and their cosines with all rows [n, N]."""
+    x = normalized(x)
+    for rows in np.split(np.arange(len(x)), range(_BLOCK, len(x), _BLOCK)):
+        yield rows, x[rows] @ x.T
+
+
 def alignment(x: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance of two normalised embeddings of one class (Wang & Isola, arXiv 2005.10242); 0
-    is best.
-
-    NaN where no class has two images.
-    """
-    x = normalized(x)
-    total, pairs = 0.0, 0
-    for label in np.unique(labels):
-        members = x[labels == label]
-        n = len(members)
-        # sum over ordered pairs of |a - b|^2 = 2 n sum |a|^2 - 2 |sum a|^2
-        total += 2 * n * (members**2).sum() - 2 * (members.sum(axis=0) ** 2).sum()
-        pairs += n * (n - 1)
-    return float(total / pairs) if pairs else float("nan")
+    is best. NaN where no class has two images."""
+    sums = _class_sums(labels, _with_ones(x))[1]
+    count = sums[:, -1]
+    pairs = (count * (count - 1)).sum()
+    # The sum over ordered pairs of |a - b|^2 is 2 n sum |a|^2 - 2 |sum a|^2, and |a| is 1.
+    return float((2 * count**2 - 2 * (sums[:, :-1] ** 2).sum(axis=1)).sum() / pairs) if pairs else math.nan
 
 
 def uniformity(x: np.ndarray, t: float = 2.0) -> float:
     """log of the mean of exp(-t |a - b|^2) over pairs of normalised embeddings (Wang & Isola); lower is
     more even."""
-    x = normalized(x)
     n = len(x)
     if n < 2:
-        return float("nan")
-    total = 0.0
-    for begin in range(0, n, _BLOCK):
-        squared = np.clip(2 - 2 * x[begin : begin + _BLOCK] @ x.T, 0, None)
-        total += np.exp(-t * squared).sum()
+        return math.nan
+    total = sum(np.exp(2 * t * np.minimum(cosines - 1, 0)).sum() for _, cosines in _cosines(x))
     return float(np.log((total - n) / (n * (n - 1))))
 
 
@@ -113,41 +129,37 @@ def isotropy(x: np.ndarray) -> float:
     """min Z(c) / max Z(c) of the partition function Z(c) = sum_i exp(c . x_i) over the eigenvectors c of
     x'x and their opposites (Mu & Viswanath, arXiv 1702.01417), x normalised; 1 is isotropic."""
     x = normalized(x)
-    directions = np.linalg.eigh(x.T @ x)[1]  # [D, D], eigenvectors in columns
-    projections = x @ directions
-    z = np.concatenate([np.exp(projections).sum(axis=0), np.exp(-projections).sum(axis=0)])
+    projections = x @ np.linalg.eigh(x.T @ x)[1]  # on eigenvectors, in columns
+    z = np.exp(np.hstack([projections, -projections])).sum(axis=0)
     return float(z.min() / z.max())
 
 
 def silhouette(x: np.ndarray, labels: np.ndarray) -> float:
     """Mean silhouette by cosine distance, in [-1, 1]; NaN unless 2 <= classes < images."""
     if not 2 <= len(np.unique(labels)) < len(labels):
-        return float("nan")
+        return math.nan
     return float(silhouette_score(np.asarray(x, dtype=np.float64), labels, metric="cosine"))
 
 
 def cosine_histograms(x: np.ndarray, labels: np.ndarray, bins: int = 60) -> dict[str, np.ndarray]:
     """Densities of the cosines of pairs of one class and of two classes: edges [bins + 1], within,
     between."""
-    x = normalized(x)
     edges = np.linspace(-1, 1, bins + 1)
-    counts = {True: np.zeros(bins), False: np.zeros(bins)}
-    for begin in range(0, len(x), _BLOCK):
-        rows = np.arange(begin, min(begin + _BLOCK, len(x)))
-        cosines = np.clip(x[rows] @ x.T, -1, 1)
-        same = labels[rows, None] == labels[None, :]
-        later = rows[:, None] < np.arange(len(x))[None, :]  # every pair once, no image with itself
-        for kind in (True, False):
-            counts[kind] += np.histogram(cosines[later & (same == kind)], bins=edges)[0]
+    within, between = np.zeros(bins), np.zeros(bins)
+    for rows, cosines in _cosines(x):
+        cosines = cosines.clip(-1, 1)
+        same = labels[rows, None] == labels
+        between += np.histogram(cosines[~same], edges)[0]
+        same[np.arange(len(rows)), rows] = False  # no image with itself
+        within += np.histogram(cosines[same], edges)[0]
     width = edges[1] - edges[0]
-    within, between = (counts[kind] / max(counts[kind].sum() * width, 1e-12) for kind in (True, False))
-    return {"edges": edges, "within": within, "between": between}
+    densities = {k: v / max(v.sum() * width, 1e-12) for k, v in (("within", within), ("between", between))}
+    return {"edges": edges, **densities}
 
 
 def retrieval(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Recall@K, how often one of the K nearest other images is of the same class, and MAP@R (Musgrave et al.,
     arXiv 2003.08505), by pytorch-metric-learning. An image whose class has no other counts in neither."""
-    import torch
     from pytorch_metric_learning.distances import CosineSimilarity
     from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
     from pytorch_metric_learning.utils.inference import CustomKNN
@@ -166,43 +178,29 @@ def retrieval(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         knn_func=CustomKNN(CosineSimilarity(), batch_size=_BLOCK),  # the default needs faiss
         device=torch.device("cpu"),
     ).get_accuracy(torch.from_numpy(np.asarray(x, dtype=np.float32)), torch.from_numpy(labels))
-    names = {"recall@1": "precision_at_1", "recall@4": "recall_at_4", "map@r": "mean_average_precision_at_r"}
-    return {name: figures[theirs] for name, theirs in names.items()}
+    return {
+        "recall@1": figures["precision_at_1"],
+        "recall@4": figures["recall_at_4"],
+        "map@r": figures["mean_average_precision_at_r"],
+    }
 
 
 def hardest_pairs(x: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
     """(i, j, cosine) of the images of different classes that are most alike, i < j; no image in two pairs."""
-    x = normalized(x).astype(np.float32)
     candidates: list[tuple[float, int, int]] = []
-    for begin in range(0, len(x), _BLOCK):
-        rows = np.arange(begin, min(begin + _BLOCK, len(x)))
-        cosines = x[rows] @ x.T
-        cosines[labels[rows, None] == labels[None, :]] = -2
+    for rows, cosines in _cosines(x):
+        cosines[labels[rows, None] == labels] = -2
         nearest = cosines.argmax(axis=1)
-        best = cosines[np.arange(len(rows)), nearest]
-        candidates += [
-            (float(c), int(i), int(j)) for c, i, j in zip(best, rows, nearest, strict=True) if c > -2
-        ]
+        candidates += zip(cosines.max(axis=1).tolist(), rows.tolist(), nearest.tolist(), strict=True)
     pairs, used = [], set()
     for cosine, i, j in sorted(candidates, reverse=True):
-        if len(pairs) < count and not used & {i, j}:
+        if len(pairs) < count and cosine > -2 and not used & {i, j}:
             pairs.append((min(i, j), max(i, j), cosine))
             used |= {i, j}
     return pairs
 
 
-def embedding_quality(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {
-        "silhouette": silhouette(x, labels),
-        "alignment": alignment(x, labels),
-        "uniformity": uniformity(x),
-        "isotropy": isotropy(x),
-        **retrieval(x, labels),
-    }
-
-
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A mean and half the width of its 95 % confidence interval."""
 
     mean: float
@@ -216,7 +214,7 @@ def confidence_interval(values: np.ndarray) -> Interval:
 
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
-    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+    half = float(t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n)) if n > 1 else math.nan
     return Interval(float(values.mean()), half, n)
 
 
@@ -233,15 +231,12 @@ def episode_classes(
     large = np.array([c for c, count in counts.items() if count >= shots + queries], dtype=np.int64)
     small = [f"{names[c] if names else c} ({count})" for c, count in counts.items() if c not in large]
     if len(large) < ways or ways < 2:
+        remedy = ". Fewer --queries, --shots or --ways need less"
+        which = f", too small are {listing(small)}{remedy}" if small else ""
         raise TrainingError(
             f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
-            f"{max(ways, 2)} classes of {shots + queries} images; "
-            f"{len(large)} of {len(counts)} classes are large enough"
-            + (
-                f", too small are {listing(small)}. Fewer --queries, --shots or --ways need less"
-                if small
-                else ""
-            )
+            f"{max(ways, 2)} classes of {shots + queries} images; {len(large)} of {len(counts)} classes are "
+            f"large enough{which}"
         )
     return large, small
 
@@ -256,12 +251,9 @@ def few_shot_episodes(
     episodes: int = 600,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """N-way K-shot classification of frozen embeddings, normalised.
-
-    Every episode draws ``ways`` of ``classes`` (episode_classes), and of each ``shots`` images to fit a head
-    and ``queries`` others to classify. Heads: ``centroid`` (nearest class mean) and ``logistic`` (logistic
-    regression).
-    """
+    """N-way K-shot classification of frozen embeddings, normalised, by the nearest class mean (``centroid``)
+    and by logistic regression (``logistic``). Every episode draws ``ways`` of ``classes`` (episode_classes),
+    and of each ``shots`` images to fit a head and ``queries`` others to classify."""
     x = normalized(x)
     members = {c: np.flatnonzero(labels == c) for c in classes}
     generator = np.random.default_rng(seed)

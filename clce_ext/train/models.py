@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import safetensors
 import timm
 import timm.optim
 import torch
@@ -21,25 +19,19 @@ from timm.models.beit import Beit, checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .checkpoint import read_weights
+from .checkpoint import read_classes, read_weights
 from .config import TrainConfig
 from .errors import TrainingError, first_line, listing, timm_makes
 
 default_cfgs = generate_default_cfgs(
     {
         "beit_tiny_digits": {
-            "num_classes": 10,
-            "input_size": (3, 32, 32),
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            "mean": (0.5, 0.5, 0.5),
-            "std": (0.5, 0.5, 0.5),
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
+            "num_classes": 10, "input_size": (3, 32, 32), "pool_size": None, "crop_pct": 1.0,
+            "interpolation": "bicubic", "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.proj", "classifier": "head",
         }
     }
-)
+)  # fmt: skip
 
 
 @register_model
@@ -50,28 +42,14 @@ def beit_tiny_digits(pretrained: bool = False, **kwargs: Any) -> Beit:
     they leave all embeddings nearly parallel, where contrast has little to hold on to: so linear layers start
     wider here, layer scale starts at 1, and the head is not scaled down.
     """
-    arguments = dict(
-        img_size=32,
-        patch_size=8,
-        embed_dim=96,
-        depth=4,
-        num_heads=4,
-        use_abs_pos_emb=True,
-        use_rel_pos_bias=True,
-        init_values=1.0,
-        head_init_scale=1.0,
-    )
-    model = build_model_with_cfg(
-        Beit,
-        "beit_tiny_digits",
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        **(arguments | kwargs),
-    )
-    if not pretrained:
-        for layer in model.blocks.modules():
-            if isinstance(layer, nn.Linear):
-                trunc_normal_(layer.weight, std=0.08)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 4}
+    biases = {"use_abs_pos_emb": True, "use_rel_pos_bias": True}
+    scales = {"init_values": 1.0, "head_init_scale": 1.0}
+    arguments = sizes | biases | scales | kwargs | {"pretrained_filter_fn": checkpoint_filter_fn}
+    model = build_model_with_cfg(Beit, "beit_tiny_digits", pretrained, **arguments)
+    for layer in model.blocks.modules():
+        if isinstance(layer, nn.Linear) and not pretrained:
+            trunc_normal_(layer.weight, std=0.08)
     return model
 
 
@@ -102,13 +80,11 @@ class FineTuner(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.frozen_batch_norm = frozen_batch_norm
-        width = backbone.head_hidden_size if hasattr(backbone, "head_hidden_size") else backbone.num_features
-        width *= len(classifiers(backbone))
-        self.projection = (
-            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim))
-            if projection_dim
-            else None
-        )
+        width = getattr(backbone, "head_hidden_size", backbone.num_features) * len(classifiers(backbone))
+        self.projection: nn.Module | None = None
+        if projection_dim:
+            layers = nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection_dim)
+            self.projection = nn.Sequential(*layers)
         self.mode = "joint"
         self.contrast_dim = projection_dim or width  # columns of what a contrastive loss compares
         # Loaders give pixels 0...255, a quarter of the size of normalised ones.
@@ -120,11 +96,9 @@ class FineTuner(nn.Module):
         """Chooses the outputs, and with them the parameters that require gradients."""
         assert mode in self.MODES, mode
         self.mode = mode
-        classifier = {id(p) for p in classifier_parameters(self.backbone)}
-        for p in self.backbone.parameters():
-            p.requires_grad_(
-                (mode != "head" or id(p) in classifier) and (mode != "contrast" or id(p) not in classifier)
-            )
+        self.backbone.requires_grad_(mode != "head")
+        for p in classifier_parameters(self.backbone):
+            p.requires_grad_(mode != "contrast")
         if self.projection is not None:
             self.projection.requires_grad_(mode == "contrast")
 
@@ -194,17 +168,14 @@ def create_model(
     """
     if config.pretrained and config.checkpoint:
         raise TrainingError("--pretrained and --checkpoint both name weights: give one")
-    arguments: dict[str, Any] = {"num_classes": num_classes}
-    if config.drop:
-        arguments["drop_rate"] = config.drop
-    if config.drop_path:
-        arguments["drop_path_rate"] = config.drop_path
-    if config.image_size:
-        arguments["img_size"] = config.image_size
+    arguments: dict[str, Any] = {"num_classes": num_classes, "drop_rate": config.drop}
+    arguments |= {"drop_path_rate": config.drop_path, "img_size": config.image_size}
+    arguments = {name: value for name, value in arguments.items() if value}
     backbone = _create_backbone(config, arguments)
     theirs = backbone.pretrained_cfg.get("num_classes") if config.pretrained else None
     if config.global_pool:
-        timm_makes("--global-pool", backbone.reset_classifier)(num_classes, config.global_pool)
+        with timm_makes("--global-pool"):
+            backbone.reset_classifier(num_classes, config.global_pool)
         theirs = None
     has_classifier, notes = theirs == num_classes, []
     if config.checkpoint:
@@ -219,12 +190,10 @@ def create_model(
         backbone.set_grad_checkpointing()
     if any(not isinstance(c, nn.Module) or isinstance(c, nn.Identity) for c in classifiers(backbone)):
         raise TrainingError(f"--model {config.model}: has no classifier layer to train")
+    projection = config.projection_dim if with_projection else None
+    frozen_batch_norm = config.has_weights if config.batch_norm is None else config.batch_norm == "frozen"
     try:
-        model = FineTuner(
-            backbone,
-            config.projection_dim if with_projection else None,
-            frozen_batch_norm=config.resolved_batch_norm == "frozen",
-        )
+        model = FineTuner(backbone, projection, frozen_batch_norm)
         agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
     except Exception as error:
         raise TrainingError(
@@ -234,18 +203,14 @@ def create_model(
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
     if config.has_weights and not has_classifier:
-        for layer in classifiers(backbone):
-            _start_at_zero(layer)
+        # All classes equally likely: random preferences would first have to be unlearned, and their gradients
+        # would meanwhile pull at the given backbone.
+        for classifier in classifiers(backbone):
+            layer = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
     model.notes, model.arguments = notes, arguments
     return model
-
-
-def _start_at_zero(classifier: nn.Module) -> None:
-    """All classes equally likely: a new classifier's random preferences would first have to be unlearned, and
-    their gradients would meanwhile pull at the given backbone."""
-    layer = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
-    for parameter in layer.parameters():
-        nn.init.zeros_(parameter)
 
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
@@ -306,46 +271,29 @@ def load_backbone(
     Raises:
         TrainingError: unreadable file, or weights of another architecture.
     """
-    own_bytes = sum(value.nbytes for value in backbone.state_dict().values())
+    own, of_classifier = backbone.state_dict(), {id(p) for p in classifier_parameters(backbone)}
+    classifier = [name for name, p in backbone.named_parameters() if id(p) in of_classifier]
     # Optimizers, averages and a classifier of many classes may lie beside the weights.
-    state = read_weights(path, largest=10 * own_bytes + 256 * 2**20)
+    state = read_weights(path, largest=10 * sum(v.nbytes for v in own.values()) + 256 * 2**20)
     notes = [f"of {path}"]
     # timm keeps each architecture's conversions beside it under this name.
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    own = backbone.state_dict()
     try:
-        if isinstance(backbone, Beit):
-            _share_position_bias(state, own)
+        if _SHARED_BIAS in state and _SHARED_BIAS not in own:
+            # BEiT pre-trains one table for all blocks; its fine-tuning begins with a copy of it in each.
+            table = state.pop(_SHARED_BIAS)
+            tables = [key for key in own if key.endswith("attn.relative_position_bias_table")]
+            state |= {key: table.clone() for key in tables}
         if convert is not None:
             state = convert(state, backbone)
         notes += _without_pretraining(state, own, backbone)
-        classifier = _classifier_keys(backbone)
-        notes += _without_other_classifier(state, own, classifier, _saved_classes(path), class_names)
+        notes += _without_other_classifier(state, own, classifier, read_classes(path), class_names)
         # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
-        needed = [k for k in own if k not in classifier and not k.endswith("num_batches_tracked")]
-        missing = [k for k in needed if k not in state]
-        unknown = [k for k in state if k not in own]
-        misshapen = [k for k in own if k in state and state[k].shape != own[k].shape]
+        kept = {k: v for k, v in own.items() if k in classifier or k.endswith("num_batches_tracked")}
+        backbone.load_state_dict(kept | state)
     except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise TrainingError(f"--checkpoint {path}: not weights of {name} ({first_line(error)})") from error
-    if missing or unknown or misshapen:
-        parts = [f"missing {listing(missing, 4)}"] if missing else []
-        parts += [f"unknown {listing(unknown, 4)}"] if unknown else []
-        parts += [
-            f"{k} is {list(state[k].shape)}, the model's is {list(own[k].shape)}" for k in misshapen[:3]
-        ]
-        raise TrainingError(f"--checkpoint {path}: not weights of {name}: {'; '.join(parts)}")
-    backbone.load_state_dict(state, strict=False)
     return all(key in state for key in classifier), notes
-
-
-def _share_position_bias(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """BEiT pre-trains one table for all blocks; its fine-tuning begins with a copy of it in each."""
-    if _SHARED_BIAS in state and _SHARED_BIAS not in own:
-        table = state.pop(_SHARED_BIAS)
-        for key in own:
-            if key.endswith("attn.relative_position_bias_table"):
-                state[key] = table.clone()
 
 
 def _without_pretraining(state: dict[str, Tensor], own: dict[str, Tensor], backbone: nn.Module) -> list[str]:
@@ -355,17 +303,15 @@ def _without_pretraining(state: dict[str, Tensor], own: dict[str, Tensor], backb
     of a mean of tokens begins anew, as in the published fine-tuning.
     """
     removed = [k for k in state if k not in own and k.startswith(_OF_PRETRAINING)]
+    for k in removed:
+        del state[k]
+    notes = [f"without {listing(sorted({k.partition('.')[0] for k in removed}))}"] if removed else []
     norms = {k: f"fc_norm.{k.rpartition('.')[2]}" for k in state if k.startswith(("norm.", "layer_norm."))}
     norms = {k: new for k, new in norms.items() if k not in own and new in own and new not in state}
     for k, new in norms.items():
         tensor = state.pop(k)
         state[new] = tensor if backbone.global_pool == "token" else own[new]
-    notes = [f"without {listing(sorted({k.partition('.')[0] for k in removed}))}"] if removed else []
-    if norms and backbone.global_pool != "token":
-        notes.append("fc_norm new")
-    for k in removed:
-        del state[k]
-    return notes
+    return notes + (["fc_norm new"] if norms and backbone.global_pool != "token" else [])
 
 
 def _without_other_classifier(
@@ -392,20 +338,6 @@ def _without_other_classifier(
     return [f"classifier new: {reason}"]
 
 
-def _saved_classes(path: str | Path) -> list[str]:
-    """The names of the classes that a run wrote beside its weights, where there are any."""
-    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-    if path.suffix != ".safetensors":
-        return []
-    with safetensors.safe_open(path, "pt") as file:
-        return json.loads((file.metadata() or {}).get("classes", "[]"))
-
-
-def _classifier_keys(backbone: nn.Module) -> list[str]:
-    names = {module: name for name, module in backbone.named_modules()}
-    return [f"{names[c]}.{n}" for c in classifiers(backbone) for n, _ in c.named_parameters()]
-
-
 def parameter_groups(
     model: FineTuner,
     lr: float,
@@ -419,32 +351,24 @@ def parameter_groups(
     A classifier with a learning rate of its own forms groups of its own, marked ``"classifier": True``.
     """
     backbone = model.backbone
-    exempt = backbone.no_weight_decay() if hasattr(backbone, "no_weight_decay") else set()
-    if layer_decay is not None:
-        groups = timm.optim.param_groups_layer_decay(
-            backbone, weight_decay=weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay
-        )
+    options: dict[str, Any] = {"weight_decay": weight_decay}
+    if hasattr(backbone, "no_weight_decay"):
+        options["no_weight_decay_list"] = backbone.no_weight_decay()
+    if layer_decay is None:
+        groups = timm.optim.param_groups_weight_decay(backbone, **options)
     else:
-        groups = timm.optim.param_groups_weight_decay(
-            backbone, weight_decay=weight_decay, no_weight_decay_list=exempt
-        )
+        groups = timm.optim.param_groups_layer_decay(backbone, layer_decay=layer_decay, **options)
     if model.projection is not None:
         groups += timm.optim.param_groups_weight_decay(model.projection, weight_decay=weight_decay)
-    groups = [{"lr": lr, **group} for group in groups]
-    if classifier_lr is not None and classifier_lr != lr:
-        own = {id(p) for p in classifier_parameters(backbone)}
-        classifier = [
-            group
-            | {
-                "params": [p for p in group["params"] if id(p) in own],
-                "lr": classifier_lr,
-                "classifier": True,
-            }
-            for group in groups
-        ]
-        rest = [group | {"params": [p for p in group["params"] if id(p) not in own]} for group in groups]
-        groups = rest + classifier
-    return [group for group in groups if group["params"]]
+    apart = classifier_lr is not None and classifier_lr != lr
+    own = {id(p) for p in classifier_parameters(backbone)} if apart else set()
+    found = []
+    for is_own, settings in ((False, {"lr": lr}), (True, {"lr": classifier_lr, "classifier": True})):
+        for group in groups:
+            params = [p for p in group["params"] if (id(p) in own) == is_own]
+            if params:
+                found.append(group | settings | {"params": params})
+    return found
 
 
 def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:

@@ -55,6 +55,8 @@ class Objective:
 LOSS_OPTIONS = ("weight", "temperature", "beta", "queue_size")
 UNTOUCHED = "untouched"  # the name of the given backbone's row, before the first step
 
+_TWO_VIEWS = {"outputs": "contrast", "options": ("temperature", "queue_size"), "views": 2, "projection": True}
+
 OBJECTIVES = {
     record.name: record
     for record in (
@@ -63,21 +65,15 @@ OBJECTIVES = {
             "supcon",
             "supervised contrast of two views behind a projection head, then the classifier",
             color="#0b8a8f",
-            outputs="contrast",
             loss=clce_ext.SupConLoss,
-            options=("temperature", "queue_size"),
-            views=2,
-            projection=True,
+            **_TWO_VIEWS,
         ),
         Objective(
             "lacvit",
             "as supcon, with LaCViT's temperature",
             color="#d98200",
-            outputs="contrast",
             loss=clce_ext.LaCViTLoss,
-            options=("temperature", "queue_size"),
-            views=2,
-            projection=True,
+            **_TWO_VIEWS,
         ),
         Objective(
             "schane",

@@ -6,23 +6,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from . import metrics, plots
 from .checkpoint import write_text
+from .metrics import Interval, confidence_interval
+from .plots import color
 from .results import RunRecord
 
-
-@dataclass
-class Cell:
-    text: str
-    half: str = ""  # of its 95 % interval
-    bold: bool = False
-    color: str = ""  # of a dot before it
+Table = Sequence[Sequence[str]]  # its head is the first row; cells are text, or markup of `cell`
+Said = Sequence[tuple[str, str]]  # (name, text)
 
 
 @dataclass
@@ -31,45 +26,44 @@ class Section:
 
     title: str
     text: str = ""
-    table: dict[str, Any] | None = None  # head, rows of Cells
-    figures: Sequence[dict[str, Any]] = ()  # svg and what is said of it: (name, text)
-    said: Sequence[tuple[str, str]] = ()
-    photos: Sequence[dict[str, Any]] = ()  # images as data addresses, and text
-    links: Sequence[tuple[str, str]] = ()
+    table: Table = ()
+    figures: Sequence[tuple[str, Said]] = ()  # SVG, and what is said of it
+    said: Said = ()
+    photos: Sequence[tuple[Sequence[str], str]] = ()  # data addresses of images, and a text
+    links: Said = ()  # (name, address)
     note: str = ""
 
 
 def write_page(path: Path, sections: Sequence[Section | None], **texts: str) -> None:
     """``texts``: title, lead and, where wanted, setting, options_title and options."""
-    template = Environment(
-        loader=PackageLoader("clce_ext.train"), autoescape=True, trim_blocks=True
-    ).get_template("report.html")
-    write_text(path, template.render(sections=[s for s in sections if s is not None], **texts) + "\n")
+    environment = Environment(loader=PackageLoader("clce_ext.train"), autoescape=True, trim_blocks=True)
+    page = environment.get_template("report.html")
+    write_text(path, page.render(sections=[s for s in sections if s is not None], **texts) + "\n")
 
 
-def interval_of(records: Sequence[RunRecord], column: str) -> metrics.Interval:
-    return metrics.confidence_interval(np.array([r.results.get(column, math.nan) for r in records]))
+def interval_of(records: Sequence[RunRecord], column: str) -> Interval:
+    return confidence_interval(np.array([r.results.get(column, math.nan) for r in records]))
 
 
-def percent(interval: metrics.Interval, bold: bool = False) -> Cell:
-    return number_cell(interval, 100, 1, bold)
-
-
-def number_cell(interval: metrics.Interval, scale: float, digits: int, bold: bool = False) -> Cell:
+def spread(interval: Interval, scale: float = 100.0, digits: int = 1) -> str:
+    """The mean and half of the 95 % interval, by default in percent: ``91.2 ± 0.3``."""
     if not math.isfinite(interval.mean):
-        return Cell("n/a")
-    half = f"{scale * interval.half_width:.{digits}f}" if math.isfinite(interval.half_width) else ""
-    return Cell(f"{scale * interval.mean:.{digits}f}", half, bold)
+        return "n/a"
+    half = f" ± {scale * interval.half_width:.{digits}f}" if math.isfinite(interval.half_width) else ""
+    return f"{scale * interval.mean:.{digits}f}{half}"
 
 
-def name_cell(objective: str) -> Cell:
-    return Cell(objective, color=plots.color(objective))
+def cell(text: str, bold: bool = False) -> Markup:
+    """Of what `spread` gives, with the interval small."""
+    mean, plus_minus, half = text.partition(" ± ")
+    shown = Markup("<b>{}</b>" if bold else "{}").format(mean)
+    return shown + Markup(" <small>± {}</small>").format(half) if plus_minus else shown
 
 
-def drawn(svg: str, said: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    return {"svg": Markup(svg), "said": said}
+def name_cell(objective: str) -> Markup:
+    return Markup('<span class=dot style="background:{}"></span>{}').format(color(objective), objective)
 
 
-def table_of(rows: Mapping[str, Sequence[Cell]], columns: Mapping[str, str]) -> dict[str, Any]:
-    body = [[name_cell(name), *cells] for name, cells in rows.items()]
-    return {"head": ["", *columns.values()], "rows": body}
+def table_of(rows: Mapping[str, Sequence[str]], columns: Sequence[str]) -> Table:
+    """A row per objective."""
+    return [["", *columns], *([name_cell(name), *cells] for name, cells in rows.items())]

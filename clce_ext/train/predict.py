@@ -27,6 +27,7 @@ from .results import write_rows
 
 _ON_SHEET = 500  # thumbnails at most; the table has all images
 _SAID = 3  # classes of each image
+_LOADING = ("batch_size", "workers", "max_image_pixels", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,13 +48,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
     parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    parser.add_argument(
-        "--max-image-pixels",
-        type=int,
-        default=TrainConfig.max_image_pixels,
-        metavar="N",
-        help="refuse larger images (default: %(default)s)",
-    )
+    most, text = TrainConfig.max_image_pixels, "refuse larger images (default: %(default)s)"
+    parser.add_argument("--max-image-pixels", type=int, default=most, metavar="N", help=text)
     parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
     return parser.parse_args(arguments)
 
@@ -62,38 +58,26 @@ def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
-    names = ("batch_size", "workers", "max_image_pixels")
-    config = TrainConfig.from_dict({name: getattr(options, name) for name in names})
+    config = TrainConfig.from_dict({k: v for k, v in vars(options).items() if k in _LOADING})
     image = functools.partial(file_image, paths, config.max_image_pixels)
-    images = Images(
-        Source(
-            image,
-            np.zeros(len(paths), int),
-            functools.partial(sample_name, paths),
-        ),
-        np.arange(len(paths)),
-        np.zeros(len(paths), dtype=np.int64),
-    )
-    device = choose_device(options.device)
-    outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)
+    unknown = np.zeros(len(paths), dtype=np.int64)  # labels
+    source = Source(image, unknown, functools.partial(sample_name, paths))
+    loader = evaluation_loader(Images(source, np.arange(len(paths)), unknown), config, input_config)
+    device = choose_device(config.device)
+    outputs = run_model(model.to(device), loader, device)
     rows = []
-    for (path, _), top, confidence in zip(
-        paths, outputs.top.tolist(), outputs.confidence.tolist(), strict=True
-    ):
+    for (path, _), top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
         row: dict[str, Any] = {"image": path}
-        for place, (label, share) in enumerate(zip(top[:_SAID], confidence, strict=False), 1):
+        for place, (label, share) in enumerate(zip(top[:_SAID], shares, strict=False), 1):
             row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
         rows.append(row)
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "predictions.csv", rows)
-    photos = [
-        {
-            "images": [plots.photograph(image(i))],
-            "text": f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}",
-        }
-        for i, row in enumerate(rows[:_ON_SHEET])
-    ]
+    photos = []
+    for i, row in enumerate(rows[:_ON_SHEET]):
+        text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}"
+        photos.append(([plots.photograph(image(i))], text))
     write_page(
         folder / "contact-sheet.html",
         [Section("Images", photos=photos)],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from .config import TrainConfig
-from .errors import TrainingError, first_line
+from .errors import TrainingError, differences, first_line
 
 
 @dataclass(frozen=True)
@@ -34,28 +35,16 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
-    def agree(self, values: dict[str, Any]) -> None:
-        """Compares ``values`` of all processes.
+    def agree(self, what: str, found: dict[str, Any], *words: str) -> None:
+        """Compares what the processes have ``found``; see errors.differences for ``words``.
 
         Raises:
-            TrainingError: they differ; in every process.
+            TrainingError: a process ``what`` ("found other data") than process 0; in every process.
         """
-        main, *others = self.gather(values)
+        main, *others = self.gather(found)
         for rank, other in enumerate(others, 1):
-            if odd := [name for name in main if other.get(name) != main[name]]:
-                found = "; ".join(f"{name} {other.get(name)!r}, not {main[name]!r}" for name in odd)
-                raise TrainingError(
-                    f"process {rank} was given other options than process 0: {found}; give all the same"
-                )
-
-    def main_first(self, action: Callable[..., Any], *arguments: Any) -> Any:
-        """``action(*arguments)`` in the main process, then in the others: files it leaves are made once."""
-        if not self.is_main:
-            self.from_main(None)
-        value = action(*arguments)
-        if self.is_main:
-            self.from_main(None)
-        return value
+            if odd := differences(main, other, *words):
+                raise TrainingError(f"process {rank} {what} than process 0: {odd}; all must have the same")
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value``."""
@@ -73,15 +62,11 @@ def choose_device(wanted: str | None) -> torch.device:
         TrainingError: neither cpu nor a CUDA device that is there.
     """
     kind = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(kind)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", kind):
         raise TrainingError(f"--device must be cpu or cuda, got {kind!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if kind != "cpu" and not torch.cuda.is_available():
         raise TrainingError("--device cuda: this machine or this build of torch has no CUDA device")
-    return device
+    return torch.device(kind)
 
 
 @contextlib.contextmanager
@@ -99,19 +84,16 @@ def processes(config: TrainConfig) -> Iterator[Processes]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(device)
-    joined = not dist.is_initialized()
-    if joined:
-        dist.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo", timeout=datetime.timedelta(seconds=config.timeout)
-        )
+    if joined := not dist.is_initialized():
+        timeout = datetime.timedelta(seconds=config.timeout)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     rank = dist.get_rank()
     try:
         yield Processes(device, rank, dist.get_world_size())
     except RuntimeError as error:
         # gloo has no type of its own, but names its source.
-        if isinstance(error, TrainingError) or not (
-            isinstance(error, dist.DistError) or "gloo" in str(error)
-        ):
+        is_lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if isinstance(error, TrainingError) or not is_lost:
             raise
         raise TrainingError(
             f"process {rank}: another process of the run has ended, or did not answer within --timeout "

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
+import datetime
 import hashlib
 import importlib
-import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from .checkpoint import write_text
 from .errors import TrainingError
+from .results import write_rows
 
 # fmt: off
 COLUMNS = (
@@ -22,6 +22,7 @@ COLUMNS = (
     "seconds", "images_per_second",
 )
 # fmt: on
+MLFLOW_RUN = "mlflow-run.txt"  # the file that says which run of MLflow goes on, where this one is resumed
 
 
 class Records:
@@ -36,46 +37,45 @@ class Records:
         tracker: str | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.folder = folder
-        self._writer = None
-        self._tracker, self._end = _tracker(tracker, folder, options or {}) if tracker else (None, None)
+        self._file = folder / "metrics.csv"
+        self._loggers = [_tracker(tracker, folder, options or {})] if tracker else []
         if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
             first = rows[-1]["step"] + 1 if rows else 0
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-        self._write_table(rows)
+            self._loggers.append(_tensorboard(folder / "tensorboard", first))
+        write_rows(self._file, rows, COLUMNS)
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """All ``rows``, the last of which is new."""
-        self._write_table(rows)
-        if self._tracker is not None:
-            self._tracker({k: v for k, v in rows[-1].items() if k not in ("stage", "step")}, rows[-1]["step"])
-        if self._writer is not None:
-            for name, value in rows[-1].items():
-                if name not in ("stage", "epoch", "step"):
-                    self._writer.add_scalar(name, value, rows[-1]["step"])
-            self._writer.flush()
+        write_rows(self._file, rows, COLUMNS)
+        values = {name: value for name, value in rows[-1].items() if name not in ("stage", "step")}
+        for log, _ in self._loggers:
+            log(values, rows[-1]["step"])
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-        if self._end is not None:  # before the next run of a comparison begins, in the same process
-            self._end()
-            self._end = None
-
-    def _write_table(self, rows: Sequence[dict[str, Any]]) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.folder / "metrics.csv", text.getvalue())
+        """Before the next run of a comparison begins, in the same process."""
+        while self._loggers:
+            self._loggers.pop()[1]()
 
 
-def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> tuple[Callable, Callable]:
-    """What takes an epoch's values and step to Weights & Biases or MLflow, by the name of the run's folder,
-    and what ends the run there. Where that goes is set as those packages have it, by their environment
-    variables."""
+Logger = tuple[Callable[[dict[str, Any], int], Any], Callable[[], Any]]  # log(values, step), end()
+
+
+def _tensorboard(folder: Path, first: int) -> Logger:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(folder), purge_step=first)
+
+    def log(values: dict[str, Any], step: int) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return log, writer.close
+
+
+def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Logger:
+    """Weights & Biases or MLflow, by the name of the run's folder. Where that goes is set as those packages
+    have it, by their environment variables."""
     try:
         package = importlib.import_module(name)
     except ImportError as error:
@@ -85,8 +85,12 @@ def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> tuple[Calla
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
         run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=dict(options))
         return (lambda values, step: run.log(values, step=step)), run.finish
-    package.start_run(run_name=folder.name)
-    package.log_params(dict(options))
+    known = folder / MLFLOW_RUN
+    run_id = known.read_text() if known.exists() else None
+    run = package.start_run(run_id=run_id, run_name=folder.name)
+    if run_id is None:  # what was logged cannot be changed, and --resume may be
+        package.log_params(dict(options))
+        write_text(known, run.info.run_id)
     return (lambda values, step: package.log_metrics(values, step=step)), package.end_run
 
 
@@ -111,7 +115,5 @@ def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:
     for name in ("top1", "knn", "centroid"):
         if name in row:
             text += f"  {name} {100 * row[name]:.2f} %"
-    minutes, seconds = divmod(round(seconds_left), 60)
-    return (
-        text + f"  {row['images_per_second']:.0f} img/s  ETA {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-    )
+    left = datetime.timedelta(seconds=round(seconds_left))
+    return f"{text}  {row['images_per_second']:.0f} img/s  ETA {left}"

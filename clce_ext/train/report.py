@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from sklearn.metrics import confusion_matrix
 
 from . import metrics, plots
 from .config import TrainConfig
@@ -16,9 +17,14 @@ from .data import Images
 from .intervals import SIGNIFICANT, Difference, difference, differences_of
 from .judge import Outputs
 from .objectives import UNTOUCHED
-from .page import Cell, Section, drawn, interval_of, name_cell, number_cell, percent, table_of, write_page
+from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
 from .results import RunRecord, untouched_records
 from .start import versions
+
+if TYPE_CHECKING:
+    from .sweep import Setting
+
+Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
 
 ACCURACIES = {
     "top1": "Top-1",
@@ -36,8 +42,10 @@ GEOMETRY = {
     "uniformity": "Uniformity ↓",
     "isotropy": "Isotropy ↑",
 }
+_CURVES = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
+_LOSSES = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
 _MAP_POINTS = 1500
-_MISTAKES, _PAIRS, _CLASSES = 12, 8, 12  # shown at most
+_MISTAKES, _PAIRS, _CLASSES, _CONFUSED = 12, 8, 12, 20  # shown at most
 _OF_ONE_RUN = ("objective", "seed", "output", "resume", "overwrite")
 _STEADY = 1.15  # the longest over the shortest epoch of a stage where nothing else kept the machine busy
 
@@ -54,173 +62,142 @@ def write_run_report(
 ) -> None:
     """``folder/report.html`` of one run; ``val`` are the outputs for those of ``images`` that it is judged
     on."""
-    embeddings, labels = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else (None, None)
-    record = RunRecord(config.objective, config.seed, results, rows, embeddings, labels)
-    runs = {config.objective: [record]}
-    untouched = untouched_records(runs[config.objective])
-    sections = [_accuracies(runs, untouched), _curves_section(runs, with_losses=True)]
+    tensors = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else ()
+    runs = {config.objective: [RunRecord(config.objective, config.seed, results, rows, *tensors)]}
+    sections = [_accuracies(runs), _curves(runs, _CURVES | _LOSSES)]
     if val is not None and images is not None:
         sections += [_classes(val, classes), _mistakes(val, images, classes), _hardest(val, images, classes)]
     sections += _embeddings(runs, classes) if with_map else []
-    write_page(
-        folder / "report.html",
-        sections,
-        title=f"{config.objective} on {_data_name(config)}",
-        lead=(
-            f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
-        ),
-        setting=_setting(config),
-        options_title="Options of the run",
-        options=_options(config),
-    )
+    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
+    _write(folder / "report.html", config, config.objective, lead, sections)
 
 
 def write_comparison_report(
     path: Path,
     config: TrainConfig,
-    runs: Mapping[str, list[RunRecord]],
+    runs: Runs,
     classes: Sequence[str],
     baseline: str,
     own: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Objectives x seeds: ``runs[objective]`` in the order of seeds, the same seeds everywhere; ``own`` are
-    options of one objective alone."""
+    """Objectives x seeds, the same seeds everywhere; ``own`` are options of one objective alone."""
     first = next(iter(runs.values()))
-    untouched = untouched_records(first)
-    differences = differences_of(runs, untouched, baseline)
+    records = [record for of in runs.values() for record in of]
+    differences = differences_of(runs, untouched_records(first), baseline)
+    links = [
+        (f"{r.objective}, seed {r.seed}", f"runs/{r.objective}-seed{r.seed}/report.html") for r in records
+    ]
+    photographs = "Photographs of the worst mistakes and the hardest negatives are in each run's own report."
     sections = [
-        _accuracies(runs, untouched),
-        _difference_section(differences),
-        _curves_section(runs),
+        _accuracies(runs),
+        _differences(differences),
+        _curves(runs, _CURVES),
         _classes_by_objective(runs, classes),
         *_embeddings(runs, classes),
         _cost(runs),
-        Section(
-            "Runs",
-            "Photographs of the worst mistakes and the hardest negatives are in each run's own report.",
-            links=[
-                (f"{name}, seed {r.seed}", f"runs/{name}-seed{r.seed}/report.html")
-                for name, records in runs.items()
-                for r in records
-            ],
-        ),
+        Section("Runs", photographs, links=links),
     ]
-    epochs = max(record.results["epochs"] for records in runs.values() for record in records)
-    write_page(
-        path,
-        sections,
-        title=f"{' · '.join(runs)} on {_data_name(config)}",
-        lead=(
-            f"{len(runs)} objectives, {len(first)} seed{'s' * (len(first) > 1)}, {epochs} epochs each on "
-            f"{first[0].results['train_images']} training images; judged on {_judged_on(first[0].results)}."
-            f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
-        ),
-        setting=_setting(config, {option for options in own.values() for option in options}),
-        options_title="Options shared by the runs",
-        options=_options(config, own),
+    lead = (
+        f"{len(runs)} objectives, {len(first)} seed{'s' * (len(first) > 1)}, "
+        f"{max(r.results['epochs'] for r in records)} epochs each on {first[0].results['train_images']} "
+        f"training images; judged on {_judged_on(first[0].results)}."
+        f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
+    _write(path, config, " · ".join(runs), lead, sections, own)
 
 
 def write_sweep_report(
     path: Path,
     config: TrainConfig,
-    settings: Sequence[Any],
+    settings: Sequence[Setting],
     grid: Mapping[str, Sequence[Any]],
     metric: str,
-    split: str | None,
 ) -> None:
-    """A table of ``settings`` (sweep.Setting) and, per option of the grid, how the metric follows it."""
+    """A table of the settings and, per option of the grid, how the metric follows it."""
     names = list(dict.fromkeys(s.objective for s in settings))
-    rows = [
-        [
-            name_cell(s.objective),
-            *(Cell(str(s.point.get(option, "–"))) for option in grid),
-            percent(s.interval, bold=s.chosen),
-        ]
-        for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean))
-    ]
-    figures = []
+    figure, watched = ACCURACIES[metric], settings[0].records[0].results["split"]
+    table = [["", *grid, f"{figure}, {watched}"]]
+    for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean)):
+        values = [str(s.point.get(option, "–")) for option in grid]
+        table.append([name_cell(s.objective), *values, cell(spread(s.interval), bold=s.chosen)])
+    svgs = []
     for option, values in grid.items():
-        lines = {}
-        for name in names:
-            of = {
-                v: [s for s in settings if s.objective == name and s.point.get(option) == v] for v in values
-            }
-            lines[name] = [(value, [s.interval for s in having]) for value, having in of.items() if having]
+        lines: dict[str, dict[Any, list[metrics.Interval]]] = {}
+        for s in settings:
+            if option in s.point:
+                lines.setdefault(s.objective, {}).setdefault(s.point[option], []).append(s.interval)
         if any(len(points) > 1 for points in lines.values()):
-            figures.append(drawn(plots.sweep_curves(lines, f"{ACCURACIES[metric]} by {option}")))
-    judged = []
-    for s in settings if split else ():
-        if s.chosen:
-            figure = percent(interval_of(s.records, metric))
-            half = f" ± {figure.half}" if figure.half else ""
-            judged.append((s.objective, f"{figure.text}{half} %, {_judged_on(s.records[0].results)}"))
-    head = ["", *grid, f"{ACCURACIES[metric]}, {settings[0].records[0].results['split']}"]
-    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
-    sections = [
-        Section("Settings", table={"head": head, "rows": rows}, note=note),
-        Section("What was chosen, on a split that chose nothing", said=judged) if judged else None,
-        Section(
-            "By option",
-            figures=figures,
-            note="Lines join the best of each value; dots are all settings. Bars are 95 % intervals.",
-        )
-        if figures
-        else None,
+            svgs.append(plots.sweep_curves(lines, values, f"{figure} by {option}"))
+    judged = [
+        (s.objective, f"{spread(interval_of(s.judged, metric))} %, {_judged_on(s.judged[0].results)}")
+        for s in settings
+        if s.judged
     ]
+    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
+    joined = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals."
+    sections = [
+        Section("Settings", table=table, note=note),
+        Section("What was chosen, on a split that chose nothing", said=judged) if judged else None,
+        Section("By option", figures=[(svg, ()) for svg in svgs], note=joined) if svgs else None,
+    ]
+    lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {figure.lower()}."
+    _write(path, config, "Sweep", lead, sections, {"grid": grid})
+
+
+def _write(
+    path: Path,
+    config: TrainConfig,
+    what: str,
+    lead: str,
+    sections: Sequence[Section | None],
+    own: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
+    those own ones."""
+    varied = {option for of in (own or {}).values() for option in of}
+    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *_OF_ONE_RUN}}
+    setting = [str(options["model"])] if "model" in options else []
+    if options.get("shots"):
+        setting.append(f"{config.shots} training images of each class")
+    if "batch_size" in options:
+        balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
+        setting.append(f"batches of {config.batch_size} images{balanced}")
+    comments = {name: ", ".join(f"{k} {v}" for k, v in of.items()) for name, of in (own or {}).items()}
+    comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
     write_page(
         path,
         sections,
-        title=f"Sweep on {_data_name(config)}",
-        lead=f"{len(settings)} settings of {', '.join(names)}, chosen by {ACCURACIES[metric].lower()}.",
-        setting=_setting(config, set(grid)),
-        options_title="Options shared by the runs",
-        options=_options(config, {"grid": grid}),
+        title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
+        lead=lead,
+        setting="; ".join(setting) + "." * bool(setting),
+        options_title="Options of the run" if own is None else "Options shared by the runs",
+        options=yaml.safe_dump(options, sort_keys=False) + comments,
     )
-
-
-# Texts and cells
 
 
 def _judged_on(results: Mapping[str, Any]) -> str:
     return f"{results['images']} images of the {results['split']} split"
 
 
-def _data_name(config: TrainConfig) -> str:
-    return Path(config.data).name if config.data_is_folder else config.data
-
-
-def _setting(config: TrainConfig, varied: Sequence[str] | set[str] = ()) -> str:
-    parts = [config.model] if "model" not in varied else []
-    if config.shots and "shots" not in varied:
-        parts.append(f"{config.shots} training images of each class")
-    if "batch_size" not in varied:
-        balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
-        parts.append(f"batches of {config.batch_size} images{balanced}")
-    return "; ".join(parts) + "." if parts else ""
-
-
-def _options(config: TrainConfig, own: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-    """Of one run, or those that all runs of a comparison share, and then those of one objective alone."""
-    options = config.to_dict()
-    if own is not None:
-        varied = {option for of in own.values() for option in of}
-        options = {k: v for k, v in options.items() if k not in _OF_ONE_RUN and k not in varied}
-    text = yaml.safe_dump(options, sort_keys=False)
-    for name, of in (own or {}).items():
-        text += f"# {name}: " + ", ".join(f"{option} {value}" for option, value in of.items()) + "\n"
-    return text + "".join(f"# {name} {version}\n" for name, version in versions().items())
-
-
 # Sections of accuracy
 
 
-def _accuracies(runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord]) -> Section:
-    columns = {k: v for k, v in ACCURACIES.items() if all(k in r.results for rs in runs.values() for r in rs)}
-    shown = ({UNTOUCHED: untouched} if untouched else {}) | dict(runs)
+def with_untouched(runs: Runs) -> Runs:
+    """All objectives start from the same backbones, one per seed: those of the first one stand for all."""
+    untouched = untouched_records(next(iter(runs.values())))
+    return ({UNTOUCHED: untouched} if untouched else {}) | dict(runs)
+
+
+def accuracy_columns(runs: Runs) -> dict[str, str]:
+    """Those that all runs have."""
+    return {k: v for k, v in ACCURACIES.items() if all(k in r.results for of in runs.values() for r in of)}
+
+
+def _accuracies(runs: Runs) -> Section:
+    columns, shown = accuracy_columns(runs), with_untouched(runs)
     winners = {column: _winner(shown, column) for column in columns}
     rows = {
-        name: [percent(interval_of(records, c), bold=winners[c] == name) for c in columns]
+        name: [cell(spread(interval_of(records, c)), bold=winners[c] == name) for c in columns]
         for name, records in shown.items()
     }
     note = "Percent. "
@@ -234,12 +211,12 @@ def _accuracies(runs: Mapping[str, list[RunRecord]], untouched: list[RunRecord])
         "mean) and probe (logistic regression) look only at the frozen embeddings, with the training images "
         "as references."
     )
-    if untouched:
+    if UNTOUCHED in shown:
         note += " Untouched is the given backbone before the first step."
-    return Section("Accuracy", table=table_of(rows, columns), note=note)
+    return Section("Accuracy", table=table_of(rows, columns.values()), note=note)
 
 
-def _winner(shown: Mapping[str, Sequence[RunRecord]], column: str) -> str | None:
+def _winner(shown: Runs, column: str) -> str | None:
     """Who is ahead of every other by more than chance explains, if anybody."""
     having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
     if len(having) < 2:
@@ -249,34 +226,27 @@ def _winner(shown: Mapping[str, Sequence[RunRecord]], column: str) -> str | None
     return best if all(d.mean - d.half_width > 0 for d in against) else None
 
 
-def _difference_section(differences: Sequence[Difference]) -> Section | None:
-    groups: dict[tuple[str, str], list[Difference]] = {}
-    for found in differences:
-        groups.setdefault((found.figure, found.reference), []).append(found)
-    if not groups:
-        return None
-    images = {found.images for found in differences}
+def _differences(differences: Sequence[Difference]) -> Section | None:
+    """A figure for each column and reference, a line in it per objective, and what it says in words."""
+    groups: dict[str, list[Difference]] = {}
+    for d in differences:
+        groups.setdefault(f"{ACCURACIES[d.figure]} against {d.reference}, paired", []).append(d)
+    figures = []
+    for title, group in groups.items():
+        rows = [(d.objective, 100 * np.array(d.by_seed), 100 * d.mean, 100 * d.half_width) for d in group]
+        figures.append((plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group]))
+    images = {d.images for d in differences}
     what = (
         "of the seeds, not that of the images"
         if None in images
         else f"of seeds and of images ({', '.join(map(str, sorted(images)))}), both drawn anew"
     )
-    return Section(
-        "Paired differences",
-        figures=[_differences(group) for group in groups.values()],
-        note="Small dots are seeds: the same subset and the same order of images for both sides. Bars are "
-        f"95 % intervals of each mean difference alone, and hold the variation {what}. Above and below are "
-        f"said where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons here.",
+    note = (
+        "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
+        f"intervals of each mean difference alone, and hold the variation {what}. Above and below are said "
+        f"where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons here."
     )
-
-
-def _differences(group: Sequence[Difference]) -> dict[str, Any]:
-    """One figure, a line per objective, and what it says in words."""
-    rows = [
-        (d.objective, [100 * value for value in d.by_seed], 100 * d.mean, 100 * d.half_width) for d in group
-    ]
-    title = f"{ACCURACIES[group[0].figure]} against {group[0].reference}, paired"
-    return drawn(plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group])
+    return Section("Paired differences", figures=figures, note=note) if figures else None
 
 
 def _verdict(d: Difference) -> str:
@@ -294,53 +264,47 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
     for d in differences:
         if (d.reference, d.figure) == (baseline, figure) and len(d.by_seed) > 1:
             names.setdefault(d.verdict, []).append(d.objective)
-    if not names:
-        return ""
     said = "; ".join(f"{', '.join(of)} {verdict} {baseline}" for verdict, of in names.items())
-    return f" {ACCURACIES[figure]}: {said}."
+    return f" {ACCURACIES[figure]}: {said}." if said else ""
 
 
 def _classes(val: Outputs, classes: Sequence[str]) -> Section:
+    """The worst, and of few classes which is taken for which."""
     rows = val.by_class(classes)
     worst = sorted(rows, key=lambda row: row["accuracy"])[:_CLASSES]
-    body = [
-        [
-            Cell(row["class"]),
-            Cell(f"{100 * row['accuracy']:.1f}"),
-            Cell(str(row["images"])),
-            Cell(f"{row['taken_for']} ({row['times']})" if row["times"] else "–"),
-        ]
-        for row in worst
-    ]
+    table = [["Class", "Top-1", "Images", "Most often taken for"]]
+    for row in worst:
+        taken = f"{row['taken_for']} ({row['times']})" if row["times"] else "–"
+        table.append([row["class"], f"{100 * row['accuracy']:.1f}", str(row["images"]), taken])
     which = (
         f"The {len(worst)} of {len(rows)} classes that are found least often."
         if len(worst) < len(rows)
         else "Those that are found least often first."
     )
-    head = ["Class", "Top-1", "Images", "Most often taken for"]
-    return Section("Classes", which, table={"head": head, "rows": body})
+    figures = []
+    if len(classes) <= _CONFUSED:
+        counts = confusion_matrix(val.labels, val.top[:, 0], labels=range(len(classes)))
+        figures.append((plots.confusion(counts, classes), ()))
+    return Section("Classes", which, table=table, figures=figures)
 
 
-def _classes_by_objective(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> Section | None:
+def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
     """Mean over seeds, of the classes that are hardest for all together."""
     records = [record for of in runs.values() for record in of]
     if any(r.labels is None or len(r.correct.get("top1", ())) != len(r.labels) for r in records):
         return None
     present = np.unique(records[0].labels)
-    accuracy = {
-        name: np.mean([[r.correct["top1"][r.labels == c].mean() for c in present] for r in of], axis=0)
-        for name, of in runs.items()
-    }
-    order = np.argsort(np.mean(list(accuracy.values()), axis=0))[:_CLASSES]
-    body = [
-        [Cell(classes[present[i]]), *(Cell(f"{100 * values[i]:.1f}") for values in accuracy.values())]
-        for i in order
-    ]
-    which = f"The {len(order)} of {len(present)} classes that are hardest for all together; " * (
-        len(order) < len(present)
-    )
-    text = f"{which}top-1 in percent, mean over seeds."
-    return Section("Classes", text[0].upper() + text[1:], table={"head": ["Class", *runs], "rows": body})
+    accuracy = np.array(
+        [np.mean([[r.correct["top1"][r.labels == c].mean() for c in present] for r in of], axis=0)
+         for of in runs.values()]
+    )  # fmt: skip
+    order = np.argsort(accuracy.mean(axis=0))[:_CLASSES]
+    table = [["Class", *runs]]
+    table += [[classes[present[i]], *(f"{100 * value:.1f}" for value in accuracy[:, i])] for i in order]
+    text = "Top-1 in percent, mean over seeds"
+    if len(order) < len(present):
+        text += f", of the {len(order)} of {len(present)} classes that are hardest for all together"
+    return Section("Classes", f"{text}.", table=table)
 
 
 # Sections of photographs
@@ -350,11 +314,10 @@ def _mistakes(val: Outputs, images: Images, classes: Sequence[str]) -> Section |
     wrong = (~val.correct()).nonzero()[:, 0]
     worst = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
     photos = [
-        {
-            "images": [_photograph(images, val, i)],
-            "text": f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %; "
-            f"it is {classes[val.labels[i]]}",
-        }
+        (
+            [_photograph(images, val, i)],
+            f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %; it is {classes[val.labels[i]]}",
+        )
         for i in worst
     ]
     text = "Wrong, and surest of it: what the classifier says, how sure it is, and what it is."
@@ -362,13 +325,12 @@ def _mistakes(val: Outputs, images: Images, classes: Sequence[str]) -> Section |
 
 
 def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
-    pairs = metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
     photos = [
-        {
-            "images": [_photograph(images, val, i), _photograph(images, val, j)],
-            "text": f"{classes[val.labels[i]]} and {classes[val.labels[j]]}, cosine {cosine:.3f}",
-        }
-        for i, j, cosine in pairs
+        (
+            [_photograph(images, val, i), _photograph(images, val, j)],
+            f"{classes[val.labels[i]]} and {classes[val.labels[j]]}, cosine {cosine:.3f}",
+        )
+        for i, j, cosine in metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
     ]
     text = "Images of different classes whose embeddings are most alike."
     return Section("Hardest negatives", text, photos=photos) if photos else None
@@ -381,50 +343,43 @@ def _photograph(images: Images, val: Outputs, i: int) -> str:
 # Sections of curves, embeddings and cost
 
 
-def _curves_section(runs: Mapping[str, list[RunRecord]], with_losses: bool = False) -> Section:
-    accuracies = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
-    losses = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
-    figures = [_curves(runs, column, title, 100.0, "%") for column, title in accuracies.items()]
-    if with_losses:
-        figures += [_curves(runs, column, title, 1.0, "nats") for column, title in losses.items()]
+def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
+    """Of ``columns`` of metrics.csv, with their titles."""
+    figures = []
+    for column, title in columns.items():
+        scale, unit = (1.0, "nats") if column in _LOSSES else (100.0, "%")
+        curves = {name: [_curve(r, column, scale) for r in records] for name, records in runs.items()}
+        curves = {name: of for name, of in curves.items() if all(len(epochs) for epochs, _ in of)}
+        if curves:
+            figures.append((plots.learning_curves(curves, title, unit), ()))
     return Section(
         "Learning curves",
-        figures=[drawn(svg) for svg in figures if svg],
+        figures=figures,
         note="Accuracy per epoch on the split that training watches: val, or test where there is no val. "
         "Thin lines are seeds. Objectives of two stages have a classifier only in the second one.",
     )
 
 
-def _curves(
-    runs: Mapping[str, list[RunRecord]], column: str, title: str, scale: float, unit: str
-) -> str | None:
-    curves = {name: [_curve(r, column, scale) for r in records] for name, records in runs.items()}
-    curves = {name: c for name, c in curves.items() if all(len(epochs) for epochs, _ in c)}
-    return plots.learning_curves(curves, title, unit) if curves else None
-
-
 def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """(epochs counted through the stages, values) where the column has a value."""
-    points = [
-        (i + 1, scale * row[column]) for i, row in enumerate(record.rows) if row.get(column) is not None
-    ]
+    points = [(i, scale * row[column]) for i, row in enumerate(record.rows, 1) if row.get(column) is not None]
     epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
     return epochs, values
 
 
-def _embeddings(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> list[Section]:
+def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
     shown = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
     if not shown:
         return []
     maps = []
     for name, record in shown.items():
         points, labels, method = map_points(record.embeddings, record.labels)
-        maps.append(drawn(plots.embedding_map(points, labels, classes, name)))
+        maps.append((plots.embedding_map(points, labels, classes, name), ()))
     counts = {name: metrics.cosine_histograms(r.embeddings, r.labels, 100) for name, r in shown.items()}
     # One axis for all: from the lowest cosine that occurs.
     low = min(h["edges"][:-1][h["within"] + h["between"] > 0].min() for h in counts.values())
-    histograms = [drawn(plots.cosine_histogram(h, name, name, low)) for name, h in counts.items()]
-    rows = {name: [number_cell(interval_of(of, c), 1, 3) for c in GEOMETRY] for name, of in runs.items()}
+    histograms = [(plots.cosine_histogram(h, name, name, low), ()) for name, h in counts.items()]
+    rows = {name: [cell(spread(interval_of(of, c), 1, 3)) for c in GEOMETRY] for name, of in runs.items()}
     seed = next(iter(shown.values())).seed
     return [
         Section(
@@ -440,7 +395,7 @@ def _embeddings(runs: Mapping[str, list[RunRecord]], classes: Sequence[str]) -> 
         ),
         Section(
             "Retrieval and geometry",
-            table=table_of(rows, GEOMETRY),
+            table=table_of(rows, GEOMETRY.values()),
             note="Among the images judged on. Recall@K: one of the K nearest others is of the same class. "
             "MAP@R: Musgrave et al., arXiv 2003.08505. Silhouette by cosine distance, in [-1, 1]. Alignment: "
             "mean squared distance within a class. Uniformity: log mean exp(-2 · squared distance) over all "
@@ -467,20 +422,17 @@ def map_points(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return tsne.fit_transform(x), labels, "t-SNE"
 
 
-def _cost(runs: Mapping[str, list[RunRecord]]) -> Section:
+def _cost(runs: Runs) -> Section:
     if not all(is_steady(record.rows) for records in runs.values() for record in records):
         return Section(
             "Cost",
             "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
             "must have kept the machine busy, or they are too few to tell.",
         )
-    values = {}
-    for name, records in runs.items():
-        interval = metrics.confidence_interval(np.array([r.results["seconds_per_epoch"] for r in records]))
-        values[name] = (interval.mean, interval.half_width)
+    rows = {name: [cell(spread(interval_of(of, "seconds_per_epoch"), 1, 2))] for name, of in runs.items()}
     return Section(
         "Cost",
-        figures=[drawn(plots.bars(values, "Training time per epoch", "s"))],
+        table=table_of(rows, ["Seconds per epoch"]),
         note="Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
         "double the images; a frozen backbone in the head stage makes its epochs cheap. Epochs of the same "
         f"stage took the same time within {round(100 * (_STEADY - 1))} %.",

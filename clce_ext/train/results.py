@@ -49,37 +49,31 @@ def read_run(folder: Path, split: str | None = None) -> RunRecord:
     Raises:
         TrainingError: a file of it is missing or damaged.
     """
+    suffix = f"-{split}" if split else ""
+    correct = folder / f"correct{suffix}.safetensors"
     try:
-        return _read_run(folder, split)
+        results = json.loads((folder / "results.json").read_text())
+        if split:  # what says how the run was made, with the figures of that split
+            made = {k: v for k, v in results.items() if k in _OF_THE_RUN}
+            results = made | json.loads((folder / f"results{suffix}.json").read_text())
+        with (folder / "metrics.csv").open(newline="") as file:
+            rows = [
+                {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
+                for row in csv.DictReader(file)
+            ]
+        return RunRecord(
+            results["objective"],
+            results["seed"],
+            results,
+            rows,
+            **load_file(folder / f"embeddings{suffix}.safetensors"),
+            correct=load_file(correct) if correct.exists() else {},
+        )
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise TrainingError(
             f"{folder}: not what a finished run leaves ({type(error).__name__}: {first_line(error)}): "
             "clce-train with --resume finishes it again"
         ) from error
-
-
-def _read_run(folder: Path, split: str | None) -> RunRecord:
-    suffix = f"-{split}" if split else ""
-    results = json.loads((folder / "results.json").read_text())
-    if split:  # what says how the run was made, with the figures of that split
-        made = {k: v for k, v in results.items() if k in _OF_THE_RUN}
-        results = made | json.loads((folder / f"results{suffix}.json").read_text())
-    tensors = load_file(folder / f"embeddings{suffix}.safetensors")
-    correct = folder / f"correct{suffix}.safetensors"
-    with (folder / "metrics.csv").open(newline="") as file:
-        rows = [
-            {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
-            for row in csv.DictReader(file)
-        ]
-    return RunRecord(
-        results["objective"],
-        results["seed"],
-        results,
-        rows,
-        tensors["embeddings"],
-        tensors["labels"],
-        load_file(correct) if correct.exists() else {},
-    )
 
 
 def correct_tensors(
@@ -96,13 +90,6 @@ def correct_tensors(
     return {"images": torch.from_numpy(images.indices.astype(np.int64)), **found}
 
 
-def write_correct(
-    folder: Path, images: Images, found: dict[str, Tensor], untouched: dict[str, Tensor] | None
-) -> None:
-    """correct.safetensors of a run: see correct_tensors."""
-    write_weights(folder / "correct.safetensors", correct_tensors(images, found, untouched))
-
-
 def write_figures(
     folder: Path, split: str, figures: dict[str, Any], outputs: Outputs, correct: dict[str, Tensor]
 ) -> None:
@@ -115,29 +102,23 @@ def write_figures(
 
 def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
     """What runs on given weights noted of the backbone before their first step, as records of their own."""
+    shared, prefix = ("model", "data", "seed", "classes", "train_images", "split", "images"), f"{UNTOUCHED}."
     found = []
     for record in records:
         if UNTOUCHED in record.results:
-            shared = ("model", "data", "seed", "classes", "train_images", "split", "images")
             results = {"objective": UNTOUCHED} | {k: record.results[k] for k in shared}
-            prefix = f"{UNTOUCHED}."
-            correct = {k.removeprefix(prefix): v for k, v in record.correct.items() if k.startswith(prefix)}
-            correct |= {k: v for k, v in record.correct.items() if k == "images"}
+            correct = {k: v for k, v in record.correct.items() if k == "images" or k.startswith(prefix)}
+            correct = {k.removeprefix(prefix): v for k, v in correct.items()}
             results |= record.results[UNTOUCHED]
             found.append(RunRecord(UNTOUCHED, record.seed, results, [], correct=correct))
     return found
 
 
-def write_table(path: Path, records: Sequence[RunRecord]) -> None:
-    """A line per record: results.csv."""
-    write_rows(path, [{k: v for k, v in record.results.items() if k != UNTOUCHED} for record in records])
-
-
-def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """A CSV of rows that may have different columns."""
+def write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:
+    """A CSV of rows that may have different columns, ``columns`` first."""
     text = io.StringIO()
-    columns = dict.fromkeys(name for row in rows for name in row)
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    names = dict.fromkeys([*columns, *(name for row in rows for name in row)])
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())

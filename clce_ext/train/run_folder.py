@@ -18,7 +18,8 @@ import filelock
 
 from .checkpoint import checkpoints, damage, write_checksums, write_text
 from .config import TrainConfig, flag, read_yaml
-from .errors import TrainingError
+from .errors import TrainingError, differences
+from .records import MLFLOW_RUN
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE_TO_CHANGE = {
@@ -56,25 +57,18 @@ def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]
             deletes, or whose parts do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _held(folder):
+    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
+    try:  # the lock goes with the process, however it ends; the name of its holder is for messages
+        _acquire(lock, folder, holder)
+        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         yield _prepared(folder, config)
+    finally:
+        lock.release()
 
 
 def write_finished(folder: Path, config: TrainConfig) -> None:
     """Marks the run as finished: from now on its files are to have the checksums that they have now."""
     write_checksums(folder, run_id(config), [name for name in _OF_A_FINISHED if (folder / name).exists()])
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """The lock goes with the process, however it ends; the name of its holder is for messages."""
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
-    try:
-        _acquire(lock, folder, holder)
-        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        yield
-    finally:
-        lock.release()
 
 
 def _acquire(lock: filelock.BaseFileLock, folder: Path, holder: Path) -> None:
@@ -88,7 +82,7 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, holder: Path) -> None:
             pid, host = "unknown", "unknown host"
         try:
             # A killed run's loader processes keep the lock until they notice.
-            lock.acquire(timeout=_LOADERS_END if host == socket.gethostname() and not _is_alive(pid) else 0)
+            lock.acquire(timeout=_LOADERS_END if host == socket.gethostname() and _is_gone(pid) else 0)
         except filelock.Timeout:
             raise TrainingError(
                 f"--output {folder}: process {pid} on {host} is at work there: wait for its end, or give "
@@ -98,14 +92,12 @@ def _acquire(lock: filelock.BaseFileLock, folder: Path, holder: Path) -> None:
         print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
 
 
-def _is_alive(pid: int) -> bool:
+def _is_gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, TypeError):
-        pass
-    return True
+    except OSError as error:  # another user's process is there
+        return isinstance(error, ProcessLookupError)
+    return False
 
 
 def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
@@ -124,7 +116,8 @@ def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for pattern in ("metrics.csv", "report.html", "*.safetensors", "results-*.json", "config.yaml"):
+    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json", MLFLOW_RUN, "config.yaml")
+    for pattern in patterns:
         for file in folder.glob(pattern):
             file.unlink()
     return None
@@ -137,11 +130,10 @@ def _resumed(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
             f"--resume: {folder} holds a run but no config.yaml to say which: put it back, or --overwrite "
             "(without --resume) starts again"
         )
-    before, now = TrainConfig.from_dict(read_yaml(saved), str(saved)).to_dict(), lasting_options(config)
-    changed = [name for name in now if now[name] != before[name]]
-    if changed:
-        details = "; ".join(f"{flag(name)} was {before[name]!r}, is {now[name]!r}" for name in changed)
-        raise TrainingError(f"--resume: {saved} has other options: {details}")
+    configs = TrainConfig.from_dict(read_yaml(saved), str(saved)), config
+    before, now = ({flag(name): v for name, v in lasting_options(c).items()} for c in configs)
+    if changed := differences(before, now, "{name} was {before!r}, is {now!r}"):
+        raise TrainingError(f"--resume: {saved} has other options: {changed}")
     if not results.exists():
         return None
     found = damage(folder, run_id(config))

@@ -18,14 +18,14 @@ def seed_all(*key: int) -> None:
 @contextlib.contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Seeds the CPU's generators, which image transforms draw from, and puts their states back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    python, numpy = random.getstate(), np.random.get_state()
     try:
-        _seed_cpu(*key)
-        yield
+        with torch.random.fork_rng(devices=[]):
+            _seed_cpu(*key)
+            yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 def _seed_cpu(*key: int) -> int:

@@ -1,37 +1,38 @@
-"""What a run says when it starts: on which images, with which weights; and which code it is that runs."""
+"""What a run says before it starts: on which images, with which weights, and with --plan what it would do;
+and which code it is that runs."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 
 import clce_ext
 
 from .config import TrainConfig
-from .data import Data, Images
+from .data import Data, Images, epoch_sampler, load_data
+from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
 from .models import FineTuner
+from .stages import stages
 
 
 def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     """A line each for data, splits, files that were passed over, model and weights."""
     lines = [
         f"data     {config.data}: {len(data.classes)} classes ({listing(data.classes, 5)})",
-        f"train    {len(data.train)} images{_per_class(data.train, len(data.classes))}",
+        f"train    {len(data.train)} images, {_per_class(data.train)}",
         f"{data.watched:<9}{len(data.val)} images, watched while training",
     ]
     if data.test is not None and data.test is not data.val:
         lines.append(f"test     {len(data.test)} images, left to judge what was chosen")
-    splits = [images.source for images in (data.train, data.val, data.test) if images is not None]
-    passed_over: dict[str, int] = {}
-    for of_split in {id(source.passed_over): source.passed_over for source in splits}.values():
-        for kind, count in of_split.items():
-            passed_over[kind] = passed_over.get(kind, 0) + count
-    if passed_over:
+    sources = {id(split.source): split.source for split in (data.train, data.val, data.test) if split}
+    if passed_over := sum((Counter(source.passed_over) for source in sources.values()), Counter()):
         kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items())]
         lines.append(f"no image {listing(kinds)}: these files were passed over")
     millions = sum(p.numel() for p in model.backbone.parameters()) / 1e6
@@ -40,10 +41,48 @@ def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     return lines
 
 
-def _per_class(images: Images, classes: int) -> str:
-    counts = [int((images.labels == label).sum()) for label in range(classes)]
-    few, many = min(counts), max(counts)
-    return f", {few} of each class" if few == many else f", {few} to {many} of a class"
+def plan(config: TrainConfig, world_size: int = 1) -> str:
+    """What a run of ``world_size`` processes would do, in lines; no weights are read.
+
+    Raises:
+        TrainingError: data or batches that the run itself would refuse.
+    """
+    labels = load_data(config).train.labels
+    samplers = [epoch_sampler(labels, config, rank, world_size) for rank in range(world_size)]
+    steps, shares = samplers[0].steps, sorted({sampler.share for sampler in samplers})
+    k, counts = config.images_per_class, np.bincount(labels)
+    reach = "within the batch" if world_size == 1 else f"with all ({config.distributed_loss or 'gather'})"
+    if world_size > 1 and config.distributed_loss == "none":
+        reach = "within a process"
+    size = config.image_size or timm.get_pretrained_cfg(config.model).input_size[-1]
+    image = 3 * size * size * config.resolved_views
+    ahead = max(1, config.workers * PREFETCH) * samplers[0].item_size * image
+    lines = {
+        "training images": f"{len(labels):,}: {len(counts)} classes of {counts.min()} to {counts.max()}",
+        "batch": f"{config.batch_size:,} images"
+        + (f": {k} of each of {config.batch_size // k} classes" if k else ", shuffled"),
+        "processes": f"{world_size}, of {' or '.join(map(str, shares))} images per step each, in "
+        f"micro-batches of {min(config.micro_batch_size or shares[-1], shares[-1])}; contrast {reach}",
+        "steps per epoch": f"{steps:,}",
+    }
+    for stage in stages(config, world_size):
+        lines[f"stage {stage.name}"] = (
+            f"{stage.epochs} epochs, {stage.epochs * steps:,} steps, {stage.views} view(s); learning rate "
+            f"{stage.lr:.3g}, of the classifier {stage.classifier_lr:.3g}, after "
+            f"{round(stage.warmup_epochs * steps):,} steps of warm-up"
+        )
+    lines["host memory"] = (
+        f"each process {ahead / 1e9:.2g} GB that {config.workers} workers prepare ahead; up to "
+        f"{KEPT_BYTES / 1e9:.2g} GB of decoded training images{' in all' * (world_size > 1)}; on the device "
+        f"{shares[-1] * image / 1e9:.2g} GB, its share of a batch"
+    )
+    return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
+
+
+def _per_class(images: Images) -> str:
+    counts = np.bincount(images.labels)
+    few, many = counts.min(), counts.max()
+    return f"{few} of each class" if few == many else f"{few} to {many} of a class"
 
 
 @functools.cache

@@ -15,8 +15,10 @@ from . import compare
 from .compare import OF_THE_RUNS, Comparison, assignment, judged, train_all
 from .config import TrainConfig
 from .errors import TrainingError, run_command
-from .metrics import Interval, confidence_interval
+from .metrics import Interval
 from .objectives import LOSS_OPTIONS, OBJECTIVES
+from .page import interval_of
+from .report import write_sweep_report
 from .results import RunRecord, write_rows
 
 _EPILOG = """\
@@ -45,15 +47,15 @@ class Setting:
 
     objective: str
     point: dict[str, Any]  # without the options that the objective does not have
-    interval: Interval  # of the metric, over seeds
-    records: list[RunRecord]
+    configs: list[TrainConfig]  # by seed
+    records: Sequence[RunRecord] = ()  # on the split that training watches
+    interval: Interval | None = None  # of the metric there, over seeds
     chosen: bool = False  # the best of its objective
+    judged: Sequence[RunRecord] = ()  # of a chosen one, on the split that --split names
 
 
 def parse(arguments: Sequence[str] | None = None) -> Sweep:
-    parser = compare.make_parser()
-    parser.prog, parser.epilog = "clce-sweep", _EPILOG
-    parser.description = __doc__.partition(": ")[2]
+    parser = compare.make_parser(__doc__, _EPILOG)
     parser.add_argument(
         "--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="options and the values to try"
     )
@@ -62,17 +64,15 @@ def parse(arguments: Sequence[str] | None = None) -> Sweep:
         "--metric", choices=("top1", "knn", "centroid", "probe"), default="top1", help="that chooses the best"
     )
     parsed = parser.parse_args(arguments)
-    taken = {name: vars(parsed).pop(name) for name in ("grid", "random", "metric")}
-    comparison = compare.asked_for(parsed)
-    grid = _grid(taken["grid"])
+    assignments, count, metric = (vars(parsed).pop(name) for name in ("grid", "random", "metric"))
+    comparison, grid = compare.asked_for(parsed), _grid(assignments)
     points = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    if taken["random"] is not None:
-        if taken["random"] < 1:
-            raise TrainingError(f"--random must be an integer >= 1, got {taken['random']}")
+    if count is not None:
+        if count < 1:
+            raise TrainingError(f"--random must be an integer >= 1, got {count}")
         # A permutation's beginning: more points later keep those of now.
-        order = np.random.default_rng(0).permutation(len(points))[: taken["random"]]
-        points = [points[i] for i in order]
-    return Sweep(comparison, grid, points, taken["metric"])
+        points = [points[i] for i in np.random.default_rng(0).permutation(len(points))[:count]]
+    return Sweep(comparison, grid, points, metric)
 
 
 def _grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
@@ -89,40 +89,36 @@ def _grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
 def sweep(asked: Sweep) -> Path | None:
     """Trains what has not been trained, and writes sweep.csv and sweep.html; returns the latter's path, in
     the main process."""
-    from .report import write_sweep_report
-
     c = asked.comparison
-    configs: dict[tuple[str, str], list[TrainConfig]] = {}  # by objective and name of the point
-    points: dict[tuple[str, str], dict[str, Any]] = {}
+    settings: dict[str, Setting] = {}  # points that differ in others' options alone are one
     for objective, point in itertools.product(c.objectives, asked.points):
         own = _of_objective(objective, point)
         name = ",".join(f"{option}={value}" for option, value in own.items()) or "as-given"
-        points[objective, name] = own
-        configs[objective, name] = [
-            c.config(objective, seed, c.output / "runs" / name / f"{objective}-seed{seed}", **own)
-            for seed in c.seeds
-        ]
-    named = {
-        f"{objective}, {name}, seed {config.seed}": config
-        for (objective, name), runs in configs.items()
-        for config in runs
-    }
-    if not train_all(named):
+        folders = {seed: c.output / "runs" / name / f"{objective}-seed{seed}" for seed in c.seeds}
+        configs = [c.config(objective, seed, folder, **own) for seed, folder in folders.items()]
+        settings[f"{objective}, {name}"] = Setting(objective, own, configs)
+    if not train_all({f"{name}, seed {run.seed}": run for name, s in settings.items() for run in s.configs}):
         return None
-    settings = [
-        _setting(objective, points[objective, name], runs, asked.metric)
-        for (objective, name), runs in configs.items()
-    ]
+    for s in settings.values():
+        s.records = [judged(run, None) for run in s.configs]
+        s.interval = interval_of(s.records, asked.metric)
     for objective in c.objectives:
-        max((s for s in settings if s.objective == objective), key=lambda s: s.interval.mean).chosen = True
-    if c.split:  # a split that chose nothing judges only what was chosen
-        for setting in settings:
-            if setting.chosen:
-                name = next(n for (o, n), p in points.items() if (o, p) == (setting.objective, setting.point))
-                setting.records = [judged(run, c.split) for run in configs[setting.objective, name]]
-    write_rows(c.output / "sweep.csv", [_row(setting, asked) for setting in settings])
-    path = c.output / "sweep.html"
-    write_sweep_report(path, next(iter(configs.values()))[0], settings, asked.grid, asked.metric, c.split)
+        of_objective = (s for s in settings.values() if s.objective == objective)
+        best = max(of_objective, key=lambda s: s.interval.mean)
+        best.chosen = True
+        if c.split:  # a split that chose nothing judges only what was chosen
+            best.judged = [judged(run, c.split) for run in best.configs]
+    rows = []
+    for s in settings.values():
+        row = {"objective": s.objective, **s.point, "seeds": len(s.records)}
+        row |= {asked.metric: s.interval.mean, "ci95": s.interval.half_width, "chosen": s.chosen}
+        if s.judged:
+            other = interval_of(s.judged, asked.metric)
+            row |= {f"{c.split}_{asked.metric}": other.mean, f"{c.split}_ci95": other.half_width}
+        rows.append(row)
+    write_rows(c.output / "sweep.csv", rows)
+    path, first = c.output / "sweep.html", next(iter(settings.values()))
+    write_sweep_report(path, first.configs[0], list(settings.values()), asked.grid, asked.metric)
     return path
 
 
@@ -132,31 +128,8 @@ def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in point.items() if k not in LOSS_OPTIONS or k in own}
 
 
-def _setting(objective: str, point: dict[str, Any], runs: Sequence[TrainConfig], metric: str) -> Setting:
-    records = [judged(run, None) for run in runs]
-    interval = confidence_interval(np.array([record.results[metric] for record in records]))
-    return Setting(objective, point, interval, records)
-
-
-def _row(setting: Setting, asked: Sweep) -> dict[str, Any]:
-    """A line of sweep.csv; the last two columns only where another split was asked to judge the chosen."""
-    row: dict[str, Any] = {"objective": setting.objective, **setting.point, "seeds": len(setting.records)}
-    row |= {asked.metric: setting.interval.mean, "ci95": setting.interval.half_width}
-    row["chosen"] = setting.chosen
-    if setting.chosen and asked.comparison.split:
-        values = np.array([record.results[asked.metric] for record in setting.records])
-        interval = confidence_interval(values)
-        row[f"{asked.comparison.split}_{asked.metric}"] = interval.mean
-        row[f"{asked.comparison.split}_ci95"] = interval.half_width
-    return row
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    def command() -> None:
-        if report := sweep(parse(arguments)):
-            print(f"report: {report}")
-
-    return run_command("clce-sweep", command)
+    return run_command("clce-sweep", lambda: compare.print_report(sweep(parse(arguments))))
 
 
 if __name__ == "__main__":

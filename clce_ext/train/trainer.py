@@ -49,8 +49,8 @@ class Trainer:
         self.loader, self.sampler = training_loader(
             data.train, config, input_config, stage.views, group.rank, group.world_size
         )
-        self.optimizer = _optimizer(stage, model, config)
-        self.scheduler = _scheduler(stage, self.optimizer, self.sampler.steps, config)
+        self.optimizer = self._optimizer()
+        self.scheduler = self._scheduler()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "float16")
         self.averaged = ModelEmaV3(model, decay=config.ema) if config.ema else None
         self.criterion = stage.criterion
@@ -67,12 +67,30 @@ class Trainer:
         if not self.criterion.spans_processes:
             self.weight = self.sampler.share * group.world_size / config.batch_size
         self.num_classes = len(data.classes)
-        kinds = [
-            kind(alpha=alpha, num_classes=self.num_classes)
-            for kind, alpha in ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix))
-            if alpha and stage.mixing
-        ]
+        alphas = ((v2.MixUp, config.mixup), (v2.CutMix, config.cutmix)) if stage.mixing else ()
+        kinds = [kind(alpha=alpha, num_classes=self.num_classes) for kind, alpha in alphas if alpha]
         self.mix = v2.RandomChoice(kinds) if kinds else None
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        stage, config = self.stage, self.config
+        decay, name = config.weight_decay, config.opt
+        groups = parameter_groups(self.model, stage.lr, decay, config.layer_decay, stage.classifier_lr)
+        with timm_makes(f"--opt {name}"):
+            return create_optimizer_v2(groups, name, lr=stage.lr, weight_decay=decay)
+
+    def _scheduler(self) -> Scheduler:
+        stage, config = self.stage, self.config
+        with timm_makes(f"--sched {config.sched}"):
+            return create_scheduler_v2(
+                self.optimizer,
+                sched=config.sched,
+                num_epochs=stage.epochs,
+                warmup_epochs=stage.warmup_epochs,
+                warmup_lr=min(config.warmup_lr, stage.lr),
+                min_lr=min(config.min_lr, stage.lr),
+                step_on_epochs=False,
+                updates_per_epoch=self.sampler.steps,
+            )[0]
 
     @property
     def evaluated_model(self) -> FineTuner:
@@ -138,9 +156,8 @@ class Trainer:
         """This process's share of the next batch, on the device: images [B, C, H, W], or views [B, V, C, H,
         W], in uint8; labels [B]; soft targets [B, classes] where images are mixed."""
         images: Tensor | None = None
-        labels, targets = [], []
-        begin = 0
-        while begin < self.sampler.share:
+        labels, targets, filled = [], [], 0
+        while filled < self.sampler.share:
             item, item_labels = (x.to(self.device, non_blocking=True) for x in next(self._items))
             if self.stage.views == 1:
                 item = item[:, 0]
@@ -149,9 +166,9 @@ class Trainer:
                 targets.append(item_targets)
             if images is None:  # one allocation, into which items go as they come
                 images = item.new_empty(self.sampler.share, *item.shape[1:])
-            images[begin : begin + len(item)] = item
+            images[filled : filled + len(item)] = item
             labels.append(item_labels)
-            begin += len(item)
+            filled += len(item)
         return images, torch.cat(labels), torch.cat(targets) if targets else None
 
     def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -181,29 +198,6 @@ class Trainer:
             for name, value in {"loss": loss.detach(), **self.criterion.parts}.items():
                 parts[name] = parts.get(name, 0.0) + share * value
         return parts
-
-
-def _optimizer(stage: Stage, model: FineTuner, config: TrainConfig) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, stage.lr, config.weight_decay, config.layer_decay, stage.classifier_lr)
-    return timm_makes(f"--opt {config.opt}", create_optimizer_v2)(
-        groups, config.opt, lr=stage.lr, weight_decay=config.weight_decay
-    )
-
-
-def _scheduler(
-    stage: Stage, optimizer: torch.optim.Optimizer, updates_per_epoch: int, config: TrainConfig
-) -> Scheduler:
-    scheduler, _ = timm_makes(f"--sched {config.sched}", create_scheduler_v2)(
-        optimizer,
-        sched=config.sched,
-        num_epochs=stage.epochs,
-        warmup_epochs=stage.warmup_epochs,
-        warmup_lr=min(config.warmup_lr, stage.lr),
-        min_lr=min(config.min_lr, stage.lr),
-        step_on_epochs=False,
-        updates_per_epoch=updates_per_epoch,
-    )
-    return scheduler
 
 
 def _wrapped(model: FineTuner, config: TrainConfig, group: Processes) -> nn.Module:

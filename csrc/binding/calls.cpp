@@ -97,8 +97,7 @@ LossOptions loss_options(DType dtype, double beta, std::string_view summation, s
   return options;
 }
 
-Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize) {
-  PrepareArgs args;
+Rows rows_for(const Tensor& x, bool normalize, PrepareArgs& args) {
   args.dtype = dtype_of(x);
   args.rows = x.size(0);
   args.dim = x.size(1);
@@ -110,26 +109,38 @@ Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize) {
   Tensor norms = empty({normalize ? args.rows : 0}, acc_type(args.dtype), x);
   args.z = z.mutable_data_ptr();
   args.norms = norms.mutable_data_ptr();
-  if (args.rows > 0) backend.prepare(args, backend.stream);
   return {z, norms};
 }
 
-RowsBackward prepare_backward(const BackendOnDevice& backend, const Tensor& dz, const Rows& rows, int64_t dim,
-                              bool normalize, bool want_dx, bool want_dots) {
-  PrepareBackwardArgs args;
+Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize) {
+  PrepareArgs args;
+  Rows rows = rows_for(x, normalize, args);
+  if (args.rows > 0) backend.prepare(args, backend.stream);
+  return rows;
+}
+
+RowsBackward rows_backward_for(const Rows& rows, int64_t dim, bool normalize, bool want_dx, bool want_dots,
+                               PrepareBackwardArgs& args) {
   args.dtype = dtype_of(rows.z);
   args.rows = rows.z.size(0);
   args.dim = dim;
   args.z = rows.z.const_data_ptr();
   args.norms = rows.norms.const_data_ptr();
-  args.dz = dz.const_data_ptr();
   args.normalize = normalize;
   Tensor dx = empty({want_dx ? args.rows : 0, dim}, scalar_type(args.dtype), rows.z);
   Tensor dots = empty({want_dots ? args.rows : 0}, acc_type(args.dtype), rows.z);
   args.dx = want_dx ? dx.mutable_data_ptr() : nullptr;
   args.dots = want_dots ? dots.mutable_data_ptr() : nullptr;
-  if (args.rows > 0 && (want_dx || want_dots)) backend.prepare_backward(args, backend.stream);
   return {dx, dots};
+}
+
+RowsBackward prepare_backward(const BackendOnDevice& backend, const Tensor& dz, const Rows& rows, int64_t dim,
+                              bool normalize, bool want_dx, bool want_dots) {
+  PrepareBackwardArgs args;
+  RowsBackward result = rows_backward_for(rows, dim, normalize, want_dx, want_dots, args);
+  args.dz = dz.const_data_ptr();
+  if (args.rows > 0 && (want_dx || want_dots)) backend.prepare_backward(args, backend.stream);
+  return result;
 }
 
 Contrast::Contrast(const Tensor& z, const OptionalTensor& key_z, const OptionalTensor& labels,
@@ -173,8 +184,11 @@ Tensor statistics_of(const BackendOnDevice& backend, const Contrast& contrast, c
 }
 
 std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z,
-                                const LossOptions& options) {
+                                const LossOptions& options, const PrepareArgs& anchors,
+                                const PrepareArgs& keys) {
   ForwardArgs args;
+  args.prepare_anchors = anchors;
+  args.prepare_keys = keys;
   args.with_loss = true;
   args.loss = loss_args(contrast.args.dtype, contrast.args.num_anchors, options, contrast.args.temperature,
                         contrast.temperature);
@@ -209,6 +223,17 @@ Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tens
   args.workspace = scratch.mutable_data_ptr();
   if (want_anchors || want_keys) backend.backward(args, backend.stream);
   return {danchors, dkeys};
+}
+
+Tensor temperature_gradient(const BackendOnDevice& backend, const BackwardArgs& given, const Tensor& dots) {
+  Tensor gradient = empty({}, acc_type(given.contrast.dtype), dots);
+  TemperatureGradientArgs args;
+  args.given = given;
+  args.dots = dots.const_data_ptr();
+  args.rows = dots.size(0);
+  args.gradient = gradient.mutable_data_ptr();
+  backend.temperature_gradient(args, backend.stream);
+  return gradient;
 }
 
 }  // namespace clce::binding

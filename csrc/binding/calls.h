@@ -39,12 +39,17 @@ Reduction reduction_of(std::string_view name);
 struct Rows {
   Tensor z, norms;
 };
+// Allocates what prepare writes, and makes `args` those of the call.
+Rows rows_for(const Tensor& x, bool normalize, PrepareArgs& args);
 Rows prepare(const BackendOnDevice& backend, const Tensor& x, bool normalize);
 
 // The gradient of the embeddings, and z . dz per row; what is not wanted has no rows.
 struct RowsBackward {
   Tensor dx, dots;
 };
+// The same as rows_for, for prepare_backward; `args` has no dz yet.
+RowsBackward rows_backward_for(const Rows& rows, int64_t dim, bool normalize, bool want_dx, bool want_dots,
+                               PrepareBackwardArgs& args);
 RowsBackward prepare_backward(const BackendOnDevice& backend, const Tensor& dz, const Rows& rows, int64_t dim,
                               bool normalize, bool want_dx, bool want_dots);
 
@@ -64,9 +69,10 @@ struct Loss {
 };
 
 Tensor statistics_of(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z);
-// The same with the loss, in one call.
+// The same with the loss and what prepares the rows, in one call.
 std::pair<Tensor, Loss> forward(const BackendOnDevice& backend, const Contrast& contrast, const Tensor& z,
-                                const LossOptions& options);
+                                const LossOptions& options, const PrepareArgs& anchors,
+                                const PrepareArgs& keys);
 Loss loss_of(const BackendOnDevice& backend, const Tensor& statistics, const TensorOrNumber& temperature,
              const LossOptions& options);
 
@@ -77,5 +83,8 @@ struct Gradients {
 };
 Gradients backward(const BackendOnDevice& backend, BackwardArgs args, const Tensor& z, bool want_anchors,
                    bool want_keys);
+
+// [], the gradient by the temperature; `args` as backward got them, `dots` of all rows of one side.
+Tensor temperature_gradient(const BackendOnDevice& backend, const BackwardArgs& args, const Tensor& dots);
 
 }  // namespace clce::binding

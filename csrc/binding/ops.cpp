@@ -7,6 +7,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "binding/calls.h"
 
@@ -30,13 +31,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> contr
   const LossOptions form =
       loss_options(dtype, beta, summation, denominator, {debias_tensor, debias}, detach_weights, reduction);
 
-  const Rows anchors = prepare(backend, embeddings, normalize);
-  const Rows key_rows = keys.has_value() ? prepare(backend, *keys, normalize)
+  PrepareArgs prepare_anchors, prepare_keys;
+  const Rows anchors = rows_for(embeddings, normalize, prepare_anchors);
+  const Rows key_rows = keys.has_value() ? rows_for(*keys, normalize, prepare_keys)
                                          : Rows{empty({0, anchors.z.size(1)}, scalar_type(dtype), embeddings),
                                                 empty({0}, acc_type(dtype), embeddings)};
   const OptionalTensor key_z = keys.has_value() ? OptionalTensor(key_rows.z) : std::nullopt;
   const Contrast contrast(anchors.z, key_z, labels, key_labels, embeddings.size(1), normalize, options);
-  const auto [statistics, loss] = forward(backend, contrast, anchors.z, form);
+  const auto [statistics, loss] = forward(backend, contrast, anchors.z, form, prepare_anchors, prepare_keys);
   return {loss.value, loss.num_terms, statistics, loss.derivatives,
           anchors.z,  anchors.norms,  key_rows.z, key_rows.norms};
 }
@@ -62,18 +64,18 @@ std::tuple<Tensor, Tensor, Tensor> contrastive_loss_backward_op(
   args.num_terms = kind == Reduction::kMean ? num_terms.const_data_ptr() : nullptr;
 
   // The temperature's gradient is made of a row-wise dot of either side's gradient.
-  const bool keys_give_dots = need_temperature && !need_embeddings && need_keys;
+  const bool want_keys = need_keys && key_z.has_value();
+  const bool keys_give_dots = need_temperature && !need_embeddings && want_keys;
   const bool anchors_give_dots = need_temperature && !keys_give_dots;
-  const Gradients gradients = backward(backend, args, z, need_embeddings || anchors_give_dots, need_keys);
-  const RowsBackward of_anchors = prepare_backward(backend, gradients.danchors, {z, norms}, dim, normalize,
-                                                   need_embeddings, anchors_give_dots);
-  if (!key_z.has_value() || !need_keys) {
-    return {of_anchors.dx, empty({0, dim}, scalar_type(contrast.args.dtype), z), of_anchors.dots};
-  }
+  const RowsBackward of_anchors =
+      rows_backward_for({z, norms}, dim, normalize, need_embeddings, anchors_give_dots, args.project_anchors);
   const RowsBackward of_keys =
-      prepare_backward(backend, gradients.dkeys, {*key_z, *key_norms}, dim, normalize,
-                       /*want_dx=*/true, keys_give_dots);
-  return {of_anchors.dx, of_keys.dx, keys_give_dots ? of_keys.dots : of_anchors.dots};
+      want_keys ? rows_backward_for({*key_z, *key_norms}, dim, normalize,
+                                    /*want_dx=*/true, keys_give_dots, args.project_keys)
+                : RowsBackward{empty({0, dim}, scalar_type(args.contrast.dtype), z), of_anchors.dots};
+  backward(backend, args, z, need_embeddings || anchors_give_dots, want_keys);
+  const Tensor& dots = keys_give_dots ? of_keys.dots : of_anchors.dots;
+  return {of_anchors.dx, of_keys.dx, need_temperature ? temperature_gradient(backend, args, dots) : dots};
 }
 
 // ---- its parts, for losses whose keys arrive in pieces ----

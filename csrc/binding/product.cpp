@@ -1,34 +1,72 @@
 #include "binding/product.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
+#include <library_types.h>
+#include <torch/csrc/stable/c/shim.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/shim_utils.h>
 
-#include <array>
+#include <stdexcept>
+#include <string>
 
-#include "binding/tensors.h"
+#include "binding/gemm.h"
+
+// Of cuBLAS's C interface what is called here, as <cublas_v2.h> has it since CUDA 11: a toolkit without that
+// header is enough to build.
+extern "C" int cublasGemmEx(void* handle, int transpose_a, int transpose_b, int m, int n, int k,
+                            const void* alpha, const void* a, cudaDataType a_type, int a_ld, const void* b,
+                            cudaDataType b_type, int b_ld, const void* beta, void* c, cudaDataType c_type,
+                            int c_ld, int compute_type, int algorithm);
+
+// libtorch_cuda and the cuBLAS that it brings have them, of which a torch for CPUs alone has none.
+#pragma weak torch_get_current_cuda_blas_handle
+#pragma weak cublasGemmEx
 
 namespace clce::binding {
 namespace {
 
-// Memory of the current device as a tensor.
-Tensor matrix(const MatrixProduct::Operand& memory, int64_t rows, int64_t columns, ScalarType type) {
-  const std::array<int64_t, 2> sizes{rows, columns};
-  const std::array<int64_t, 2> strides{memory.transposed ? 1 : memory.stride,
-                                       memory.transposed ? memory.stride : 1};
-  const torch::stable::Device device(torch::headeronly::DeviceType::CUDA,
-                                     torch::stable::accelerator::getCurrentDeviceIndex());
-  return torch::stable::from_blob(const_cast<void*>(memory.data), sizes, strides, device, type);
+cudaDataType element_type(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return CUDA_R_64F;
+    case DType::kBFloat16:
+      return CUDA_R_16BF;
+    case DType::kFloat16:
+      return CUDA_R_16F;
+    case DType::kFloat32:
+      break;
+  }
+  return CUDA_R_32F;
+}
+
+// cublasComputeType_t, cublasGemmAlgo_t, cublasStatus_t. cublasOperation_t is 0, or 1 for the transpose.
+constexpr int kCompute32 = 68, kComputeTf32 = 77, kCompute64 = 70;
+constexpr int kDefaultAlgorithm = -1;
+constexpr int kSuccess = 0;
+
+int compute_type(const MatrixProduct& p) {
+  if (p.dtype == DType::kFloat64) return kCompute64;
+  return p.dtype == DType::kFloat32 && p.allow_tf32 ? kComputeTf32 : kCompute32;
+}
+
+// With factors of the type that is computed in.
+template <class T>
+int multiply_as(void* handle, const MatrixProduct& p, cudaDataType acc) {
+  const T one = 1, kept = p.accumulate ? 1 : 0;
+  const cudaDataType type = element_type(p.dtype);
+  const Gemm g = column_major(p);
+  return cublasGemmEx(handle, g.a.transposed, g.b.transposed, g.m, g.n, g.k, &one, g.a.data, type, g.a.ld,
+                      g.b.data, type, g.b.ld, &kept, p.c, acc, g.c_ld, compute_type(p), kDefaultAlgorithm);
 }
 
 void multiply(void*, const MatrixProduct& p, void*) {
-  namespace abi = torch::stable::detail;
-  const Tensor c = matrix({p.c, p.c_stride, false}, p.rows, p.columns, acc_type(p.dtype));
-  const Tensor a = matrix(p.a, p.rows, p.inner, scalar_type(p.dtype));
-  const Tensor b = matrix(p.b, p.inner, p.columns, scalar_type(p.dtype));
-  std::array<StableIValue, 4> stack{abi::from(c), abi::from(a), abi::from(b), abi::from(p.accumulate)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("clce_ext_backend::multiply", "", stack.data(), TORCH_ABI_VERSION));
+  void* handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&handle));
+  const int status = p.dtype == DType::kFloat64 ? multiply_as<double>(handle, p, CUDA_R_64F)
+                                                : multiply_as<float>(handle, p, CUDA_R_32F);
+  if (status != kSuccess) {
+    throw std::runtime_error("clce_ext: cuBLAS could not multiply matrices: status " +
+                             std::to_string(status));
+  }
 }
 
 }  // namespace

@@ -1,14 +1,12 @@
-// torch's matrix product, for the engine of panels.
+// The matrix product of the cuBLAS that torch has loaded, for the engine of panels.
 #pragma once
 
 #include "backend.h"
 
 namespace clce::binding {
 
-// On CUDA memory, the current device and its current stream. TF32 is as torch's switches say.
-//
-// It calls the op clce_ext_backend::multiply, which clce_ext/backends.py makes of torch.mm and torch.addmm:
-// their own ops take numbers of any type, which the stable ABI cannot hand over (up to torch 2.15).
+// On CUDA memory, the current device and its current stream, with torch's handle and workspace: what torch's
+// own products use. Called without torch's dispatcher and without Python, it costs the host a launch.
 ProductFunction torch_product();
 
 }  // namespace clce::binding

@@ -57,7 +57,10 @@ Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor
 
 Tensor contiguous_as(const Tensor& tensor, ScalarType type) {
   const Tensor typed = tensor.scalar_type() == type ? tensor : torch::stable::to(tensor, type);
-  return typed.is_contiguous() ? typed : torch::stable::contiguous(typed);
+  if (!typed.is_contiguous()) return torch::stable::contiguous(typed);
+  constexpr uintptr_t kPackBytes = 16;
+  const bool aligned = reinterpret_cast<uintptr_t>(typed.const_data_ptr()) % kPackBytes == 0;
+  return aligned ? typed : torch::stable::clone(typed);
 }
 
 }  // namespace clce::binding

@@ -25,7 +25,8 @@ ScalarType acc_type(DType dtype);
 // Uninitialised and contiguous, on the device of `like`.
 Tensor empty(std::initializer_list<int64_t> sizes, ScalarType type, const Tensor& like);
 
-// The tensor itself where it is of this type and contiguous, else a copy.
+// The tensor itself where it is of this type, contiguous and at a multiple of 16 bytes, of which CUDA kernels
+// read as many at a time; else a copy, which is.
 Tensor contiguous_as(const Tensor& tensor, ScalarType type);
 
 }  // namespace clce::binding

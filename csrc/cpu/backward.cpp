@@ -121,8 +121,14 @@ size_t backward_workspace_bytes(const ContrastArgs&) {
   return 0;
 }
 
-void backward(const BackwardArgs& args, void*) {
+void backward(const BackwardArgs& args, void* stream) {
   with_accumulation_type(args.contrast.dtype, [&](auto acc) { backward_as<decltype(acc)>(args); });
+  const auto project = [&](PrepareBackwardArgs side, const void* gradient) {
+    side.dz = gradient;
+    if (side.dx != nullptr || side.dots != nullptr) prepare_backward(side, stream);
+  };
+  project(args.project_anchors, args.danchors);
+  project(args.project_keys, args.dkeys);
 }
 
 }  // namespace clce::cpu

@@ -124,6 +124,9 @@ size_t forward_workspace_bytes(const ContrastArgs&) {
 }
 
 void forward(const ForwardArgs& args, void* stream) {
+  for (const PrepareArgs* side : {&args.prepare_anchors, &args.prepare_keys}) {
+    if (side->x != nullptr) prepare(*side, stream);
+  }
   with_accumulation_type(args.contrast.dtype, [&](auto acc) { forward_as<decltype(acc)>(args); });
   if (args.with_loss) {
     LossArgs loss_args = args.loss;

@@ -11,6 +11,12 @@ struct Grid {
   uint32_t x = 1, y = 1, z = 1;
 };
 
+// A block of the passes over rows: a warp to a row.
+constexpr int kRowsPerBlock = 4;
+
+// A block of the merge: kMergeParts threads to a row.
+constexpr int kMergeRows = 32, kMergeParts = 4, kMergeThreads = kMergeRows * kMergeParts;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
 }

@@ -1,64 +1,64 @@
-// prepare and prepare_backward: checks what can be vectorised and launches.
+// The passes over rows: checks what can be vectorised and launches.
 #include "cuda/kernels/prepare.cuh"
 
 #include "cuda/launch.cuh"
+#include "cuda/row_arguments.cuh"
+#include "cuda/rows.h"
 #include "dispatch.h"
 
 namespace clce::cuda {
 namespace {
 
-template <class Element>
-bool vectors_fit(const void* pointer, int64_t row_stride) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_stride * int64_t(sizeof(Element)) % 16 == 0;
-}
-
-Grid grid_of(int64_t rows) {
-  return {uint32_t(ceil_div(rows, kRowsPerBlock))};
+template <class Params>
+void launch_sides(void (*kernel)(Sides<Params>), const char* name, const Params& first, const Params& second,
+                  void* stream) {
+  const Grid grid{uint32_t(row_blocks(first.rows) + row_blocks(second.rows))};
+  launch(kernel, name, grid, 32 * kRowsPerBlock, 0, stream, sides(first, second));
 }
 
 template <class Element>
-void prepare_as(const PrepareArgs& args, void* stream) {
+PrepareBackwardParams<Element, AccumulationType<Element>> params_of(const Projection& given) {
   using T = AccumulationType<Element>;
-  PrepareParams<Element, T> p{};
-  p.rows = args.rows;
-  p.dim = args.dim;
-  p.x = static_cast<const Element*>(args.x);
-  p.x_row_stride = args.x_row_stride;
-  p.x_col_stride = args.x_col_stride;
-  p.vectors = args.x_col_stride == 1 && vectors_fit<Element>(args.x, args.x_row_stride);
-  p.z = static_cast<Element*>(args.z);
-  p.norms = static_cast<T*>(args.norms);
-  p.normalize = args.normalize;
-  launch(prepare_kernel<Element>, "prepare_kernel", grid_of(args.rows), 32 * kRowsPerBlock, 0, stream, p);
-}
-
-template <class Element>
-void prepare_backward_as(const PrepareBackwardArgs& args, void* stream) {
-  using T = AccumulationType<Element>;
+  const PrepareBackwardArgs& args = given.args;
   PrepareBackwardParams<Element, T> p{};
+  if (!args.dx && !args.dots) return p;  // no rows
   p.rows = args.rows;
   p.dim = args.dim;
   p.z = static_cast<const Element*>(args.z);
   p.norms = static_cast<const T*>(args.norms);
-  p.dz = static_cast<const T*>(args.dz);
+  p.dz = static_cast<T*>(const_cast<void*>(args.dz));  // a single share is only read
+  p.shares = given.shares;
   p.dx = static_cast<Element*>(args.dx);
   p.vectors = vectors_fit<Element>(args.dx, args.dim);
   p.dots = static_cast<T*>(args.dots);
   p.normalize = args.normalize;
-  launch(prepare_backward_kernel<Element>, "prepare_backward_kernel", grid_of(args.rows), 32 * kRowsPerBlock,
-         0, stream, p);
+  return p;
 }
 
 }  // namespace
 
+void prepare_sides(DType dtype, const PrepareArgs& first, const PrepareArgs& second, void* stream) {
+  with_element_type<ptx::bf16, ptx::f16>(dtype, [&](auto zero) {
+    using Element = decltype(zero);
+    launch_sides(prepare_kernel<Element>, "prepare_kernel", prepare_params<Element>(first),
+                 prepare_params<Element>(second), stream);
+  });
+}
+
+void project_sides(DType dtype, const Projection& first, const Projection& second, void* stream) {
+  with_element_type<ptx::bf16, ptx::f16>(dtype, [&](auto zero) {
+    using Element = decltype(zero);
+    launch_sides(prepare_backward_kernel<Element>, "prepare_backward_kernel", params_of<Element>(first),
+                 params_of<Element>(second), stream);
+  });
+}
+
 void prepare(const PrepareArgs& args, void* stream) {
-  with_element_type<ptx::bf16, ptx::f16>(args.dtype,
-                                         [&](auto zero) { prepare_as<decltype(zero)>(args, stream); });
+  prepare_sides(args.dtype, args, {}, stream);
 }
 
 void prepare_backward(const PrepareBackwardArgs& args, void* stream) {
-  with_element_type<ptx::bf16, ptx::f16>(
-      args.dtype, [&](auto zero) { prepare_backward_as<decltype(zero)>(args, stream); });
+  project_sides(args.dtype, {args}, {}, stream);
 }
 
 }  // namespace clce::cuda

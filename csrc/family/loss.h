@@ -154,4 +154,11 @@ CLCE_HD T negative_gradient(T s, const Statistics<T>& statistics, const Derivati
   return by_wn + d.lse_w * beta * std::exp(std::fma(beta, s, -statistics.lse_w) - statistics.lse_w_low);
 }
 
+// By the temperature t, of a loss whose derivative by 1 / t at fixed statistics is `by_scale`. Through the
+// logits z_i . k_j / t, d(1/t) = t sum_i z_i . dz_i, summed over the rows of one side; `dots` is that sum of
+// z_i . dz_i, twice it in self-contrast, where dz holds both sides' gradient.
+CLCE_HD double gradient_by_temperature(double dots, bool symmetric, double by_scale, double t) {
+  return -((symmetric ? dots / 2 : dots) + by_scale / t) / t;  // d(1/t) = -dt / t^2
+}
+
 }  // namespace clce

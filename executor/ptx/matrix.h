@@ -15,9 +15,9 @@ namespace clce::ptx {
 
 namespace host {
 template <bool Transposed>
-void ldmatrix_x4(const char* what, uint32_t (&registers)[4], const void* row) {
+void ldmatrix_x4(const executor::Operation& at, uint32_t (&registers)[4], const void* row) {
   collective(
-      what,
+      at,
       [](const void* const* in, void* const* out) {
         auto& machine = executor::machine();
         executor::Launch& launch = machine.launches.back();
@@ -42,11 +42,11 @@ void ldmatrix_x4(const char* what, uint32_t (&registers)[4], const void* row) {
 }
 }  // namespace host
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-  host::ldmatrix_x4<false>("ldmatrix_x4", r, row);
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, CallSite site = CallSite::here()) {
+  host::ldmatrix_x4<false>({"ldmatrix_x4", site}, r, row);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  host::ldmatrix_x4<true>("ldmatrix_x4_trans", r, row);
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CallSite site = CallSite::here()) {
+  host::ldmatrix_x4<true>({"ldmatrix_x4_trans", site}, r, row);
 }
 
 // mma: d += a b. Products are exact; each element's sum is rounded once, in no particular order on a GPU.
@@ -105,17 +105,20 @@ inline void mma_m16n8k8_tf32(const void* const* in, void* const* out) {
 }
 }  // namespace host
 
-inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16_tag) {
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], bf16_tag,
+                         CallSite site = CallSite::here()) {
   const host::MmaIn in{a, b};
-  host::collective("mma_m16n8k16 bf16", host::mma_m16n8k16<bf16_tag>, &in, d);
+  host::collective({"mma_m16n8k16 bf16", site}, host::mma_m16n8k16<bf16_tag>, &in, d);
 }
-inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16_tag) {
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], f16_tag,
+                         CallSite site = CallSite::here()) {
   const host::MmaIn in{a, b};
-  host::collective("mma_m16n8k16 f16", host::mma_m16n8k16<f16_tag>, &in, d);
+  host::collective({"mma_m16n8k16 f16", site}, host::mma_m16n8k16<f16_tag>, &in, d);
 }
-inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                             CallSite site = CallSite::here()) {
   const host::MmaIn in{a, b};
-  host::collective("mma_m16n8k8_tf32", host::mma_m16n8k8_tf32, &in, d);
+  host::collective({"mma_m16n8k8_tf32", site}, host::mma_m16n8k8_tf32, &in, d);
 }
 
 }  // namespace clce::ptx

@@ -6,6 +6,7 @@
 
 #include "executor/ptx/arithmetic.h"
 #include "executor/ptx/async_copy.h"
+#include "executor/ptx/events.h"
 #include "executor/ptx/matrix.h"
 #include "executor/ptx/memory.h"
 #include "executor/ptx/warp.h"

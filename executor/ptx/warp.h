@@ -11,22 +11,25 @@ inline uint32_t thread_again() {
   return executor::thread().index.x;
 }
 
-inline void sync_threads() {
-  executor::machine().scheduler.barrier(executor::thread(), "sync_threads");
+using executor::CallSite;
+
+inline void sync_threads(CallSite site = CallSite::here()) {
+  executor::machine().scheduler.barrier(executor::thread(), {"sync_threads", site});
 }
 
 namespace host {
 
 // The lanes of a warp meet and evaluate(in, out) is called once, with what each of them brings and receives.
-inline void collective(const char* what, executor::Evaluate evaluate, const void* in, void* out) {
-  executor::machine().warps.collective(executor::thread(), what, evaluate, in, out);
+inline void collective(const executor::Operation& at, executor::Evaluate evaluate, const void* in,
+                       void* out) {
+  executor::machine().warps.collective(executor::thread(), at, evaluate, in, out);
 }
 
 }  // namespace host
 
-inline void sync_warp() {
+inline void sync_warp(CallSite site = CallSite::here()) {
   host::collective(
-      "sync_warp",
+      {"sync_warp", site},
       [](const void* const*, void* const*) {
         executor::machine().clocks.join(executor::lanes(), executor::kWarpLanes);
       },
@@ -34,7 +37,7 @@ inline void sync_warp() {
 }
 
 template <class T>
-T shuffle_xor(T value, int lane_mask) {
+T shuffle_xor(T value, int lane_mask, CallSite site = CallSite::here()) {
   static_assert(sizeof(T) == 4 || sizeof(T) == 8, "shuffles move 4 or 8 bytes");
   struct Lane {
     T value;
@@ -43,7 +46,7 @@ T shuffle_xor(T value, int lane_mask) {
   const Lane in{value, lane_mask};
   T out;
   host::collective(
-      "shuffle_xor",
+      {"shuffle_xor", site},
       [](const void* const* in, void* const* out) {
         for (int lane = 0; lane < executor::kWarpLanes; ++lane) {
           const int source = (lane ^ static_cast<const Lane*>(in[lane])->mask) % executor::kWarpLanes;
@@ -58,10 +61,10 @@ inline uint32_t kept(uint32_t x) {
   return x;
 }
 
-inline uint32_t ballot(bool predicate) {
+inline uint32_t ballot(bool predicate, CallSite site = CallSite::here()) {
   uint32_t votes;
   host::collective(
-      "ballot",
+      {"ballot", site},
       [](const void* const* in, void* const* out) {
         uint32_t votes = 0;
         for (int lane = 0; lane < executor::kWarpLanes; ++lane) {
@@ -72,8 +75,8 @@ inline uint32_t ballot(bool predicate) {
       &predicate, &votes);
   return votes;
 }
-inline bool any_sync(bool predicate) {
-  return ballot(predicate) != 0;
+inline bool any_sync(bool predicate, CallSite site = CallSite::here()) {
+  return ballot(predicate, site) != 0;
 }
 
 }  // namespace clce::ptx

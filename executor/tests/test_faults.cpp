@@ -227,6 +227,111 @@ TEST("faults/warp operation not reached by all lanes") {
   expect_fault(Fault::kDivergence, divergent, p, {"warp 1"}, half);
 }
 
+// Each operation stands at two places of the source. From lane n of its warp on a thread asks at the second.
+CLCE_KERNEL void two_places(Params p) {
+  const int x = static_cast<int>(threadIdx.x);
+  const auto* const row = reinterpret_cast<ptx::Pack<float>*>(ptx::dynamic_shared()) + x;
+  float d[4] = {};
+  const uint32_t a[4] = {}, b[2] = {};
+  uint32_t r[4];
+  ptx::shared_store(const_cast<ptx::Pack<float>*>(row), ptx::Pack<float>{});
+  ptx::sync_threads();
+  switch (2 * p.variant + (x % 32 < p.n ? 0 : 1)) {
+    case 0:
+      ptx::sync_warp();
+      break;
+    case 1:
+      ptx::sync_warp();
+      break;
+    case 2:
+      ptx::shuffle_xor(1.0f, 1);
+      break;
+    case 3:
+      ptx::shuffle_xor(1.0f, 1);
+      break;
+    case 4:
+      ptx::ballot(true);
+      break;
+    case 5:
+      ptx::ballot(true);
+      break;
+    case 6:
+      ptx::any_sync(true);
+      break;
+    case 7:
+      ptx::any_sync(true);
+      break;
+    case 8:
+      ptx::ldmatrix_x4(r, row);
+      break;
+    case 9:
+      ptx::ldmatrix_x4(r, row);
+      break;
+    case 10:
+      ptx::ldmatrix_x4_trans(r, row);
+      break;
+    case 11:
+      ptx::ldmatrix_x4_trans(r, row);
+      break;
+    case 12:
+      ptx::mma_m16n8k16(d, a, b, ptx::bf16_tag{});
+      break;
+    case 13:
+      ptx::mma_m16n8k16(d, a, b, ptx::bf16_tag{});
+      break;
+    case 14:
+      ptx::mma_m16n8k16(d, a, b, ptx::f16_tag{});
+      break;
+    case 15:
+      ptx::mma_m16n8k16(d, a, b, ptx::f16_tag{});
+      break;
+    case 16:
+      ptx::mma_m16n8k8_tf32(d, a, b);
+      break;
+    case 17:
+      ptx::mma_m16n8k8_tf32(d, a, b);
+      break;
+    case 18:
+      ptx::sync_threads();
+      break;
+    case 19:
+      ptx::sync_threads();
+      break;
+  }
+}
+TEST("faults/warp operation at two places of the source") {
+  constexpr int kOperations = 10;
+  Setup setup;
+  setup.shared_bytes = 64 * 16;
+  Params p;
+  for (p.variant = 0; p.variant < kOperations; ++p.variant) {
+    for (int lanes : {0, 32}) {
+      p.n = lanes;
+      expect_pass(two_places, p, setup);
+    }
+    const Fault fault = p.variant + 1 < kOperations ? Fault::kDivergence : Fault::kBarrier;
+    for (int lanes : {1, 31}) {
+      p.n = lanes;
+      expect_fault(fault, two_places, p, {" is at ", " (test_faults.cpp:"}, setup);
+    }
+  }
+}
+
+// A barrier is one place for the whole block.
+CLCE_KERNEL void barrier_by_warp(Params p) {
+  if (static_cast<int>(threadIdx.x) / 32 < p.n) {
+    ptx::sync_threads();
+  } else {
+    ptx::sync_threads();
+  }
+}
+TEST("faults/barrier at two places of the source") {
+  Params p;
+  for (p.n = 0; p.n < 3; p.n += 2) expect_pass(barrier_by_warp, p);
+  p.n = 1;
+  expect_fault(Fault::kBarrier, barrier_by_warp, p, {"sync_threads (test_faults.cpp:"});
+}
+
 // ---- launches, and accesses that go around clce::ptx
 
 TEST("faults/launch no GPU accepts") {

@@ -347,6 +347,43 @@ TEST("primitives/indices") {
   set_schedule(Order::kAscending);
 }
 
+// ---- what a block says of itself
+
+// Block b walks over b tiles of `argument` steps each, through a ring of three places.
+CLCE_KERNEL void walks(Params<float> p) {
+  int place = 0;
+  for (unsigned tile = 0; tile < blockIdx.x; ++tile) {
+    for (int step = 0; step < p.argument; ++step) {
+      ptx::count_step(place);
+      place = (place + 1) % 3;
+    }
+    ptx::count_tile(p.argument);
+    ptx::count_copy(tile == 3, p.argument == 1);
+  }
+}
+TEST("primitives/events are counted, the most of any block") {
+  const auto runs_of = [](int blocks, int steps) {
+    executor::Coverage& coverage = executor::machine().coverage;
+    coverage.forget();
+    Params<float> p;
+    p.argument = steps;
+    cuda::launch(walks, "walks", {uint32_t(blocks), 1, 1}, 64, 0, nullptr, p);
+    return coverage.current();
+  };
+  const KernelRuns far = runs_of(5, 2);
+  CHECK_EQ(far.blocks, 5);
+  CHECK_EQ(far.walk.tiles, 4);
+  CHECK_EQ(far.walk.steps, 2);
+  CHECK_EQ(far.walk.several_step_tiles, 4);
+  CHECK_EQ(far.walk.wraps, 2);  // 8 steps: places 0 1 2, 0 1 2, 0 1
+  CHECK(far.walk.partial_rows && !far.walk.partial_columns);
+  const KernelRuns near = runs_of(4, 1);
+  CHECK_EQ(near.walk.tiles, 3);
+  CHECK_EQ(near.walk.several_step_tiles, 0);
+  CHECK_EQ(near.walk.wraps, 0);
+  CHECK(!near.walk.partial_rows && near.walk.partial_columns);
+}
+
 // ---- number formats
 
 TEST("primitives/bf16 and f16") {

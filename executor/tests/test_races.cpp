@@ -202,6 +202,55 @@ TEST("faults/race between blocks") {
   }
 }
 
+// Blocks meet between phases: each reads then what its neighbour wrote. Without meeting that is a race.
+CLCE_DEVICE void write_own(const Params& p) {
+  if (threadIdx.x == 0) ptx::global_store(p.out + blockIdx.x, float(blockIdx.x));
+}
+CLCE_DEVICE void add_neighbour(const Params& p) {
+  if (threadIdx.x != 0) return;
+  const float theirs = ptx::global_load(p.out + (blockIdx.x + 1) % gridDim.x);
+  ptx::global_store(p.out + gridDim.x + blockIdx.x, theirs);
+}
+struct Meeting {
+  using Params = executor::Params;
+  static constexpr int kThreads = 64, kSharedBytes = 0;
+  struct Write {
+    static void run(const Params& p) { write_own(p); }
+  };
+  struct Read {
+    static void run(const Params& p) { add_neighbour(p); }
+  };
+  using Phases = cuda::List<Write, Read>;
+};
+CLCE_KERNEL void both_at_once(Params p) {
+  write_own(p);
+  add_neighbour(p);
+}
+TEST("faults/blocks that meet") {
+  constexpr uint32_t kBlocks = 5;
+  GlobalArray<float> out(2 * kBlocks);
+  Params p;
+  p.out = out.data();
+  under_every_schedule([&] {
+    out.poison();
+    clear_launches();
+    CHECK(cuda::launch_phases<Meeting>("meeting", {kBlocks}, nullptr, p));
+    CHECK_EQ(launches().size(), 1u);
+    const auto values = out.read();
+    for (uint32_t i = 0; i < kBlocks; ++i) CHECK_EQ(values[kBlocks + i], float((i + 1) % kBlocks));
+  });
+  Setup setup;
+  setup.grid = {kBlocks};
+  out.poison();
+  expect_fault({Fault::kGlobalRace, Fault::kGlobalUninitialized}, both_at_once, p, {}, setup);
+  // Where not all of them have room at once, none runs.
+  set_blocks_at_once(kBlocks - 1);
+  clear_launches();
+  CHECK(!cuda::launch_phases<Meeting>("meeting", {kBlocks}, nullptr, p));
+  CHECK(launches().empty());
+  set_blocks_at_once(216);
+}
+
 }  // namespace
 
 TEST_MAIN

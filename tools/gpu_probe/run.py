@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -193,6 +194,27 @@ def products() -> list[dict]:
     return rows
 
 
+def rates(probe: Path) -> dict:
+    return json.loads(subprocess.run([str(probe)], check=True, capture_output=True, text=True).stdout)
+
+
+def write_parts(parts: dict[str, Callable[[], object]], output: Path) -> list[str]:
+    """Each part's answer in a file of its name; the names of those that failed, which stop no other."""
+    failed = []
+    for name, ask in parts.items():
+        try:
+            found = ask()
+        except Exception as error:
+            said = getattr(error, "stderr", None) or error
+            print(f"gpu_probe: {name} failed: {said}", flush=True)
+            failed.append(name)
+            continue
+        (output / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n")
+        shown = found["products"] if name == "answers" else found
+        print(json.dumps({name: shown}, indent=1), flush=True)
+    return failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -213,14 +235,14 @@ def main() -> int:
             )
             return 0
         args.output.mkdir(parents=True, exist_ok=True)
-        compiled = {probe: compile_probe(probe, arch, folder) for probe in PROBES}
-        rates = json.loads(subprocess.run([str(compiled["rates"])], check=True, capture_output=True).stdout)
-        (args.output / "rates.json").write_text(json.dumps(rates, indent=1) + "\n")
-        found = answers(compiled["answers"], args.output)
-    (args.output / "answers.json").write_text(json.dumps(found, indent=1) + "\n")
-    (args.output / "products.json").write_text(json.dumps(products(), indent=1) + "\n")
-    print(json.dumps({"rates": rates, "products": found["products"]}, indent=1))
-    return 0
+        parts = {
+            "rates": lambda: rates(compile_probe("rates", arch, folder)),
+            "products": products,
+            "answers": lambda: answers(compile_probe("answers", arch, folder), args.output),
+        }
+        failed = write_parts(parts, args.output)
+    print(f"gpu_probe: {', '.join(parts)}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

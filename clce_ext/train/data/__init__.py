@@ -11,23 +11,13 @@ Nothing here depends on how many workers load the images or where a run was inte
 is a function of (seed, epoch), and the augmentation of an image of (seed, epoch, image, view).
 """
 
-from .digest import data_digest, digest_differences
+from .digest import data_digest
 from .images import Images, Source
 from .loaders import epoch_sampler, evaluation_loader, in_memory, training_loader
 from .sampler import EpochSampler
 from .splits import Data, load_classes, load_data
 
 __all__ = [
-    "Data",
-    "EpochSampler",
-    "Images",
-    "Source",
-    "data_digest",
-    "digest_differences",
-    "epoch_sampler",
-    "evaluation_loader",
-    "in_memory",
-    "load_classes",
-    "load_data",
-    "training_loader",
-]
+    "Data", "EpochSampler", "Images", "Source", "data_digest", "epoch_sampler", "evaluation_loader",
+    "in_memory", "load_classes", "load_data", "training_loader",
+]  # fmt: skip

@@ -29,17 +29,6 @@ class Source:
     in_files: bool = False  # whether name(i) is the path of a file
 
 
-def read_image(path: str, max_pixels: int) -> Image.Image:
-    """The image of a file, as :func:`rgb` gives it.
-
-    Raises:
-        ValueError: more than ``max_pixels`` pixels, or numbers of unknown range.
-    """
-    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
-    with Image.open(path) as image:
-        return rgb(image, max_pixels)
-
-
 def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     """8 bits of red, green and blue, upright where EXIF says how the camera was held. Pillow itself would
     clip 16 bits of grey to white instead of scaling.
@@ -79,6 +68,7 @@ def _of_joined(functions: Sequence[Callable[[int], Any]], starts: np.ndarray, i:
     return functions[part](i - int(starts[part]))
 
 
+@dataclass(eq=False)
 class Images(Dataset):
     """Some of a source's images, with their labels.
 
@@ -86,12 +76,11 @@ class Images(Dataset):
     augmentation that only (draw, i) decides. The loaders set the transform.
     """
 
-    def __init__(self, source: Source, indices: np.ndarray, labels: np.ndarray) -> None:
-        self.source = source
-        self.indices = indices  # [N] into the source
-        self.labels = labels  # [N] int64
-        self.transform: Callable[[Image.Image], Tensor] | None = None
-        self.views = 1
+    source: Source
+    indices: np.ndarray  # [N] into the source
+    labels: np.ndarray  # [N] int64
+    transform: Callable[[Image.Image], Tensor] | None = None
+    views: int = 1
 
     def take(self, positions: np.ndarray | slice) -> Images:
         return Images(self.source, self.indices[positions], self.labels[positions])

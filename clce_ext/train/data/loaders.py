@@ -45,20 +45,20 @@ def training_loader(
     images: Images, config: TrainConfig, input_config: dict[str, Any], views: int, rank: int, world_size: int
 ) -> tuple[DataLoader, EpochSampler]:
     """Items (views [n, V, C, H, W] uint8, labels [n]), n <= ITEM, of this process's share of the batches."""
-    glyphs = config.data_is_glyphs
-    images.views = views
-    transform = timm_makes("--auto-augment and other augmentation", create_transform)(
-        is_training=True,
-        no_aug=not config.augment,
-        scale=tuple(config.scale) or ((0.8, 1.0) if glyphs else None),
-        hflip=_first(config.hflip, 0.0 if glyphs else 0.5),
-        color_jitter=_first(config.color_jitter, 0.0 if glyphs else 0.4) or None,
-        auto_augment=config.auto_augment,
-        **_shared(input_config),
-    )
+    hflip, jitter = (0.0, 0.0) if config.data_is_glyphs else (0.5, 0.4)
+    with timm_makes("--auto-augment and other augmentation"):
+        transform = create_transform(
+            is_training=True,
+            no_aug=not config.augment,
+            scale=tuple(config.scale) or ((0.8, 1.0) if config.data_is_glyphs else None),
+            hflip=hflip if config.hflip is None else config.hflip,
+            color_jitter=(jitter if config.color_jitter is None else config.color_jitter) or None,
+            auto_augment=config.auto_augment,
+            **_shared(input_config),
+        )
     if config.augment and config.random_erasing:
         transform = Compose([transform, _Erase(config.random_erasing, input_config)])
-    images.transform = transform
+    images.views, images.transform = views, transform
     sampler = epoch_sampler(images.labels, config, rank, world_size)
     return _loader(images, config, batch_sampler=sampler), sampler
 
@@ -106,7 +106,3 @@ def _loader(dataset: Images, config: TrainConfig, **batching: Any) -> DataLoader
         persistent_workers=config.workers > 0 and "batch_sampler" in batching,
         **batching,
     )
-
-
-def _first(value: Any, default: Any) -> Any:
-    return default if value is None else value

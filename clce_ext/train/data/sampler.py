@@ -34,18 +34,15 @@ class EpochSampler(Sampler):
         world_size: int = 1,
         item_size: int | None = None,
     ) -> None:
-        self.labels = labels
-        self.batch_size = batch_size
-        self.images_per_class = images_per_class
-        self.seed = seed
+        self.labels, self.seed = labels, seed
+        self.batch_size, self.images_per_class = batch_size, images_per_class
         self.item_size = item_size or batch_size
-        self.epoch = 0
-        self.first_batch = 0
-        if not world_size <= batch_size <= len(labels):
+        self.set_position(0)
+        if batch_size > len(labels):
+            raise TrainingError(f"--batch-size {batch_size} exceeds the {len(labels)} training images")
+        if batch_size < world_size:
             raise TrainingError(
-                f"--batch-size {batch_size} exceeds the {len(labels)} training images"
-                if batch_size > len(labels)
-                else f"--batch-size {batch_size} leaves some of the {world_size} processes without an image"
+                f"--batch-size {batch_size} leaves some of the {world_size} processes without an image"
             )
         if images_per_class:
             self._check_balance()
@@ -55,8 +52,7 @@ class EpochSampler(Sampler):
         self.share = self._own.stop - self._own.start  # this process's images of a batch
 
     def _check_balance(self) -> None:
-        counts = np.bincount(self.labels)
-        counts = counts[counts > 0]
+        counts = np.unique(self.labels, return_counts=True)[1]
         per_batch = self.batch_size // self.images_per_class
         if per_batch > len(counts):
             least = -(-self.batch_size // len(counts))

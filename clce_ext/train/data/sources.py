@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +18,21 @@ from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
 from .. import letters
-from ..config import TrainConfig
+from ..config import OF_TIMM, TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source, read_image, rgb
+from .images import Source, rgb
 
 # What splits are called, the usual names first.
-_TRAIN = ("train", "training", "trainval")
-_VAL = ("val", "valid", "validation")
-_TEST = ("test", "testing", "eval")
-
-
+_USUAL = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing", "eval"),
+}
 # Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
 # ._photo.jpg that macOS leaves beside photo.jpg.
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-
-# Data sets that timm reads, by the beginnings of their names, with the package that each of them needs.
-OF_TIMM = ("hfds/", "tfds/", "wds/")
-_PACKAGES = {"hfds/": "datasets", "tfds/": "tensorflow-datasets", "wds/": "webdataset"}
-
+# What timm needs to read these.
+_PACKAGES = dict(zip(OF_TIMM, ("datasets", "tensorflow-datasets", "webdataset"), strict=True))
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
 
@@ -50,6 +47,14 @@ class DataSet:
     test: Source | None = None
 
 
+class _NoSplit(Exception):
+    """A data set has no split of some name; says what it has."""
+
+
+# Opens a split by its name, with the classes of the training split where these are known.
+_Opener = Callable[[str, list[str] | None], tuple[Source, list[str]]]
+
+
 def open_data_set(config: TrainConfig) -> DataSet:
     """Opens the splits of ``config.data``: a training split, and at least one of the others, unless a part of
     the training images is to validate (``val_fraction``)."""
@@ -59,10 +64,38 @@ def open_data_set(config: TrainConfig) -> DataSet:
     if name in LETTERS:
         return _open_letters(LETTERS[name], config)
     if name.startswith("torchvision:"):
-        return _open_torchvision(name.partition(":")[2], config)
+        return _open_splits(config, _torchvision(name.partition(":")[2], config))
     if name.lower().startswith(OF_TIMM):
-        return _open_timm(name, config)
-    return _open_folders(Path(name), config)
+        return _open_splits(config, _timm(name, config))
+    return _open_splits(config, functools.partial(_open_folder_split, config))
+
+
+def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
+    names, found, failure = _split_names(config), {}, None
+    classes: list[str] | None = None
+    for split, wanted in names.items():
+        for name in wanted:
+            try:
+                found[split], of_split = opener(name, classes)
+                classes = classes or of_split
+                break
+            except _NoSplit as error:
+                failure = error
+    needed = {"train": names["train"]}
+    needed |= {s: n for s, n in names.items() if getattr(config, f"{s}_split") in n}  # asked for by name
+    if not (found.keys() & {"val", "test"} or config.val_fraction):
+        needed["val"] = names["val"] + names["test"]
+    for split, wanted in needed.items():
+        if split not in found:
+            kind = "folder" if config.data_is_folder else "split"
+            raise TrainingError(
+                f"--data {config.data}: no {'/'.join(wanted)} {kind} in it; {failure} (see --train-split, "
+                "--val-split, --val-fraction)"
+            )
+    if not classes:
+        count = 1 + max(int(source.labels.max()) for source in found.values())
+        classes = [str(label) for label in range(count)]
+    return DataSet(classes, **found)
 
 
 def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
@@ -70,19 +103,11 @@ def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
 
     A validation split that is wanted under a name of a test split is a test split.
     """
-    val, test = config.val_split, config.test_split
-    if val in _TEST and test in (None, val):
-        val, test = None, val
-        return {"train": _wanted(config.train_split, _TRAIN), "val": (), "test": (test,)}
-    return {
-        "train": _wanted(config.train_split, _TRAIN),
-        "val": _wanted(val, _VAL),
-        "test": _wanted(test, _TEST),
-    }
-
-
-def _wanted(name: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-    return (name,) if name else usual
+    given = {split: getattr(config, f"{split}_split") for split in _USUAL}
+    names = {split: (given[split],) if given[split] else usual for split, usual in _USUAL.items()}
+    if given["val"] in _USUAL["test"] and given["test"] in (None, given["val"]):
+        names |= {"val": (), "test": (given["val"],)}
+    return names
 
 
 def _open_digits() -> DataSet:
@@ -92,86 +117,54 @@ def _open_digits() -> DataSet:
 
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
-    labels = digits.target.astype(np.int64)
+    labels = digits.target
     parts = train_test_split(np.arange(len(labels)), test_size=600, stratify=labels, random_state=0)
-    train, val = (
-        Source(
-            image=functools.partial(_array_image, pixels[part]),
-            labels=labels[part],
-            name=functools.partial(_numbered, "digits", part),
-        )
-        for part in parts
-    )
+    train, val = (_of_arrays("digits", pixels[part], labels[part]) for part in parts)
     return DataSet([str(i) for i in range(10)], train, val)
 
 
 def _open_letters(characters: str, config: TrainConfig) -> DataSet:
     """Drawn, the same ones for every seed of a run; no font is in two splits."""
-
-    def source(split: str, images_per_class: int) -> Source:
-        drawn = letters.draw(split, characters, images_per_class, config.letter_size, folder=config.fonts)
-        return Source(
-            image=functools.partial(_array_image, drawn.pixels),
-            labels=drawn.labels,
-            name=functools.partial(_numbered, config.data, range(len(drawn.labels))),
-        )
-
     judged = max(1, config.letter_images // 5)
-    return DataSet(
-        list(characters), source("train", config.letter_images), source("val", judged), source("test", judged)
-    )
+    splits = {}
+    for split, count in (("train", config.letter_images), ("val", judged), ("test", judged)):
+        drawn = letters.draw(split, characters, count, config.letter_size, folder=config.fonts)
+        splits[split] = _of_arrays(config.data, drawn.pixels, drawn.labels)
+    return DataSet(list(characters), **splits)
 
 
-def _open_folders(root: Path, config: TrainConfig) -> DataSet:
+# Folders
+
+
+def _open_folder_split(config: TrainConfig, name: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+    root = Path(config.data)
     if not root.is_dir():
         raise TrainingError(
             f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, tfds/NAME, wds/, "
             "letters, letters:novel or a directory with train/ and val/"
         )
-    names = _split_names(config)
-    folders = {split: _find_folder(root, wanted) for split, wanted in names.items()}
-    needed = {"train": names["train"]}
-    needed |= {s: n for s, n in names.items() if getattr(config, f"{s}_split") in n}  # asked for by name
-    if not (folders["val"] or folders["test"] or config.val_fraction):
-        needed["val"] = names["val"] + names["test"]
-    for split, wanted in needed.items():
-        if folders[split] is None:
-            found = sorted(p.name for p in root.iterdir() if p.is_dir())
-            raise TrainingError(
-                f"--data {root}: no {'/'.join(wanted)} folder in it; it holds "
-                f"{listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
-                f"{root}/val/CLASS/*.jpg, or --val-fraction"
-            )
-    train, classes = open_folder(folders["train"], config.max_image_pixels)
-    val, test = (
-        _open_same_classes(folders[split], folders["train"], config.max_image_pixels, classes)
-        if folders[split]
-        else None
-        for split in ("val", "test")
-    )
-    return DataSet(classes, train, val, test)
-
-
-def _open_same_classes(folder: Path, train: Path, max_pixels: int, classes: list[str]) -> Source:
-    found = _class_folders(folder)
-    missing = sorted(set(classes) - set(found))
-    unknown = sorted(set(found) - set(classes))
-    if missing or unknown:
-        sides = [f"missing in {folder}: {listing(missing)}"] if missing else []
-        sides += [f"missing in {train}: {listing(unknown)}"] if unknown else []
-        raise TrainingError(
-            f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(sides)}"
+    folder = root / name
+    if not folder.is_dir():
+        found = sorted(p.name for p in root.iterdir() if p.is_dir())
+        raise _NoSplit(
+            f"it holds {listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
+            f"{root}/val/CLASS/*.jpg"
         )
-    return open_folder(folder, max_pixels, classes)[0]
+    if classes is not None:
+        found = set(_class_folders(folder))
+        train = next(root / n for n in _split_names(config)["train"] if (root / n).is_dir())
+        sides = {folder: set(classes) - found, train: found - set(classes)}
+        missing = [f"missing in {place}: {listing(sorted(odd))}" for place, odd in sides.items() if odd]
+        if missing:
+            raise TrainingError(
+                f"--data {root}: the splits must have the same class folders; {'; '.join(missing)}"
+            )
+    return open_folder(folder, config.max_image_pixels, classes)
 
 
 def holds_splits(root: Path, config: TrainConfig) -> bool:
     """Whether ``root`` holds folders of splits, not of classes."""
-    return any(_find_folder(root, names) for names in _split_names(config).values())
-
-
-def _find_folder(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    return any((root / name).is_dir() for names in _split_names(config).values() for name in names)
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -192,34 +185,27 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
     """
     found = _class_folders(folder)
     files, passed_over = image_files(folder)
-    loose = [path for path, name in files if name == ""]
-    if loose:
+    if loose := [os.path.basename(path) for path, name in files if name == ""]:
         raise TrainingError(
-            f"{folder}: images lie directly in it ({listing([os.path.basename(p) for p in loose], 3)}); each "
-            f"must lie in the folder of its class: {folder}/CLASS/IMAGE"
+            f"{folder}: images lie directly in it ({listing(loose, 3)}); each must lie in the folder of its "
+            f"class: {folder}/CLASS/IMAGE"
         )
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
-    holding = {name for _, name in files}
     tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
-    for name in found:
-        if name not in tops:
-            raise TrainingError(f"{folder / name}: no images in this class folder")
+    if empty := [name for name in found if name not in tops]:
+        raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
+    holding = {name for _, name in files}
     # Names that differ in case alone are ordered by their letters, so that every process has the same order.
     names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
-    if holding != set(names):
-        odd = listing(sorted(holding ^ set(names)))
-        raise TrainingError(f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {odd}")
+    if odd := sorted(holding ^ set(names)):
+        raise TrainingError(
+            f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {listing(odd)}"
+        )
     index = {name: i for i, name in enumerate(names)}
-    samples = [(path, index[name]) for path, name in files]
-    source = Source(
-        image=functools.partial(file_image, samples, max_pixels),
-        labels=np.array([label for _, label in samples], dtype=np.int64),
-        name=functools.partial(sample_name, samples),
-        in_files=True,
-        passed_over=passed_over,
-    )
-    return source, list(names)
+    labels = np.array([index[name] for _, name in files], dtype=np.int64)
+    image, name = functools.partial(file_image, files, max_pixels), functools.partial(sample_name, files)
+    return Source(image, labels, name, passed_over, in_files=True), names
 
 
 def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
@@ -235,17 +221,16 @@ def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
         _check_links(Path(root), folders)
         label = "" if root == str(folder) else os.path.basename(root)
         for name in files:
-            suffix = os.path.splitext(name)[1].lower()
+            path, suffix = os.path.join(root, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 others["hidden"] += 1
-            elif suffix in _IMAGE_SUFFIXES:
-                path = os.path.join(root, name)
-                if not os.path.isfile(path):
-                    what = "a link to nothing" if os.path.islink(path) else "a pipe, socket or device"
-                    raise TrainingError(f"{path}: {what}, not a file: remove it")
+            elif suffix not in _IMAGE_SUFFIXES:
+                others[suffix or "without suffix"] += 1
+            elif os.path.isfile(path):
                 images.append((path, label))
             else:
-                others[suffix or "without suffix"] += 1
+                what = "a link to nothing" if os.path.islink(path) else "a pipe, socket or device"
+                raise TrainingError(f"{path}: {what}, not a file: remove it")
     return sorted(images, key=lambda image: (natural_key(image[0]), image[0])), dict(others)
 
 
@@ -257,7 +242,10 @@ def _check_links(root: Path, folders: list[str]) -> None:
             )
 
 
-def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
+# torchvision
+
+
+def _torchvision(name: str, config: TrainConfig) -> _Opener:
     available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
     if name not in available:
         raise TrainingError(
@@ -268,110 +256,81 @@ def _open_torchvision(name: str, config: TrainConfig) -> DataSet:
     if "train" not in parameters and "split" not in parameters:
         raise TrainingError(f"--data torchvision:{name}: has no splits to train and validate on")
     root = config.data_dir or "data"
-    options: dict[str, Any] = {"root": root} | (
-        {"download": config.download} if "download" in parameters else {}
-    )
+    options = {"download": config.download} if "download" in parameters else {}
 
-    def first_of(names: Sequence[str], needed: bool) -> Any:
-        failure: Exception | None = None
-        for split in names:
-            try:
-                return make(split=split, **options)
-            except ValueError as error:  # an unknown split
-                failure = error
-        if needed:
-            raise TrainingError(f"--data torchvision:{name}: {failure}; see --train-split and --val-split")
-        return None
+    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+        if "train" in parameters and split not in ("train", "test"):
+            raise _NoSplit("it has train and test")
+        of_split = {"train": split == "train"} if "train" in parameters else {"split": split}
+        try:
+            dataset = make(root=root, **of_split, **options)
+        except ValueError as error:
+            raise _NoSplit(error) from error
+        except (RuntimeError, OSError) as error:
+            raise TrainingError(
+                f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
+            ) from None
+        image = functools.partial(_item_image, dataset, config.max_image_pixels)
+        source = _numbered_source(name, image, _torchvision_labels(dataset, name))
+        return source, [str(c) for c in getattr(dataset, "classes", [])]
 
-    try:
-        if "train" in parameters:
-            splits = {"train": make(train=True, **options), "test": make(train=False, **options)}
-        else:
-            names = _split_names(config)
-            splits = {
-                s: first_of(n, s == "train" or getattr(config, f"{s}_split") in n) for s, n in names.items()
-            }
-            if not (splits["val"] or splits["test"] or config.val_fraction):
-                first_of(names["val"] + names["test"], needed=True)
-    except TrainingError:
-        raise
-    except (RuntimeError, OSError) as error:
-        raise TrainingError(
-            f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
-        ) from None
-    sources = {
-        s: _torchvision_source(split, name, config.max_image_pixels)
-        for s, split in splits.items()
-        if split is not None
-    }
-    count = 1 + int(max(source.labels.max() for source in sources.values()))
-    return DataSet([str(c) for c in getattr(splits["train"], "classes", range(count))], **sources)
-
-
-def _torchvision_source(dataset: Any, name: str, max_pixels: int) -> Source:
-    return Source(
-        functools.partial(_item_image, dataset, max_pixels),
-        _torchvision_labels(dataset, name),
-        functools.partial(_numbered, name, range(len(dataset))),
-    )
+    return opener
 
 
 def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
-    for attribute in ("targets", "labels", "_labels", "y"):
-        labels = getattr(dataset, attribute, None)
-        if labels is not None and len(labels) == len(dataset):
-            return np.asarray(labels).astype(np.int64)
     samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
-    if samples is not None and len(samples) == len(dataset):
-        return np.array([label for _, label in samples], dtype=np.int64)
+    listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels", "y")]
+    for labels in (*listed, [label for _, label in samples or []]):
+        if labels is not None and len(labels) == len(dataset):
+            return np.asarray(labels)
     raise TrainingError(
         f"--data torchvision:{name}: its labels cannot be listed without decoding every image"
     )
 
 
-def _open_timm(name: str, config: TrainConfig) -> DataSet:
+# timm
+
+
+def _timm(name: str, config: TrainConfig) -> _Opener:
     """Hugging Face's (hfds/NAME), and by one pass over all their images TensorFlow's (tfds/NAME) and
     WebDataset's (wds/ with --data-dir)."""
-    prefix = name[: name.index("/") + 1].lower()
-    failure: Exception | None = None
+    prefix, most = name[: name.index("/") + 1].lower(), config.max_image_pixels
     columns: dict[str, str] = {}
 
-    def first_of(names: Sequence[str]) -> Any:
-        nonlocal failure
-        for split in names:
-            try:
-                if prefix == "hfds/":
-                    columns.update(columns or _hugging_face_columns(name, config))
-                dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-                open_source = _hugging_face_source if prefix == "hfds/" else _kept
-                return open_source(dataset, name, config.max_image_pixels)
-            except TrainingError:
-                raise
-            except ImportError as error:
-                raise TrainingError(
-                    f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
-                ) from error
-            except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
-                failure = error
-        return None
+    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+        try:
+            if prefix == "hfds/":
+                columns.update(columns or _hugging_face_columns(name, config.data_dir))
+            dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
+            reader = dataset.reader
+            mapping = getattr(reader, "class_to_idx", None) or {}
+            names = sorted(mapping, key=mapping.get)
+            if prefix == "hfds/":
+                labels = np.asarray(reader.dataset[reader.label_key])
+                return _numbered_source(name, functools.partial(_reader_image, reader, most), labels), names
+            # It can only be read from its beginning to its end: all its images are kept in memory.
+            images = [(np.asarray(rgb(image, most)), int(label)) for image, label in dataset]
+            if not images:
+                raise TrainingError(f"--data {name}: no images in it")
+            pixels, labels = zip(*images, strict=True)
+            return _of_arrays(name, pixels, np.array(labels)), names
+        except TrainingError:
+            raise
+        except ImportError as error:
+            raise TrainingError(
+                f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
+            ) from error
+        except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
+            raise _NoSplit(f"{type(error).__name__}: {error}") from error
 
-    names = _split_names(config)
-    splits = {split: first_of(wanted) for split, wanted in names.items()}
-    needed = {s for s, n in names.items() if getattr(config, f"{s}_split") in n} | {"train"}
-    judged = splits["val"] or splits["test"] or config.val_fraction
-    if not judged or any(splits[split] is None for split in needed):
-        raise TrainingError(f"--data {name}: {type(failure).__name__}: {failure}") from failure
-    found = {split: of for split, of in splits.items() if of is not None}
-    count = 1 + int(max(source.labels.max() for source, _ in found.values()))
-    classes = splits["train"][1] or [str(label) for label in range(count)]
-    return DataSet(classes, **{split: source for split, (source, _) in found.items()})
+    return opener
 
 
-def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
+def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
     """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
     import datasets
 
-    features = datasets.load_dataset_builder(name[5:], cache_dir=config.data_dir).info.features or {}
+    features = datasets.load_dataset_builder(name[5:], cache_dir=cache).info.features or {}
     images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
     labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     if features and not (images and labels):
@@ -384,55 +343,38 @@ def _hugging_face_columns(name: str, config: TrainConfig) -> dict[str, str]:
     return {"input_key": image, "target_key": label}
 
 
-def _hugging_face_source(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
-    reader = dataset.reader
-    labels = np.asarray(reader.dataset[reader.label_key]).astype(np.int64)
-    numbered = functools.partial(_numbered, name, range(len(labels)))
-    image = functools.partial(_reader_image, reader, max_pixels)
-    return Source(image, labels, numbered), _classes_of(reader)
-
-
-def _kept(dataset: Any, name: str, max_pixels: int) -> tuple[Source, list[str]]:
-    """Of a set that can only be read from its beginning to its end: all its images, in memory."""
-    pixels, labels = [], []
-    for image, label in dataset:
-        pixels.append(np.asarray(rgb(image, max_pixels)))
-        labels.append(int(label))
-    if not labels:
-        raise TrainingError(f"--data {name}: no images in it")
-    numbered = functools.partial(_numbered, name, range(len(labels)))
-    source = Source(functools.partial(_array_image, pixels), np.array(labels, dtype=np.int64), numbered)
-    return source, _classes_of(dataset.reader)
-
-
-def _classes_of(reader: Any) -> list[str]:
-    mapping = getattr(reader, "class_to_idx", None) or {}
-    return sorted(mapping, key=mapping.get)
-
-
 # Sources are made of functions of this module: closures cannot be sent to loader processes that are spawned.
 
 
-def _array_image(pixels: np.ndarray, i: int) -> Image.Image:
+def _numbered_source(name: str, image: Callable[[int], Image.Image], labels: np.ndarray) -> Source:
+    return Source(image, labels.astype(np.int64), functools.partial("{}[{}]".format, name))
+
+
+def _of_arrays(name: str, pixels: Sequence[np.ndarray], labels: np.ndarray) -> Source:
+    return _numbered_source(name, functools.partial(_array_image, pixels), labels)
+
+
+def _array_image(pixels: Sequence[np.ndarray], i: int) -> Image.Image:
     return Image.fromarray(pixels[i]).convert("RGB")
 
 
-def file_image(samples: Any, max_pixels: int, i: int) -> Image.Image:
-    return read_image(samples[i][0], max_pixels)
+def file_image(samples: Sequence[tuple[str, str]], max_pixels: int, i: int) -> Image.Image:
+    return _opened(samples[i][0], max_pixels)
+
+
+def sample_name(samples: Sequence[tuple[str, str]], i: int) -> str:
+    return samples[i][0]
 
 
 def _reader_image(reader: Any, max_pixels: int, i: int) -> Image.Image:
-    with Image.open(reader[i][0]) as image:
+    return _opened(reader[i][0], max_pixels)
+
+
+def _opened(file: Any, max_pixels: int) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
+    with Image.open(file) as image:
         return rgb(image, max_pixels)
 
 
 def _item_image(dataset: Any, max_pixels: int, i: int) -> Image.Image:
     return rgb(dataset[i][0], max_pixels)
-
-
-def sample_name(samples: Any, i: int) -> str:
-    return str(samples[i][0])
-
-
-def _numbered(name: str, numbers: Sequence[int], i: int) -> str:
-    return f"{name}[{numbers[i]}]"

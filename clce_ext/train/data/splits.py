@@ -11,7 +11,7 @@ import numpy as np
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Images, Source, joined
-from .sources import DataSet, holds_splits, open_data_set, open_folder
+from .sources import holds_splits, open_data_set, open_folder
 
 
 @dataclass
@@ -51,35 +51,42 @@ def load_data(config: TrainConfig) -> Data:
             fewer images in a class than --shots or --val-fraction need.
     """
     data = open_data_set(config)
-    held_out = held_out_indices(config.hold_out_classes, data.classes)
+    held_out = _indices(config.hold_out_classes, data.classes)
     kept = [i for i in range(len(data.classes)) if i not in held_out]
     if len(kept) < 2:
         raise TrainingError(
             f"at least two classes are needed to train on, got {listing(data.classes)} of which "
             f"{len(held_out)} are held out"
         )
-
-    def images(source: Source | None, indices: np.ndarray | None = None) -> Images | None:
-        if source is None:
-            return None
-        return _relabelled(source, _of_classes(source, kept) if indices is None else indices, kept)
-
-    train_indices, val, test = _of_classes(data.train, kept), images(data.val), images(data.test)
+    classes = [data.classes[i] for i in kept]
+    train, val, test = (part and _of_classes(part, kept) for part in (data.train, data.val, data.test))
     if config.val_fraction:
-        train_indices, val_indices = _split_off(data, train_indices, config)
+        if val is not None and test is not None:
+            raise TrainingError(
+                f"--val-fraction: {config.data} has a validation split and a test split of its own"
+            )
         # The split that would have been watched has nothing to choose any more: it is left to judge.
-        val, test = images(data.train, val_indices), val if test is None else test
+        test = val if test is None else test
+        sizes = _sizes(train)
+        if 1 in sizes.values():
+            lone = next(classes[label] for label, size in sizes.items() if size == 1)
+            raise TrainingError(
+                f"--val-fraction: class {lone!r} has only one training image; every class needs one to train "
+                "on and one to validate"
+            )
+        counts = {y: min(max(1, round(config.val_fraction * n)), n - 1) for y, n in sizes.items()}
+        held_back = _drawn(train, counts, config.seed, 0x7A11)
+        val, train = train.take(held_back), train.take(np.setdiff1d(np.arange(len(train)), held_back))
     if config.shots:
-        train_indices = few_shot_subset(
-            data.train.labels, train_indices, config.shots, config.seed, data.classes
-        )
-    return Data(
-        train=images(data.train, train_indices),
-        val=test if val is None else val,
-        test=test,
-        classes=[data.classes[i] for i in kept],
-        watched="test" if val is None else "val",
-    )
+        sizes = _sizes(train)
+        for label, size in sizes.items():
+            if size < config.shots:
+                raise TrainingError(
+                    f"--shots {config.shots}: class {classes[label]!r} has only {size} training images; the "
+                    f"smallest class allows --shots {min(sizes.values())}"
+                )
+        train = train.take(_drawn(train, dict.fromkeys(sizes, config.shots), config.seed, 0x5407))
+    return Data(train, test if val is None else val, test, classes, "test" if val is None else "val")
 
 
 def load_classes(
@@ -95,69 +102,38 @@ def load_classes(
         source, classes = open_folder(root, config.max_image_pixels)
     else:
         data = open_data_set(config)
-        splits = {"train": data.train, "val": data.val, "test": data.test}
         if split == "watched":
             split = "test" if data.val is None else "val"
+        splits = {"train": data.train, "val": data.val, "test": data.test}
         chosen = [source for name, source in splits.items() if source is not None and split in (None, name)]
         if not chosen:
             raise TrainingError(f"--split {split}: {config.data} has no such split")
         source, classes = joined(chosen), data.classes
-    kept = sorted(held_out_indices(only, classes)) if only else list(range(len(classes)))
-    return _relabelled(source, _of_classes(source, kept), kept), [classes[i] for i in kept]
+    kept = sorted(_indices(only, classes)) if only else list(range(len(classes)))
+    return _of_classes(source, kept), [classes[i] for i in kept]
 
 
-def _of_classes(source: Source, kept: list[int]) -> np.ndarray:
-    return np.flatnonzero(np.isin(source.labels, kept))
-
-
-def _relabelled(source: Source, indices: np.ndarray, kept: list[int]) -> Images:
+def _of_classes(source: Source, kept: list[int]) -> Images:
+    indices = np.flatnonzero(np.isin(source.labels, kept))
     return Images(source, indices, np.searchsorted(kept, source.labels[indices]).astype(np.int64))
 
 
-def _split_off(data: DataSet, indices: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(what to train on, what to validate on): the latter is ``val_fraction`` of every class, drawn with
-    ``seed``."""
-    if data.val is not None and data.test is not None:
-        raise TrainingError(
-            f"--val-fraction: {config.data} has a validation split and a test split of its own"
-        )
-    generator = np.random.default_rng([config.seed, 0x7A11])
-    labels = data.train.labels[indices]
-    held_back = []
-    for label in np.unique(labels):
-        members = indices[labels == label]
-        if len(members) < 2:
-            raise TrainingError(
-                f"--val-fraction: class {data.classes[label]!r} has only one training image; every class "
-                "needs one to train on and one to validate"
-            )
-        count = min(max(1, round(config.val_fraction * len(members))), len(members) - 1)
-        held_back.append(generator.choice(members, count, replace=False))
-    val = np.sort(np.concatenate(held_back))
-    return np.setdiff1d(indices, val), val
-
-
-def held_out_indices(names: Sequence[str], classes: Sequence[str]) -> set[int]:
+def _indices(names: Sequence[str], classes: Sequence[str]) -> set[int]:
     """Class indices of ``names``; raises TrainingError where a name is none of ``classes``."""
-    unknown = [name for name in names if name not in classes]
-    if unknown:
+    if unknown := [name for name in names if name not in classes]:
         raise TrainingError(f"unknown class {listing(unknown)}; the classes are {listing(classes)}")
     return {list(classes).index(name) for name in names}
 
 
-def few_shot_subset(
-    labels: np.ndarray, indices: np.ndarray, shots: int, seed: int, classes: Sequence[str]
-) -> np.ndarray:
-    """``shots`` of ``indices`` per class, drawn with ``seed``: sorted [classes * shots]."""
-    generator = np.random.default_rng([seed, 0x5407])
-    counts = np.unique(labels[indices], return_counts=True)[1]
-    chosen = []
-    for label in np.unique(labels[indices]):
-        members = indices[labels[indices] == label]
-        if len(members) < shots:
-            raise TrainingError(
-                f"--shots {shots}: class {classes[label]!r} has only {len(members)} training images; the "
-                f"smallest class allows --shots {counts.min()}"
-            )
-        chosen.append(generator.choice(members, shots, replace=False))
+def _sizes(images: Images) -> dict[int, int]:
+    """How many images there are of each label that there is."""
+    labels, counts = np.unique(images.labels, return_counts=True)
+    return dict(zip(labels.tolist(), counts.tolist(), strict=True))
+
+
+def _drawn(images: Images, counts: dict[int, int], *key: int) -> np.ndarray:
+    """Positions of as many images of each label as ``counts`` says, drawn with ``key``; in order."""
+    generator = np.random.default_rng(key)
+    members = {label: np.flatnonzero(images.labels == label) for label in counts}
+    chosen = [generator.choice(members[y], count, replace=False) for y, count in counts.items()]
     return np.sort(np.concatenate(chosen))

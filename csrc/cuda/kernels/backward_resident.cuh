@@ -245,6 +245,7 @@ struct ResidentBlock : BackwardBlock<Traits> {
     set_zero(sum);
     for (int tile = begin; tile < end; ++tile) {
       const Tile ready(ring.next(*this));
+      ptx::count_tile(1);
       if (tile + 1 < end) load_other(tile + 1);
       const OtherNumbers other = others(tile);
       const int self = self_difference(p.has_self, p.self_offset, first_row(), int64_t(tile) * kN);

@@ -174,6 +174,7 @@ struct StreamingBlock : BackwardBlock<Traits> {
         if (step == 0) load_other(tile);
       }
       if (steps == 1) ptx::sync_threads();
+      ptx::count_tile(steps);
       write_gradients(dots, tile);
       for (int step = 0; step < kN / Traits::kStep; ++step) {
         Product::multiply(fg, sum, g, step * Traits::kStep, TileX(ring.next(*this)));

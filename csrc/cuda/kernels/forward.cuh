@@ -218,6 +218,7 @@ struct BoundedForwardBlock {
       set_zero(dots);
       multiply();
       for (int step = 1; step < steps; ++step) multiply();
+      ptx::count_tile(steps);
       add_tile(dots, scale, at);
       if (at.ends_row(all)) {
         ptx::sync_threads();

@@ -97,6 +97,7 @@ struct UnboundedForwardBlock {
         if (step == 0) store_label(label);
       }
       if (steps == 1) ptx::sync_threads();
+      ptx::count_tile(steps);
 
       const bool with_columns = p.symmetric && at.row != at.col;
       const int self = self_difference(p.has_self, p.self_offset, int64_t(at.row) * kM, int64_t(at.col) * kN);

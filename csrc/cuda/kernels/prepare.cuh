@@ -4,12 +4,28 @@
 #include <type_traits>
 
 #include "backend.h"
+#include "cuda/grid.h"
 #include "cuda/kernels/block_reduce.cuh"
 #include "dispatch.h"
 
 namespace clce::cuda {
 
-constexpr int kRowsPerBlock = 4;
+// Of one side or of two, in one launch: the second side's blocks come after the first's.
+template <class Params>
+struct Sides {
+  Params sides[2];
+  uint32_t blocks_of_first;
+};
+
+// Calls use(params of the side, row) for the row that this warp has as one of the given block's, if there is
+// one.
+template <class Params, class Use>
+CLCE_DEVICE void with_row(const Sides<Params>& p, uint32_t block, Use use) {
+  const int side = block < p.blocks_of_first ? 0 : 1;
+  const uint32_t first = side == 0 ? 0 : p.blocks_of_first;
+  const int64_t row = int64_t(block - first) * kRowsPerBlock + threadIdx.x / 32;
+  if (row < p.sides[side].rows) use(p.sides[side], row);
+}
 
 CLCE_DEVICE float to_acc(ptx::bf16 x) {
   return ptx::to_float(x);
@@ -67,13 +83,11 @@ CLCE_DEVICE void for_columns(const PrepareParams<Element, AccumulationType<Eleme
   }
 }
 
+// By all lanes of a warp.
 template <class Element>
-CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
-    prepare_kernel(PrepareParams<Element, AccumulationType<Element>> p) {
+CLCE_DEVICE void prepare_row(const PrepareParams<Element, AccumulationType<Element>>& p, int64_t row) {
   using T = AccumulationType<Element>;
   using Pack = ptx::Pack<Element>;
-  const int64_t row = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
-  if (row >= p.rows) return;
   T factor = 1;
   if (p.normalize) {
     T squares = 0;
@@ -96,12 +110,19 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
   });
 }
 
+template <class Element>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
+    prepare_kernel(Sides<PrepareParams<Element, AccumulationType<Element>>> p) {
+  with_row(p, blockIdx.x, [](const auto& side, int64_t row) { prepare_row<Element>(side, row); });
+}
+
 template <class Element, class T>
 struct PrepareBackwardParams {
   int64_t rows, dim;
   const Element* z;
   const T* norms;
-  const T* dz;
+  T* dz;  // [shares][rows][stride], of which the sum is the gradient; if several, the first is used up
+  int64_t shares;
   Element* dx;
   bool vectors;  // rows of dx can be written 16 bytes at a time
   T* dots;
@@ -119,26 +140,37 @@ CLCE_DEVICE T clamp_to_finite(T x) {
   }
 }
 
+// By all lanes of a warp.
 template <class Element>
-CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
-    prepare_backward_kernel(PrepareBackwardParams<Element, AccumulationType<Element>> p) {
+CLCE_DEVICE void prepare_backward_row(const PrepareBackwardParams<Element, AccumulationType<Element>>& p,
+                                      int64_t row) {
   using T = AccumulationType<Element>;
   using Pack = ptx::Pack<Element>;
+  using Part = ptx::Pack<T>;
   constexpr int kSize = Pack::kSize;
-  constexpr int kParts = kSize * int(sizeof(T)) / 16;  // 16-byte pieces of dz per piece of z
-  const int64_t row = int64_t(blockIdx.x) * kRowsPerBlock + threadIdx.x / 32;
-  if (row >= p.rows) return;
+  constexpr int kParts = kSize / Part::kSize;  // 16-byte pieces of dz per piece of z
   const int lane = int(threadIdx.x) % 32;
   const int64_t padded = padded_dim(p.dim);
   const Element* const z = p.z + row * padded;
-  const T* const dz = p.dz + row * padded;
+  T* const dz = p.dz + row * padded;
+  int64_t shares = p.shares;
+  // In the order of the shares.
   const auto load_dz = [&](int64_t col, T(&values)[kSize]) {
+    const auto add_share = [&](int64_t share, bool first) {
+      const T* const from = dz + share * p.rows * padded + col;
 #pragma unroll
-    for (int i = 0; i < kParts; ++i) {
-      const auto part = ptx::global_load(reinterpret_cast<const ptx::Pack<T>*>(dz + col) + i);
+      for (int i = 0; i < kParts; ++i) {
+        const Part part = ptx::global_load(reinterpret_cast<const Part*>(from) + i);
 #pragma unroll
-      for (int j = 0; j < ptx::Pack<T>::kSize; ++j) values[i * ptx::Pack<T>::kSize + j] = part.values[j];
-    }
+        for (int j = 0; j < Part::kSize; ++j) {
+          T& value = values[i * Part::kSize + j];
+          value = first ? part.values[j] : value + part.values[j];
+        }
+      }
+    };
+    add_share(0, true);
+#pragma unroll 2
+    for (int64_t share = 1; share < shares; ++share) add_share(share, false);
   };
 
   T dot = 0;
@@ -149,7 +181,16 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
       load_dz(col, dzs);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) dot += to_acc(zs.values[i]) * dzs[i];
+      // The sum, where this lane alone reads it again.
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) {
+        Part part;
+#pragma unroll
+        for (int j = 0; j < Part::kSize; ++j) part.values[j] = dzs[i * Part::kSize + j];
+        if (shares > 1) ptx::global_store(reinterpret_cast<Part*>(dz + col) + i, part);
+      }
     }
+    shares = 1;
     dot = warp_reduce(dot, Add{});
     if (p.dots && lane == 0) ptx::global_store(p.dots + row, dot);
   }
@@ -182,6 +223,12 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
       }
     }
   }
+}
+
+template <class Element>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(32 * kRowsPerBlock, 1)
+    prepare_backward_kernel(Sides<PrepareBackwardParams<Element, AccumulationType<Element>>> p) {
+  with_row(p, blockIdx.x, [](const auto& side, int64_t row) { prepare_backward_row<Element>(side, row); });
 }
 
 }  // namespace clce::cuda

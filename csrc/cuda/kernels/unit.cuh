@@ -34,10 +34,11 @@ CLCE_DEVICE T largest_gradient(const Side<Element, T>& side, T beta, int64_t fir
 template <class Element, class T>
 CLCE_DEVICE T find_unit(const Side<Element, T>& side, const Side<Element, T>& other, T beta, int threads,
                         T* shares) {
+  const bool alike = side.derivatives == other.derivatives;  // self-contrast: one scan is enough
   T largest[2] = {largest_gradient(side, beta, threadIdx.x, threads),
-                  largest_gradient(other, beta, threadIdx.x, threads)};
+                  alike ? T(0) : largest_gradient(other, beta, threadIdx.x, threads)};
   block_reduce(largest, shares, threads / 32, Max{});
-  const T bound = largest[0] + largest[1];
+  const T bound = largest[0] + (alike ? largest[0] : largest[1]);
   if (!(bound > 0 && bound < T(1e30))) return 1;
   // 2^14 leaves a factor of almost 4 to the largest float16.
   const T exponent = T(14) - std::ceil(std::log2(bound));

@@ -20,6 +20,19 @@ inline Architecture architecture_of(int compute_capability) {
   return Architecture::kSm80;
 }
 
+// What a plan asks of a device: its architecture, and what its kind of multiprocessor has.
+struct Device {
+  // In bytes: shared memory of a multiprocessor, and what of it each block takes beside its own.
+  static constexpr int kHopperShared = 228 * 1024, kReservedShared = 1024;
+
+  Architecture architecture;
+  int shared_bytes;
+
+  Device(Architecture architecture_, int shared_bytes_ = kHopperShared)
+      : architecture(architecture_), shared_bytes(shared_bytes_) {}
+  int blocks_at_once(int block_bytes) const { return shared_bytes / (block_bytes + kReservedShared); }
+};
+
 // How numbers are kept and multiplied.
 enum class Format { kFloat32, kTf32, kFloat64, kBFloat16, kFloat16 };
 

@@ -33,6 +33,17 @@ inline void forward_tiles(const ForwardArgs& args, const ForwardPlan& plan, void
   });
 }
 
+inline bool forward_whole(const ForwardArgs& args, const ForwardPlan& plan, void* stream) {
+  bool done = false;
+  with_format(plan.engine.format, [&](auto format) {
+    switch (plan.engine.architecture) {
+      case Architecture::kSm80:
+        done = sm80::forward_whole<format()>(args, plan, stream);
+    }
+  });
+  return done;
+}
+
 inline void backward_tiles(const BackwardArgs& args, const GradientPlan& plan, void* stream) {
   with_format(plan.engine.format, [&](auto format) {
     switch (plan.engine.architecture) {

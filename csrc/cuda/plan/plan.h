@@ -1,6 +1,6 @@
 // What one call does: which engine, which of its tiles, how the work is cut into blocks, and what lies where
-// in the workspace. Made once per call, and a function of its arguments alone: bits do not depend on what
-// else the device is or does.
+// in the workspace. Made once per call, and a function of its arguments and of the kind of device: bits do
+// not depend on what else the device does.
 #pragma once
 
 #include <cstddef>
@@ -11,9 +11,6 @@
 
 namespace clce::cuda {
 
-// Threads of a block of the merge, whose sums of losses lie in the workspace.
-constexpr int kMergeThreads = 128;
-
 struct ForwardPlan {
   Engine engine;
   bool panels;       // by panels: the shape counts; else by fused tiles: tile and grid do
@@ -23,6 +20,7 @@ struct ForwardPlan {
   // Panels: one for each column of a panel's tiles, then, in self-contrast, one for each row of them.
   int64_t groups;
   Grid grid;             // of the pass over tiles
+  Grid whole_grid;       // of the whole pass in one launch, where rows are not prepared yet; x is 0: never
   int64_t merge_blocks;  // of the merge that follows
   // What lies where in the workspace: the merge's ticket at 0, the sums of its blocks, the slots, the panel.
   size_t block_sums_at, slots_at, panel_at, workspace_bytes;
@@ -35,7 +33,7 @@ struct GradientPlan {
   int tile;        // which of EngineTiles::backward
   int64_t splits;  // blocks that share the other side; if several, their shares lie in the workspace
   Grid grid;
-  size_t workspace_bytes;
+  size_t shares_at;  // in the workspace
 };
 
 struct BackwardPlan {
@@ -48,7 +46,7 @@ struct BackwardPlan {
   size_t panel_at, gradients_at, workspace_bytes;
 };
 
-ForwardPlan plan_forward(const ContrastArgs&, Architecture);
-BackwardPlan plan_backward(const ContrastArgs&, Architecture);
+ForwardPlan plan_forward(const ContrastArgs&, const Device&);
+BackwardPlan plan_backward(const ContrastArgs&, const Device&);
 
 }  // namespace clce::cuda

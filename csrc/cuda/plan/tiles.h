@@ -14,8 +14,16 @@ struct BackwardTile {
   bool unbounded;     // compiled for unbounded logits too
 };
 
+// A block of the forward pass, of bounded logits.
+struct ForwardBlock {
+  int warps;
+  int blocks;      // that run at once on a multiprocessor, where there is room for them
+  int shared_kib;  // of one of them, at most
+};
+
 struct EngineTiles {
   int forward[2];  // rows, and as many columns, of the large and of the small tile
+  ForwardBlock forward_block[2];
   int num_backward;
   BackwardTile backward[4];  // by width
 };
@@ -26,6 +34,7 @@ constexpr EngineTiles sm80_tiles(Format format) {
     case Format::kBFloat16:
     case Format::kFloat16:
       return {{128, 64},
+              {{8, 2, 99}, {4, 2, 72}},
               4,
               {{128, 64, 128, 2, true},
                {128, 64, 256, 1, true},
@@ -33,11 +42,11 @@ constexpr EngineTiles sm80_tiles(Format format) {
                {64, 64, 768, 1, false}}};
     case Format::kFloat32:
     case Format::kTf32:
-      return {{128, 64}, 2, {{64, 64, 128, 1, true}, {64, 64, 256, 1, true}}};
+      return {{128, 64}, {{8, 1, 99}, {4, 2, 72}}, 2, {{64, 64, 128, 1, true}, {64, 64, 256, 1, true}}};
     case Format::kFloat64:
       break;
   }
-  return {{32, 32}, 1, {{32, 32, 64, 2, true}}};
+  return {{32, 32}, {{4, 2, 24}, {4, 2, 24}}, 1, {{32, 32, 64, 2, true}}};
 }
 
 constexpr EngineTiles engine_tiles(Architecture architecture, Format format) {

@@ -1,6 +1,8 @@
 // Threads, barriers, and what the 32 lanes of a warp exchange.
 #pragma once
 
+#include <cooperative_groups.h>
+
 #include <cstdint>
 
 namespace clce::ptx {
@@ -14,6 +16,11 @@ CLCE_DEVICE uint32_t thread_again() {
 
 CLCE_DEVICE void sync_threads() {
   __syncthreads();
+}
+
+// All blocks of the grid, which have been launched for that.
+CLCE_DEVICE void sync_grid() {
+  cooperative_groups::this_grid().sync();
 }
 
 CLCE_DEVICE void sync_warp() {

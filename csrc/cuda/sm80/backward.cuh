@@ -44,7 +44,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   using Traits = decltype(traits_of<Product, Shape, kUnbounded>());
   using Element = typename Product::Element;
   using T = typename Product::Acc;
-  static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "every device since sm_80 can run it");
+  static_assert(shared_fits(Traits::kSharedBytes, Traits::kMinBlocks), "as many as planned, on every device");
   const ContrastArgs& args = given.contrast;
   const auto anchors = anchor_side<Element, T>(given), keys = key_side<Element, T>(given);
   typename Traits::Params params{};

@@ -9,6 +9,11 @@ namespace clce::cuda::sm80 {
 template <Format format>
 void forward_tiles(const ForwardArgs&, const ForwardPlan&, void* stream);
 
+// The whole forward pass in one launch, where the plan has it; false, and nothing done, where the device has
+// no room for it.
+template <Format format>
+bool forward_whole(const ForwardArgs&, const ForwardPlan&, void* stream);
+
 // The owner's gradient, or its shares into the workspace.
 template <Format format>
 void backward_tiles(const BackwardArgs&, const GradientPlan&, void* stream);

@@ -14,16 +14,17 @@
 
 namespace clce::cuda::sm80 {
 
-// A block may have 99 KiB of shared memory on sm_86 and sm_89, the least of all devices since sm_80; the most
-// that blocks together may have is 228 KiB, of which each takes 1 KiB for itself (CUDA programming guide,
-// technical specifications per compute capability).
+// Whether so many blocks run at once on every device: sm_86 and sm_89 have the least shared memory since
+// sm_80, 100 KiB a multiprocessor, where an A100 has 164 and Hopper 228 (CUDA programming guide, technical
+// specifications per compute capability).
 constexpr bool shared_fits(int bytes, int blocks) {
-  return bytes <= 99 * 1024 && blocks * (bytes + 1024) <= 228 * 1024;
+  return blocks * (bytes + Device::kReservedShared) <= 100 * 1024;
 }
 
 // A square tile. kDepth: columns of embeddings per step. kStages: places of the pipeline. kMinBlocks: blocks
-// that shall fit on a multiprocessor together, which bounds the registers; with unbounded logits a block may
-// be alone. kBand: columns of tiles that are walked together, whose sums stay in shared memory.
+// that shall fit on a multiprocessor of Hopper together, which bounds the registers; with unbounded logits a
+// block may be alone. On a device with less shared memory fewer run, of which the plan knows. kBand: columns
+// of tiles that are walked together, whose sums stay in shared memory.
 template <int kM, int kWarpsM, int kWarpsN, int kDepth_, int kStages_, int kMinBlocks_, int kBand_ = 4>
 struct ForwardShape {
   using Logits = Fragment<kM, kM, kWarpsM, kWarpsN>;

@@ -28,6 +28,7 @@ class Pipeline {
     load_into(read_, steps);
     read_ = next_;
     next_ = next_ == kBytes - kStageBytes ? 0 : next_ + kStageBytes;
+    ptx::count_step(read_ / kStageBytes);
     return memory_ + read_;
   }
 

@@ -78,6 +78,7 @@ class TileCopies {
     const int rows_left = rows.count - row_;
     const uint32_t first = uint32_t(first_col) * uint32_t(sizeof(T));
     const int bytes_left = int(stride_ - first) - col_;
+    ptx::count_copy(rows.count < Tile::kRows, int(stride_ - first) < Tile::kCols * int(sizeof(T)));
     const unsigned char* from = rows.data + (from_ + first);  // 32 bits do within a tile
     auto* const place = reinterpret_cast<unsigned char*>(to.base) + to_;
 #pragma unroll
