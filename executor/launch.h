@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/ptx/ptx.cuh"
 #include "executor/executor.h"
 
 namespace clce::cuda {
@@ -32,6 +33,23 @@ void launch(void (*kernel)(Params), const char* name, Grid grid, int threads, si
   };
   executor::run(reinterpret_cast<const void*>(kernel), name, {grid.x, grid.y, grid.z},
                 static_cast<unsigned>(threads), shared_bytes, {body}, &call);
+}
+
+struct ClearParams {
+  void* to;
+  size_t bytes;  // a multiple of 16
+};
+
+// One thread's stores, which are looked at like any others.
+inline void clear_kernel(ClearParams p) {
+  using Vector = ptx::Pack<uint32_t>;
+  for (size_t i = 0; i < p.bytes / sizeof(Vector); ++i) {
+    ptx::global_store(static_cast<Vector*>(p.to) + i, Vector{});
+  }
+}
+
+inline void clear(void* to, size_t bytes, void* stream) {
+  launch(clear_kernel, "clear", Grid{}, 1, 0, stream, ClearParams{to, bytes});
 }
 
 template <class Params, class... Phases>

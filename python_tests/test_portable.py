@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,23 @@ def test_several_panels(shape, sort, monkeypatch):
                 loss.backward()
             results.append((loss.detach(), leaf.grad))
         torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-12)
+
+
+def test_scratch_that_a_thread_keeps():
+    """Made in inference mode, then written to outside of it; and no other thread's."""
+    x, labels = torch.randn(300, 8), torch.randint(40, (300,))
+
+    def step(_):
+        with torch.inference_mode():
+            clce_ext.hard_negative_contrastive_loss(x, labels)
+        leaf = x.clone().requires_grad_()
+        clce_ext.hard_negative_contrastive_loss(leaf, labels).backward()
+        return leaf.grad
+
+    expected = step(0)  # by kernels
+    with backends.engine("portable"), ThreadPoolExecutor(3) as threads:
+        for grad in threads.map(step, range(9)):
+            torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])

@@ -751,6 +751,13 @@ def test_patience_ends_the_last_stage(tmp_path):
     assert figures["best_epoch"] == 4
 
 
+def test_patience_counts_evaluations_not_epochs(tmp_path):
+    options = BEST | {"epochs": 30, "patience": 2, "lr": 1e-12, "min_lr": 0.0, "best_metric": "top1"}
+    figures = train(quick_config(tmp_path, **options, eval_every=2))
+    # The epochs 2, 4 and 6 are evaluated: the first of them is the best, and two more are waited for.
+    assert figures["epochs"] == 6 and figures["best_epoch"] == 2
+
+
 def test_options_of_a_loss_in_a_recipe_are_its_objectives(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("objective: clce\nweight: 0.7\ntemperature: 0.3\nlr: 1e-3\n")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +291,36 @@ def test_fewer_images_to_judge_than_processes():
     whole, joined = judges[0].outputs(model, images), Outputs.join(shards)
     assert torch.equal(joined.labels, whole.labels) and torch.equal(joined.rows, whole.rows)
     assert torch.allclose(joined.embeddings, whole.embeddings, atol=1e-5)
+
+
+def test_what_leaves_a_process_of_its_training_images():
+    """To judge embeddings: the nearest, sums, and the images that a probe is fitted to."""
+    trainer = make_trainer(eval_embeddings="final", eval_images=12)
+    model, data = trainer.model, load_data(trainer.config)
+    given, val = models.input_config(model, trainer.config), data.val.take(slice(10))
+    alone = Judge(trainer.config, given, Processes(torch.device("cpu")))
+    test = alone.outputs(model, val)
+    wanted = alone.frozen(model, data.train, test)
+    sent, barrier = {}, threading.Barrier(2)
+
+    class Thread(Processes):
+        def gather(self, value):
+            sent.setdefault(self.rank, []).append(value)
+            barrier.wait()
+            values = [sent[rank][-1] for rank in range(2)]
+            barrier.wait()
+            return values
+
+    judges = [Judge(trainer.config, given, Thread(torch.device("cpu"), rank, 2)) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        arguments = (judges, [copy.deepcopy(model) for _ in judges])
+        found = list(pool.map(lambda judge, own: judge.frozen(own, data.train, test), *arguments))
+    for name, correct in wanted.items():
+        assert torch.equal(found[0][name], correct) and torch.equal(found[1][name], correct)
+    for (cosines, labels), (classes, sums), fitted in sent.values():
+        assert cosines.shape == labels.shape == (10, 20) and sums.shape == (len(classes), 96 + 1)
+        assert 0 < len(fitted.rows) < 12
+    assert len(data.train) == 40 and sum(len(value[-1].rows) for value in sent.values()) == 12
 
 
 def test_a_plan_prints_and_stops(tmp_path, capsys):

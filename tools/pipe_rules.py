@@ -129,8 +129,9 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (into.n_pos > 0) {", share=positives),
         Rule("if (into.n_neg > 0) {", share=always),
         # Before the walk, float16.
+        Rule("p.unit ? ptx::global_load(p.unit)", share=float(case.batch > 4096)),
+        Rule("alike ? T(0) : largest_gradient(other", share=never),
         Rule("const T upstream = side.upstream ?", share=never),
-        Rule("alike ? T(0) : largest_gradient(", share=always, leaves=True),
         Rule("if (!(bound > 0 && bound < T(1e30))) return 1;", share=never, leaves=True),
         Rule("if (!side.derivatives) return top;", share=never, leaves=True),
         Rule("for (int64_t row = first; row < n; row += step) {", trips=case.batch / threads),

@@ -54,13 +54,15 @@ def cases() -> list[Case]:
     small += [Case(dtype, 33, 24, learnable=True) for dtype in DTYPES]
     small += [Case(dtype, 70, 33, keys, engine="panels") for dtype in DTYPES for keys in (0, 300)]
     small += [Case(torch.float32, 100, 96, tf32=True)]
+    # More than one launch makes whole.
+    small += [Case(dtype, 1100, 70) for dtype in DTYPES]
     # 17 rows of tiles: the large forward tile, with two steps of columns; backward the first shape.
     large = [Case(dtype, 2100, 70) for dtype in HALF]
     large += [Case(torch.float32, 2100, 70, tf32=tf32) for tf32 in (False, True)]
     # More rows of tiles than groups, so that walks have several; more tiles of the other side than stages.
     large += [Case(torch.bfloat16, 4264, 70), Case(torch.bfloat16, 4264, 70, options={"temperature": 0.01})]
     large += [Case(torch.float16, 300, 200, keys=4300), Case(torch.bfloat16, 2100, 300)]
-    large += [Case(torch.float64, 1100, 20), Case(torch.bfloat16, 2100, 600)]
+    large += [Case(torch.float16, 4264, 70), Case(torch.bfloat16, 2100, 600)]
     return small + large
 
 

@@ -111,7 +111,7 @@ class Judge:
         embeddings: knn and centroid of all training images, of which every process compares with its share,
         and probe of at most --eval-images; bool [N]."""
         test, share = self.part(test), self.share(model, train)
-        share = share if len(share.rows) else test.at(slice(0))
+        share = share if len(share.rows) else test.at(slice(0))  # none, in tensors of the right shapes
         pairs, gather = (*_arrays(share), *_arrays(test)), self.group.gather
         found = {
             "knn": metrics.knn_correct(*pairs, gather=gather),

@@ -133,7 +133,8 @@ class _Run:
         config, state = self.config, self.state
         try:
             if config.has_weights and state.untouched is None and config.eval_embeddings != "never":
-                state.untouched = self._judge_embeddings(self.judge.outputs(self.model, self.data.val))
+                val = self.judge.outputs(self.model, self.data.val)
+                state.untouched = self.judge.frozen(self.model, self.data.train, val)
             for stage in self.stages[state.stage :]:
                 self._train_stage(stage)
                 state.stage, state.epoch = state.stage + 1, 0
@@ -263,9 +264,6 @@ class _Run:
             values |= judge.accuracies(self.judge.frozen(model, self.data.train, val, probe=False))
         return values
 
-    def _judge_embeddings(self, val: judge.Outputs) -> dict[str, Tensor]:
-        return self.judge.frozen(self.model, self.data.train, val)
-
     def _finish(self) -> dict[str, Any]:
         config, state, data = self.config, self.state, self.data
         if state.best is not None:
@@ -293,7 +291,7 @@ class _Run:
         part, found = None, {}
         if config.eval_embeddings != "never":
             part = self.judge.part(val)
-            found = self._judge_embeddings(val)
+            found = self.judge.frozen(self.model, data.train, val)
             results |= judge.accuracies(found) | judge.quality(part)
         if state.untouched is not None:
             results[UNTOUCHED] = judge.accuracies(state.untouched)

@@ -105,7 +105,8 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     for label in np.unique(labels):
         tint = palette(int(label) if len(classes) <= 10 else label / (len(classes) - 1))
         style = {"s": 9, "alpha": 0.75, "linewidths": 0, "rasterized": len(points) > _RASTER_FROM}
-        shown[classes[label]] = axes.scatter(*points[labels == label].T, color=tint, **style)
+        axes.scatter(*points[labels == label].T, color=tint, **style)
+        (shown[classes[label]],) = axes.plot([], [], "o", color=tint, alpha=0.75)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
@@ -160,10 +161,10 @@ def _axes(title: str, height: float = 3.3, width: float = 4.4, **style: Any) -> 
 
 
 def _svg(axes: Axes, legend: Mapping[str, Artist] | None = None, description: str = "") -> str:
-    """What was drawn, with the names of ``legend`` below it."""
-    if legend:
+    """What was drawn, with the names of ``legend`` below it where there are several."""
+    if legend and len(legend) > 1:
         columns = min(len(legend), 6, max(1, 56 // (7 + max(map(len, legend)))))
-        style = {"ncols": columns, "frameon": False, "fontsize": 9, "markerscale": 2.5}
+        style = {"ncols": columns, "frameon": False, "fontsize": 9}
         names = ["-"] * len(legend)
         below = axes.figure.legend(list(legend.values()), names, loc="outside lower center", **style)
         for text, name in zip(below.get_texts(), legend, strict=True):  # a class's name is no formula

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import yaml
@@ -18,11 +18,8 @@ from .intervals import SIGNIFICANT, Difference, difference, differences_of
 from .judge import Outputs
 from .objectives import UNTOUCHED
 from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
-from .results import RunRecord, untouched_records
+from .results import RunRecord, Setting, untouched_records
 from .start import versions
-
-if TYPE_CHECKING:
-    from .sweep import Setting
 
 Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
 
@@ -294,10 +291,11 @@ def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
     if any(r.labels is None or len(r.correct.get("top1", ())) != len(r.labels) for r in records):
         return None
     present = np.unique(records[0].labels)
-    accuracy = np.array(
-        [np.mean([[r.correct["top1"][r.labels == c].mean() for c in present] for r in of], axis=0)
-         for of in runs.values()]
-    )  # fmt: skip
+
+    def by_class(record: RunRecord) -> list[float]:
+        return [record.correct["top1"][record.labels == c].mean() for c in present]
+
+    accuracy = np.array([np.mean([by_class(record) for record in of], axis=0) for of in runs.values()])
     order = np.argsort(accuracy.mean(axis=0))[:_CLASSES]
     table = [["Class", *runs]]
     table += [[classes[present[i]], *(f"{100 * value:.1f}" for value in accuracy[:, i])] for i in order]

@@ -17,9 +17,11 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from .checkpoint import write_text, write_weights
+from .config import TrainConfig
 from .data import Images
 from .errors import TrainingError, first_line
 from .judge import Outputs
+from .metrics import Interval
 from .objectives import UNTOUCHED
 
 # What results.json says of how a run was made, whatever it is judged on.
@@ -41,6 +43,19 @@ class RunRecord:
     labels: np.ndarray | None = None  # [N]
     # "images" [N], positions of all images of the split in its source, and by figure whether it is right [N].
     correct: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Setting:
+    """An objective at a point of a sweep's grid."""
+
+    objective: str
+    point: dict[str, Any]  # without the options that the objective does not have
+    configs: list[TrainConfig]  # by seed
+    records: Sequence[RunRecord] = ()  # on the split that training watches
+    interval: Interval | None = None  # of the metric there, over seeds
+    chosen: bool = False  # the best of its objective
+    judged: Sequence[RunRecord] = ()  # of a chosen one, on the split that --split names
 
 
 def read_run(folder: Path, split: str | None = None) -> RunRecord:

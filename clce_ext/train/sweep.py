@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +12,11 @@ import numpy as np
 
 from . import compare
 from .compare import OF_THE_RUNS, Comparison, assignment, judged, train_all
-from .config import TrainConfig
 from .errors import TrainingError, run_command
-from .metrics import Interval
 from .objectives import LOSS_OPTIONS, OBJECTIVES
 from .page import interval_of
 from .report import write_sweep_report
-from .results import RunRecord, write_rows
+from .results import Setting, write_rows
 
 _EPILOG = """\
 Every other option is clce-compare's. Options that an objective does not have (a temperature of ce) are not
@@ -39,19 +36,6 @@ class Sweep(NamedTuple):
     grid: dict[str, list[Any]]
     points: list[dict[str, Any]]  # of the grid: a value of each of its options
     metric: str  # that chooses, on the split that training watches
-
-
-@dataclass
-class Setting:
-    """An objective at a point of the grid."""
-
-    objective: str
-    point: dict[str, Any]  # without the options that the objective does not have
-    configs: list[TrainConfig]  # by seed
-    records: Sequence[RunRecord] = ()  # on the split that training watches
-    interval: Interval | None = None  # of the metric there, over seeds
-    chosen: bool = False  # the best of its objective
-    judged: Sequence[RunRecord] = ()  # of a chosen one, on the split that --split names
 
 
 def parse(arguments: Sequence[str] | None = None) -> Sweep:

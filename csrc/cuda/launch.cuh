@@ -28,6 +28,11 @@ inline void check(cudaError_t status, const char* what) {
   }
 }
 
+// Sets memory to zeros on the stream.
+inline void clear(void* to, size_t bytes, void* stream) {
+  check(cudaMemsetAsync(to, 0, bytes, static_cast<cudaStream_t>(stream)), "clear");
+}
+
 // Of the current device: 90 stands for 9.0.
 inline int compute_capability() {
   int device = 0, major = 0, minor = 0;

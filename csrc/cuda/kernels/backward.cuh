@@ -29,6 +29,7 @@ struct BackwardParams {
   const T* upstream;   // gradient of a loss that is one number, [1]; or null: 1
   const T* num_terms;  // [1] or null: 1
   T* gradient;         // [splits][owner rows][stride]
+  const T* unit;       // float16: its unit, or null: each block finds it
 };
 
 // Bytes of shared memory in which a block finds float16's unit.
@@ -77,7 +78,8 @@ struct BackwardBlock {
 
   CLCE_DEVICE void store_unit() const {
     if constexpr (kRescale) {
-      const T unit = find_unit(p.owner, p.other, p.beta, kThreads, shares);
+      const T unit =
+          p.unit ? ptx::global_load(p.unit) : find_unit(p.owner, p.other, p.beta, kThreads, shares);
       if (threadIdx.x == 0) ptx::shared_store(shares + kUnitAt, unit);
       ptx::sync_threads();
     }

@@ -45,4 +45,21 @@ CLCE_DEVICE T find_unit(const Side<Element, T>& side, const Side<Element, T>& ot
   return std::exp2(exponent > 60 ? T(60) : exponent);
 }
 
+// The same in a launch of its own, for passes with so many rows that not each block should look at all.
+template <class Element, class T>
+struct FindUnitParams {
+  Side<Element, T> owner, other;
+  T beta;
+  T* unit;
+};
+
+constexpr int kUnitThreads = 1024;
+
+template <class Element, class T>
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kUnitThreads, 1) find_unit_kernel(FindUnitParams<Element, T> p) {
+  T* const shares = reinterpret_cast<T*>(ptx::dynamic_shared());
+  const T unit = find_unit(p.owner, p.other, p.beta, kUnitThreads, shares);
+  if (threadIdx.x == 0) ptx::global_store(p.unit, unit);
+}
+
 }  // namespace clce::cuda

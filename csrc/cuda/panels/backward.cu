@@ -26,9 +26,9 @@ template <class T>
 void launch_multiply(const ContrastArgs& args, void* gradient, int64_t rows, const T* factors, void* stream) {
   const MultiplyParams<T> params{static_cast<T*>(gradient), rows * args.stride, args.stride, args.dim,
                                  factors};
-  const int64_t per_block = kFillThreads * int64_t(ptx::Pack<T>::kSize);
+  const int64_t per_block = kMultiplyThreads * int64_t(ptx::Pack<T>::kSize);
   launch(multiply_kernel<T>, "multiply_kernel", Grid{uint32_t(ceil_div(params.count, per_block))},
-         kFillThreads, 0, stream, params);
+         kMultiplyThreads, 0, stream, params);
 }
 
 template <class Element, bool kUnbounded>

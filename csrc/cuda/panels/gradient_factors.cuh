@@ -1,4 +1,4 @@
-// What a panel's gradients are multiplied by, before and after the products; and zeros.
+// What a panel's gradients are multiplied by, before and after the products.
 #pragma once
 
 #include "cuda/kernels/unit.cuh"
@@ -33,19 +33,7 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kFactorThreads, 1)
   ptx::global_store(p.factors + 1, kHasUnit<Element> ? factor / unit : T(1));
 }
 
-constexpr int kFillThreads = 256;
-
-template <class T>
-struct ClearParams {
-  T* to;
-  int64_t count;
-};
-
-template <class T>
-CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kFillThreads, 1) clear_kernel(ClearParams<T> p) {
-  const int64_t i = int64_t(blockIdx.x) * kFillThreads + threadIdx.x;
-  if (i < p.count) ptx::global_store(p.to + i, T{});
-}
+constexpr int kMultiplyThreads = 256;
 
 template <class T>
 struct MultiplyParams {
@@ -55,9 +43,9 @@ struct MultiplyParams {
 };
 
 template <class T>
-CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kFillThreads, 1) multiply_kernel(MultiplyParams<T> p) {
+CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(kMultiplyThreads, 1) multiply_kernel(MultiplyParams<T> p) {
   using Pack = ptx::Pack<T>;
-  const int64_t i = (int64_t(blockIdx.x) * kFillThreads + threadIdx.x) * Pack::kSize;
+  const int64_t i = (int64_t(blockIdx.x) * kMultiplyThreads + threadIdx.x) * Pack::kSize;
   if (i >= p.count) return;
   const T factor = ptx::global_load(p.factors + 1);
   Pack* const place = reinterpret_cast<Pack*>(p.gradient + i);

@@ -115,7 +115,7 @@ int64_t choose_splits(const BackwardTile& tile, int64_t blocks, int64_t others) 
   return std::clamp<int64_t>(kMultiprocessors * tile.blocks / blocks, 1, std::min(tiles, kMaxSplits));
 }
 
-// Its shares lie in the workspace from `end` on, which becomes the end of them.
+// Its shares, and what else it needs, lie in the workspace from `end` on, which becomes the end of them.
 GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool owner_is_keys, size_t& end) {
   const EngineTiles tiles = engine_tiles(engine.architecture, engine.format);
   const int64_t rows = owner_is_keys ? args.num_keys : args.num_anchors;
@@ -130,6 +130,11 @@ GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool 
   plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
   plan.shares_at = end;
   if (plan.splits > 1) end += aligned(size_t(acc_bytes(args.dtype) * plan.splits * rows * args.stride));
+  // A block looks at so many anchors in less time than a launch takes.
+  constexpr int64_t kFewAnchors = 4096;
+  plan.finds_unit = engine.format == Format::kFloat16 && args.num_anchors > kFewAnchors;
+  plan.unit_at = end - plan.shares_at;
+  if (plan.finds_unit) end += kAlignment;
   return plan;
 }
 

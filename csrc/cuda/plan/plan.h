@@ -34,6 +34,9 @@ struct GradientPlan {
   int64_t splits;  // blocks that share the other side; if several, their shares lie in the workspace
   Grid grid;
   size_t shares_at;  // in the workspace
+  // float16: whether a launch of its own finds the unit, and where it lies, in bytes behind shares_at.
+  bool finds_unit;
+  size_t unit_at;
 };
 
 struct BackwardPlan {

@@ -39,6 +39,19 @@ constexpr auto traits_of() {
   }
 }
 
+template <class T>
+T* unit_in(const BackwardArgs& args, const GradientPlan& plan) {
+  return reinterpret_cast<T*>(static_cast<unsigned char*>(args.workspace) + plan.unit_at);
+}
+
+template <class Element, class T>
+void launch_find_unit(const BackwardArgs& args, const GradientPlan& plan, void* stream) {
+  const auto anchors = anchor_side<Element, T>(args), keys = key_side<Element, T>(args);
+  const FindUnitParams<Element, T> params{anchors, keys, T(args.contrast.beta), unit_in<T>(args, plan)};
+  launch(find_unit_kernel<Element, T>, "find_unit_kernel", Grid{}, kUnitThreads,
+         kUnitThreads / 32 * 2 * sizeof(T), stream, params);
+}
+
 template <class Product, class Shape, bool kUnbounded>
 void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* stream) {
   using Traits = decltype(traits_of<Product, Shape, kUnbounded>());
@@ -59,6 +72,7 @@ void launch_backward(const BackwardArgs& given, const GradientPlan& plan, void* 
   params.num_terms = static_cast<const T*>(given.num_terms);
   void* const gradient = plan.owner_is_keys ? given.dkeys : given.danchors;
   params.gradient = static_cast<T*>(plan.splits > 1 ? given.workspace : gradient);
+  if (plan.finds_unit) params.unit = unit_in<T>(given, plan);
   launch(backward_kernel<Traits>, "backward_kernel", plan.grid, Traits::kThreads, Traits::kSharedBytes,
          stream, params);
 }
@@ -68,6 +82,10 @@ void backward_tiles(const BackwardArgs& args, const GradientPlan& plan, void* st
   using Shapes = sm80::Shapes<format>;
   using Product = typename Shapes::Product;
   static_assert(shapes_match(sm80_tiles(format), typename Shapes::Backward{}), "the plan's tiles");
+  if constexpr (kHasUnit<typename Product::Element>) {
+    using Element = typename Product::Element;
+    if (plan.finds_unit) launch_find_unit<Element, typename Product::Acc>(args, plan, stream);
+  }
   with_item(typename Shapes::Backward{}, plan.tile, [&](auto shape) {
     using Shape = decltype(shape);
     if (plan.engine.bounded || plan.engine.temperature_decides) {

@@ -17,6 +17,8 @@ bool forward_whole(const ForwardArgs& args, const ForwardPlan& plan, void* strea
   using Whole = WholeForward<Product, SmallShape>;
   using Element = typename Product::Element;
   static_assert(shared_fits(Whole::kSharedBytes, 1), "every device since sm_80 can run it");
+  static_assert(Whole::kMinBlocks * (Whole::kSharedBytes + Device::kReservedShared) <= 164 * 1024,
+                "an A100 has room for the plan's kBlocksAtOnce");
   typename Whole::Params params{};
   params.rows =
       sides(prepare_params<Element>(args.prepare_anchors), prepare_params<Element>(args.prepare_keys));
