@@ -127,6 +127,8 @@ struct ForwardSteps {
     return {p.keys, uint32_t(tile.col) * TileB::kRows, TileB::kRows};
   }
   CLCE_DEVICE void load(unsigned char* to) {
+    copies.count(rows_of_tile(), col);
+    copies.count(cols_of_tile(), col);
     if (threadIdx.x / kLoaders == turn) {
       if (tile.row != row_that_stays) copies.start(TileA(to), rows_of_tile(), col);
       copies.start(TileB(to + TileA::kBytes), cols_of_tile(), col);

@@ -78,7 +78,6 @@ class TileCopies {
     const int rows_left = rows.count - row_;
     const uint32_t first = uint32_t(first_col) * uint32_t(sizeof(T));
     const int bytes_left = int(stride_ - first) - col_;
-    ptx::count_copy(rows.count < Tile::kRows, int(stride_ - first) < Tile::kCols * int(sizeof(T)));
     const unsigned char* from = rows.data + (from_ + first);  // 32 bits do within a tile
     auto* const place = reinterpret_cast<unsigned char*>(to.base) + to_;
 #pragma unroll
@@ -91,6 +90,11 @@ class TileCopies {
       }
       from += stride_ * uint32_t(kRowsAtOnce);
     }
+  }
+
+  // What such a copy is, for all threads of the block to say.
+  CLCE_DEVICE void count(const TileRows<T>& rows, int first_col) const {
+    ptx::count_copy(rows.count < Tile::kRows, int(stride_) < (first_col + Tile::kCols) * int(sizeof(T)));
   }
 
  private:
@@ -108,8 +112,10 @@ class TileCopies {
 // The same for one tile: nothing is kept in registers for another one.
 template <int kThreads, class Tile, class T>
 CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
-  TileCopies<kThreads, Tile>(rows.stride, ptx::opaque(threadIdx.x))
-      .start(tile, TileRows<T>(rows, uint32_t(first_row), Tile::kRows), int(first_col));
+  const TileCopies<kThreads, Tile> copies(rows.stride, ptx::opaque(threadIdx.x));
+  const TileRows<T> rows_of_tile(rows, uint32_t(first_row), Tile::kRows);
+  copies.count(rows_of_tile, int(first_col));
+  copies.start(tile, rows_of_tile, int(first_col));
 }
 
 }  // namespace clce::cuda
