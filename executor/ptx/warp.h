@@ -56,6 +56,10 @@ T shuffle_xor(T value, int lane_mask, CallSite site = CallSite::here()) {
   return out;
 }
 
+inline uint32_t kept(uint32_t x) {
+  return x;
+}
+
 inline uint32_t ballot(bool predicate, CallSite site = CallSite::here()) {
   uint32_t votes;
   host::collective(
