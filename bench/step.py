@@ -80,7 +80,7 @@ def measure(objective: str, args: argparse.Namespace, batch: int) -> dict:
     for _ in range(1 + args.steps):  # the first warms up
         begin = time.perf_counter()
         optimizer.zero_grad()
-        with torch.autocast(device, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             step(images, labels)
         optimizer.step()
         if cuda:

@@ -12,7 +12,7 @@ from bench import step
 
 def test_every_objective_has_its_row(tmp_path):
     out = tmp_path / "step.csv"
-    options = "--device cpu --model test_vit --batches 8 --micro-batch 4 --steps 1 --out"
+    options = "--device cpu:0 --model test_vit --batches 8 --micro-batch 4 --steps 1 --out"
     assert step.main([*options.split(), str(out)]) == 0
     with out.open() as file:
         rows = list(csv.DictReader(file))
