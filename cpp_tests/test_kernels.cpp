@@ -1158,6 +1158,7 @@ constexpr AcceptedConflicts kAcceptedConflicts[] = {
     {"backward_kernel: shared_load (tf32.cuh)", 0, 0.3, 0, 0},
     // Lanes with a positive pair and lanes without read other coefficients: a GPU does not do that at once.
     {"backward_kernel: shared_load (backward_streaming.cuh)", 0.7, 0.7, 1.3, 0.8},
+    {"backward_kernel: shared_load (backward_resident.cuh)", 0, 0, 0, 0.01},
     {"backward_kernel: shared_load (coefficients.cuh)", 0, 0, 0, 0.6},
     {"backward_kernel: shared_store (coefficients.cuh)", 0, 0, 0, 1},
     // Sums of a row or column: some lanes, once per tile and warp.
