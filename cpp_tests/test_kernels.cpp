@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <random>
@@ -1091,6 +1092,9 @@ void add_all() {
   panels.panel_rows = 5 * tile;
   panels.panel_columns = 3 * tile - 8;
   add_case<Format>("panels/large", panels);
+  panels.m = 3 * tile + 3;
+  panels.unbounded = true;
+  add_case<Format>("panels/large", panels);
 
   // Gradients wider than a block holds.
   std::vector<int64_t> widths{520};
@@ -1137,6 +1141,88 @@ void test_launches() {
     CHECK_EQ(conflicts, 0);
     CHECK_EQ(matrices > 0, sizeof(typename Format::E) == 2);
   }
+}
+
+// Further cycles that an access of a warp to shared memory may take, on average, because of bank conflicts:
+// by kernel, operation and the file where it stands. All others take none.
+struct AcceptedConflicts {
+  const char* place;
+  double float32, tf32, float64, half;
+};
+constexpr AcceptedConflicts kAcceptedConflicts[] = {
+    // Rows of 64 bytes, or of 192, are 16 bytes apart: two that are copied at once share four banks.
+    {"forward_kernel: cp_async (shared_tile.cuh)", 4, 0.75, 4, 0},
+    {"backward_kernel: cp_async (shared_tile.cuh)", 2.3, 0, 3.35, 0.65},
+    // Rows are 4 banks apart where pairs of 8 bytes, or the second product's operand, are 8 banks wide.
+    {"backward_kernel: shared_store (fma.cuh)", 2, 2, 4, 0},
+    {"backward_kernel: shared_load (tf32.cuh)", 0, 0.3, 0, 0},
+    // Lanes with a positive pair and lanes without read other coefficients: a GPU does not do that at once.
+    {"backward_kernel: shared_load (backward_streaming.cuh)", 0.7, 0.7, 1.3, 0.8},
+    {"backward_kernel: shared_load (backward_resident.cuh)", 0, 0, 0, 0.01},
+    {"backward_kernel: shared_load (coefficients.cuh)", 0, 0, 0, 0.6},
+    {"backward_kernel: shared_store (coefficients.cuh)", 0, 0, 0, 1},
+    // Sums of a row or column: some lanes, once per tile and warp.
+    {"forward_kernel: shared_load (walk_sums.cuh)", 0.25, 0.25, 0, 0.25},
+    {"forward_kernel: shared_store (walk_sums.cuh)", 0.2, 0.2, 0, 0.2},
+    {"forward_kernel: shared_store (tile_sums.cuh)", 0.15, 0.15, 0.1, 0.15},
+    {"panel_sums_kernel: shared_store (tile_sums.cuh)", 0.15, 0.15, 0.1, 0.15},
+    {"forward_kernel: shared_store (walk_labels.cuh)", 0.1, 0.1, 0, 0.1},
+    // Six numbers an anchor, one of them at a time: every second bank.
+    {"merge_loss_kernel: shared_load (merge_loss.cuh)", 0.75, 0.75, 0, 0.75},
+    {"merge_loss_kernel: shared_store (merge_loss.cuh)", 1, 1, 0, 1},
+    // A lane's four neighbouring columns, once per block.
+    {"panel_gradients_kernel: shared_load (panel_gradients.cuh)", 1.3, 1.3, 0.55, 1.3},
+};
+template <class Format>
+double accepted_conflicts(const std::string& place) {
+  for (const AcceptedConflicts& known : kAcceptedConflicts) {
+    if (place != known.place) continue;
+    if (sizeof(typename Format::E) == 2) return known.half;
+    return Format::kDType == DType::kFloat64 ? known.float64 : Format::kTf32 ? known.tf32 : known.float32;
+  }
+  return 0;
+}
+
+// In every shape of tile, and in panels.
+template <class Format>
+void test_bank_conflicts() {
+  std::map<std::string, executor::BankTraffic> by_place;
+  executor::count_bank_conflicts(true);
+  const bool half = sizeof(typename Format::E) == 2;
+  for (int64_t d : {60, 200, 500, 760}) {
+    if (d > 200 && !half) break;
+    for (int i = 0; i < 4; ++i) {
+      Case c;
+      c.m = 130;
+      c.d = d;
+      c.unbounded = i % 2;
+      c.forward_tile = i / 2;
+      c.max_parts = 1;
+      if (d == 200 && i < 2) c.panel_rows = 200, c.panel_columns = 136;
+      executor::clear_launches();
+      Experiment<Format>(c, 1).run();
+      for (const auto& launch : executor::launches()) {
+        for (const auto& [place, traffic] : launch.banks) {
+          auto& sum = by_place[launch.kernel + ": " + place.substr(0, place.rfind(':')) + ")"];
+          sum.accesses += traffic.accesses;
+          sum.conflicts += traffic.conflicts;
+        }
+      }
+    }
+  }
+  executor::count_bank_conflicts(false);
+  CHECK(by_place.size() > 20);
+  std::string refused;
+  for (const auto& [place, traffic] : by_place) {
+    const double accepted = accepted_conflicts<Format>(place);
+    const double cycles = double(traffic.conflicts) / double(traffic.accesses);
+    ++check::num_checks();
+    if (cycles > accepted) {
+      refused += "\n       " + place + ": " + std::to_string(cycles) + " of " +
+                 std::to_string(traffic.accesses) + " accesses, accepted " + std::to_string(accepted);
+    }
+  }
+  if (!refused.empty()) throw std::runtime_error("bank conflicts" + refused);
 }
 
 // With many anchors float16's unit is found by a launch of its own, once for each gradient. Upstream
@@ -1570,8 +1656,10 @@ void add_others() {
                                           test_same_logits_in_both_passes<Format>);
   static const check::Registration huge(std::string(Format::kName) + "/huge logits",
                                         test_huge_logits<Format>);
-  static const check::Registration launches(std::string(Format::kName) + "/launches and bank conflicts",
+  static const check::Registration launches(std::string(Format::kName) + "/launches and ldmatrix",
                                             test_launches<Format>);
+  static const check::Registration banks(std::string(Format::kName) + "/bank conflicts",
+                                         test_bank_conflicts<Format>);
   static const check::Registration panels(std::string(Format::kName) + "/launches of panels",
                                           test_panel_launches<Format>);
   static const check::Registration numbers(std::string(Format::kName) + "/NaN and infinity",

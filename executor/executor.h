@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "executor/banks.h"
 #include "executor/dim3.h"
 #include "executor/fault.h"
 #include "executor/global_buffer.h"
@@ -22,6 +23,13 @@ namespace clce::executor {
 enum class Order { kAscending, kDescending, kRandom };
 void set_schedule(Order order, uint64_t seed = 0);
 
+// How what GPUs may compute in their own ways is computed. kNearest: every sum of an mma is rounded once, 2^x
+// to the nearest number. kCoarse: sums as tensor cores make them (parts of columns, truncated), the last
+// columns first, and 2^x up to 2 ulp off. Results must stay within the same bounds. At first it is kCoarse
+// where the environment variable CLCE_EXECUTOR_ARITHMETIC is "coarse", else kNearest.
+enum class Arithmetic { kNearest, kCoarse };
+void set_arithmetic(Arithmetic arithmetic);
+
 // What each launch did, in order; cleared by clear_launches().
 struct Launch {
   std::string kernel;
@@ -30,9 +38,11 @@ struct Launch {
   int64_t mma = 0;                 // warp-wide matrix products
   int64_t ldmatrix = 0;            // 8x8 matrices loaded
   int64_t ldmatrix_conflicts = 0;  // further shared memory cycles they took because of bank conflicts
+  BankTraffics banks;              // of loads, stores and asynchronous copies, while they are counted
 };
 const std::vector<Launch>& launches();
 void clear_launches();
+void count_bank_conflicts(bool on);  // off at first, for it takes time
 
 // Whether launches are checked and recorded, but not run: of sizes that a test could not run. Nothing reads
 // what their pointers point to then.

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 #include <utility>
 
@@ -57,6 +58,8 @@ void on_segmentation_fault(int, siginfo_t* info, void*) {
 }  // namespace
 
 Machine::Machine() {
+  const char* const name = std::getenv("CLCE_EXECUTOR_ARITHMETIC");
+  if (name != nullptr && std::string(name) == "coarse") arithmetic = Arithmetic::kCoarse;
   static unsigned char signal_stack[64 << 10];
   stack_t stack{};
   stack.ss_sp = signal_stack;
@@ -89,8 +92,10 @@ void Machine::run(const Launch& launch, const void* kernel, const std::vector<Bo
       clocks.start_block(scheduler.threads(), block.num_threads);
       warps.start_block();
       coverage.start_block();
+      banks.start_block();
       scheduler.run(block, phase, context);
       coverage.end_block();
+      banks.end_block(launches.back().banks);
     }
   }
 }
@@ -115,6 +120,12 @@ void run(const void* kernel, const char* name, Dim3 grid, Dim3 block, size_t sha
   launch.block = block;
   launch.shared_bytes = shared_bytes;
   machine().run(launch, kernel, phases, context);
+}
+void set_arithmetic(Arithmetic arithmetic) {
+  machine().arithmetic = arithmetic;
+}
+void count_bank_conflicts(bool on) {
+  machine().banks.set_counting(on);
 }
 void set_compute_capability(int value) {
   machine().compute_capability = value;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "executor/async_copy.h"
+#include "executor/banks.h"
 #include "executor/clocks.h"
 #include "executor/coverage.h"
 #include "executor/executor.h"
@@ -29,7 +30,9 @@ class Machine {
   AsyncCopies copies{shared, global};
 
   Coverage coverage;
+  Banks banks;
 
+  Arithmetic arithmetic = Arithmetic::kNearest;
   int compute_capability = 80, blocks_at_once = 216;
   std::vector<Launch> launches;
   bool recording_only = false;

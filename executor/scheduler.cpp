@@ -42,6 +42,7 @@ void Scheduler::run(const Block& block, void (*body)(void*), void* context) {
     t.block = &block;
     t.index = Dim3(i % block.dim.x, i / block.dim.x % block.dim.y, i / block.dim.x / block.dim.y);
     t.waits_at = {};
+    t.meetings = 0;
     t.copies.clear();
     t.fiber.prepare(entry);
     make_ready(t);
@@ -118,6 +119,7 @@ void Scheduler::wait(Thread& t, const Operation& at, bool for_warp) {
 }
 
 void Scheduler::barrier(Thread& t, const Operation& at) {
+  ++t.meetings;
   if (at_barrier_ == 0) {
     barrier_ = at;
   } else if (at != barrier_) {

@@ -28,6 +28,7 @@ struct Thread {
   Dim3 index;
   Operation waits_at;           // of nothing: it runs, could run, or has ended
   bool waits_for_warp = false;  // else for the block
+  uint32_t meetings = 0;        // warp-wide operations and barriers that it has come to
   ThreadClock clock;
   ThreadCopies copies;
 

@@ -1,7 +1,5 @@
 #include "executor/warp.h"
 
-#include <algorithm>
-
 #include "executor/fault.h"
 #include "executor/thread.h"
 
@@ -12,6 +10,7 @@ void Warps::start_block() {
 }
 
 void Warps::collective(Thread& t, const Operation& at, Evaluate evaluate, const void* in, void* out) {
+  ++t.meetings;
   Meeting& meeting = meetings_[t.warp()];
   if (meeting.arrived == 0) {
     meeting.at = at;
@@ -29,15 +28,6 @@ void Warps::collective(Thread& t, const Operation& at, Evaluate evaluate, const 
   evaluate(meeting.in, meeting.out);
   meeting.arrived = 0;
   scheduler_.release(t, scheduler_.lanes_of(t), kWarpLanes);
-}
-
-int bank_conflicts(const void* const* rows) {
-  int in_bank[8] = {}, cycles = 0;  // 16 bytes of a row are four of the 32 banks
-  for (int i = 0; i < 8; ++i) {
-    if (std::find(rows, rows + i, rows[i]) != rows + i) continue;
-    cycles = std::max(cycles, ++in_bank[reinterpret_cast<uintptr_t>(rows[i]) / 16 % 8]);
-  }
-  return cycles - 1;
 }
 
 }  // namespace clce::executor

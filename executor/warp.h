@@ -33,8 +33,4 @@ class Warps {
   Meeting meetings_[kMaxWarps];
 };
 
-// How many further cycles it takes to load an 8x8 matrix from rows at these 8 addresses because of bank
-// conflicts.
-int bank_conflicts(const void* const* rows);
-
 }  // namespace clce::executor

@@ -61,8 +61,14 @@ def test_kernel_that_always_left_at_once():
     assert len(find(runs)) == 4
 
 
+def test_kernel_with_a_ring_that_counts_no_tiles():
+    runs = everything() | {"m": walked(tiles=0, several_step_tiles=0)}
+    (gap,) = find(runs)
+    assert gap.startswith("merge_kernel<float>: never several tiles of several steps")
+
+
 def test_nothing_counted():
-    runs = {symbol: numbers | {"tiles": 0} for symbol, numbers in everything().items()}
+    runs = {symbol: numbers | {"tiles": 0, "wraps": 0} for symbol, numbers in everything().items()}
     assert find(runs) == ["no kernel walked over tiles"]
 
 

@@ -288,7 +288,7 @@ class Check:
 
     def start(self, step: Step, limit: float) -> subprocess.Popen:
         # A case that is begun in time takes longer than that.
-        words = [str(round(limit - 20)) if word == TIME_LIMIT else word for word in step.command]
+        words = [str(max(round(limit - 20), 1)) if word == TIME_LIMIT else word for word in step.command]
         with (self.results / step.log).open("w") as log:
             process = subprocess.Popen(
                 words, cwd=ROOT, env=os.environ | step.env, stdin=subprocess.DEVNULL, stdout=log,

@@ -32,6 +32,8 @@ WALKING_KERNEL = {
 
 # Kernels, by the beginning of their names, that need not have done one of these; and why.
 EXCEPTIONS = {
+    ("clear_kernel", "several blocks"): "the executor's own, one thread; a GPU has cudaMemset",
+    ("find_unit_kernel", "several blocks"): "one block finds one number",
     ("gradient_factors_kernel", "several blocks"): "one block computes two numbers",
     ("loss_kernel", "several blocks"): "one block adds up the loss of statistics",
     ("temperature_gradient_kernel", "several blocks"): "one block adds up two numbers of each row",
@@ -72,11 +74,15 @@ def read_runs(paths):
     return runs
 
 
+def walks(numbers):
+    return numbers.get("tiles", 0) > 0 or numbers.get("wraps", 0) > 0
+
+
 def find_gaps(kernels, runs, exceptions=EXCEPTIONS):
     """What kernels have not done, and exceptions that nobody needs, as lines of text."""
     base = {symbol: name.split("<")[0] for symbol, name in kernels.items()}
     # One that only leaves at once does not look like one that walks.
-    walking = {base[symbol] for symbol in kernels if runs.get(symbol, {}).get("tiles", 0) > 0}
+    walking = {base[symbol] for symbol in kernels if walks(runs.get(symbol, {}))}
     gaps, needed = [], set()
     for symbol, name in sorted(kernels.items(), key=lambda item: item[1]):
         if symbol not in runs:

@@ -32,7 +32,6 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("if (at.begins_row(all)) {", share=1 / band),
         Rule("if (at.row == all.row_begin) store_col_labels(", share=1 / rows),
         Rule("if (t < kM) labels.store_row(", share=logits.m / threads),
-        Rule("for (int t = thread(); t < Traits::kColumns", trips=band * logits.n / threads),
         Rule("if (place % 32 == 0) {", share=always),
         Rule("if (at.ends_row(all)) {", share=1 / band),
         Rule("if (t >= kM) return;", share=1 - logits.m / threads, leaves=True),
@@ -40,20 +39,28 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("for (int t = thread(); t < columns", trips=band * logits.n / threads),
         Rule("for (int i = int(threadIdx.x); i < kNumbers;", trips=10),  # before the walk: not counted
         # One fused pass: what is left out, what is positive, then the negatives.
-        Rule("if ((flags & LabelsOfWalk::kNotAllValid) != 0", share=never),
+        Rule("if (alike || some_left_out) {", share=positives),
+        Rule("if (some_left_out)", share=never),
         Rule("for (int bit = 0; bit < 32 &&", trips=32),
         Rule("if ((flags & LabelsOfWalk::kWide) != 0) add_unlike", share=never),
         Rule("if (ptx::any_sync(any)) {", share=case.columns_with_positives(shape)),
+        Rule("if (ptx::any_sync(maybe(i, line))) {", share=case.rows_with_positives(shape)),
         Rule("if (f.group == 0) ptx::shared_store", share=always),
+        Rule("if (kRowLines < 8 && line >= kRowLines) return;", share=never, leaves=True),
         Rule("if (by_column) ", share=always),
         Rule("for (int tile = begin; tile < end; ++tile) {", trips=tiles, walk=True),
         Rule("for (int step = 0; step < steps; ++step) {", trips=steps),
+        Rule("for (int step = 1; step < steps; ++step)", trips=steps - 1),
         Rule("for (int step = 0; step < kN / Traits::kStep; ++step) {", trips=second),
         Rule("for (int stage = 0; stage < kStages - 1; ++stage)", trips=shape.stages - 1),
         # Loads ahead stop stages - 1 steps before the walk's end: nearly always there is one.
-        Rule("if (steps.left()) steps.load(place(stage));", share=always),
+        Rule("if (steps.left()) steps.load(memory_ + place);", share=always),
         Rule("if (ahead_step < steps) {", share=steps / (steps + second)),
-        Rule("if (++step == steps) {", share=1 / steps),
+        # A tile's rows are those of the tile before until the walk comes to another row.
+        Rule("if (threadIdx.x / kLoaders == turn) {", share=1 / 2),
+        Rule("if (tile.row != row_that_stays)", share=1 / band if steps == shape.stages else always),
+        Rule("if (col >= int(p.anchors.stride)) {", share=1 / steps),
+        Rule("if (col == Traits::Ring::kPlaces", share=always),
         Rule("if (++ahead_step == steps + kN / Traits::kStep) {", share=1 / (steps + second)),
         Rule("return x < limit ? int(x) : limit;", share=always),
         # Once per tile.
@@ -68,6 +75,7 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         Rule("return has_label()", share=min(1.0, (logits.m + logits.n) / threads)),
         Rule("if (has_label()) labels.store(", share=min(1.0, (logits.m + logits.n) / threads)),
         Rule("if (row >= side.rows) return side.none;", share=never, leaves=True),
+        Rule("if (side.views != 1)", share=never),
         Rule("return side.labels ? ptx::global_load", share=always),
         Rule("if (labels.any_wide()) {", share=never),
         # Tiles on the diagonal are one of hundreds.
@@ -77,12 +85,13 @@ def rules_for(shape, case, tiles: float) -> list[Rule]:
         # Resident rows: the next tile's numbers, then chunks of columns, in each of which a warp votes.
         Rule("if (tile + 1 < end) load_other(tile + 1);", share=min(1.0, logits.n / threads)),
         Rule("if (t >= kN) return;", share=never, leaves=True),
-        Rule("if (t == 0) ptx::shared_store(scale_place()", share=1 / threads),
+        Rule("if (t == 0) ptx::shared_store(", share=1 / threads),
         Rule("if (t < kM) own.store(", share=min(1.0, logits.m / threads)),
         Rule("for (int first = 0; first < kN; first += Traits::kChunk) {", trips=logits.n / shape.chunk),
         Rule("if (!ptx::any_sync(any_alike(other, first)))", share=1 - positives),
         # One of a lane's 16 pairs, hardly ever more.
-        Rule("if (kPositives && alike()) {", share=1 / 16),
+        Rule("if (kPositives && ptx::any_sync(", share=1 / 16),
+        Rule("if (alike()) {", share=always),
         Rule("if (masked) mask(", share=never),
         # The vote of a warp.
         Rule("if (positives) {", share=positives),

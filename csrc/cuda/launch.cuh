@@ -84,8 +84,8 @@ CLCE_KERNEL void CLCE_LAUNCH_BOUNDS(Whole::kThreads, Whole::kMinBlocks)
   run_phases(params, typename Whole::Phases{});
 }
 
-// How many blocks of the kernel the current device has room for at once. It is asked once: a small batch is
-// over before the host has asked again.
+// How many blocks of the kernel can meet on the current device: as many as it has room for at once, or 0
+// where it lets none meet. It is asked once: a small batch is over before the host has asked again.
 template <class Whole>
 int64_t room_for(const char* name) {
   constexpr int kDevices = 64;
@@ -93,13 +93,14 @@ int64_t room_for(const char* name) {
   int device = 0;
   check(cudaGetDevice(&device), "no current CUDA device");
   if (device < kDevices && known[device] > 0) return known[device] - 1;
-  int multiprocessors = 0, blocks = 0;
+  int multiprocessors = 0, blocks = 0, can_meet = 0;
+  check(cudaDeviceGetAttribute(&can_meet, cudaDevAttrCooperativeLaunch, device), "cooperative launches");
   check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device), "multiprocessors");
   allow_shared_bytes(phases_kernel<Whole>, name, Whole::kSharedBytes);
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, phases_kernel<Whole>, Whole::kThreads,
                                                       Whole::kSharedBytes),
         name);
-  const int64_t room = int64_t(blocks) * multiprocessors;
+  const int64_t room = can_meet ? int64_t(blocks) * multiprocessors : 0;
   if (device < kDevices) known[device] = room + 1;
   return room;
 }

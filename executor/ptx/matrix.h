@@ -1,6 +1,8 @@
 // Matrices that the lanes of a warp load and multiply together.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <cstdint>
 
 #include "cuda/ptx/types.cuh"
@@ -24,12 +26,14 @@ void ldmatrix_x4(const executor::Operation& at, uint32_t (&registers)[4], const 
         for (int m = 0; m < 4; ++m) {
           const void* const* rows = in + 8 * m;
           uint16_t matrix[8][8];
+          uintptr_t addresses[8];
           for (int r = 0; r < 8; ++r) {
             machine.shared.read(executor::lanes()[8 * m + r], executor::Access(rows[r], 16, 16, "ldmatrix"),
                                 matrix[r]);
+            addresses[r] = reinterpret_cast<uintptr_t>(rows[r]);
           }
           ++launch.ldmatrix;
-          launch.ldmatrix_conflicts += executor::bank_conflicts(rows);
+          launch.ldmatrix_conflicts += executor::bank_conflicts(addresses, 8, 16);
           for (int lane = 0; lane < executor::kWarpLanes; ++lane) {
             const int r = lane / 4, c = lane % 4 * 2;
             const uint32_t low = Transposed ? matrix[c][r] : matrix[r][c];
@@ -49,7 +53,7 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, CallSite site =
   host::ldmatrix_x4<true>({"ldmatrix_x4_trans", site}, r, row);
 }
 
-// mma: d += a b. Products are exact; each element's sum is rounded once, in no particular order on a GPU.
+// mma: d += a b. Products are exact.
 
 namespace host {
 struct MmaIn {
@@ -57,11 +61,40 @@ struct MmaIn {
   const uint32_t* b;
 };
 
+// Toward zero.
+inline float truncate(double x) {
+  const float nearest = static_cast<float>(x);
+  return std::abs(double(nearest)) > std::abs(x) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
+// d + a b, as an A100's tensor core sums up some columns: every term is cut off one bit below the last place
+// of the largest one, and so is the result below its own (Fasi, Higham, Mikaitis, Pranesh: "Numerical
+// behavior of NVIDIA tensor cores", PeerJ Computer Science 7:e330, 2021).
+inline float add_truncated(float d, const float* a, const float* b, int columns) {
+  double largest = std::abs(d), sum = d;
+  for (int k = 0; k < columns; ++k) {
+    const double term = double(a[k]) * b[k];
+    largest = std::max(largest, std::abs(term));
+    sum += term;
+  }
+  if (largest == 0 || !std::isfinite(sum)) return static_cast<float>(sum);
+  const double unit = std::ldexp(1.0, std::ilogb(largest) - 24), per_unit = 1 / unit;
+  double units = std::trunc(d * per_unit);
+  for (int k = 0; k < columns; ++k) units += std::trunc(double(a[k]) * b[k] * per_unit);
+  return truncate(units * unit);
+}
+
 template <int K>
 void multiply(const float (&a)[16][K], const float (&b)[8][K], void* const* out) {
+  constexpr int kPart = K / 2;  // columns that are summed up at once
+  const bool coarse = executor::machine().arithmetic == executor::Arithmetic::kCoarse;
   for (int row = 0; row < 16; ++row) {
     for (int col = 0; col < 8; ++col) {
       float& d = static_cast<float*>(out[row % 8 * 4 + col / 2])[row / 8 * 2 + col % 2];
+      if (coarse) {
+        for (int k = K - kPart; k >= 0; k -= kPart) d = add_truncated(d, a[row] + k, b[col] + k, kPart);
+        continue;
+      }
       double sum = d;
       for (int k = 0; k < K; ++k) sum += double(a[row][k]) * b[col][k];
       d = static_cast<float>(sum);

@@ -4,14 +4,13 @@
 #include <cstdint>
 
 #include "executor/machine.h"
+#include "executor/ptx/memory.h"
 
 namespace clce::ptx {
 
 inline uint32_t thread_again() {
   return executor::thread().index.x;
 }
-
-using executor::CallSite;
 
 inline void sync_threads(CallSite site = CallSite::here()) {
   executor::machine().scheduler.barrier(executor::thread(), {"sync_threads", site});
@@ -55,6 +54,10 @@ T shuffle_xor(T value, int lane_mask, CallSite site = CallSite::here()) {
       },
       &in, &out);
   return out;
+}
+
+inline uint32_t kept(uint32_t x) {
+  return x;
 }
 
 inline uint32_t ballot(bool predicate, CallSite site = CallSite::here()) {

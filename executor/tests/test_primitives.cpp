@@ -1,6 +1,7 @@
 // Each primitive of clce::ptx on the executor, against its meaning in the PTX ISA manual.
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -143,6 +144,63 @@ TEST("primitives/mma tf32") {
   test_mma(mma_tf32, 8);
 }
 
+// The other arithmetic.
+struct Coarse {
+  Coarse() { set_arithmetic(Arithmetic::kCoarse); }
+  ~Coarse() { set_arithmetic(Arithmetic::kNearest); }
+};
+
+TEST("primitives/coarse mma of whole numbers") {
+  const Coarse coarse;
+  test_mma(mma_16<ptx::bf16_tag>, 16);
+  test_mma(mma_16<ptx::f16_tag>, 16);
+  test_mma(mma_tf32, 8);
+}
+
+TEST("primitives/coarse mma truncates parts, the last one first") {
+  const auto sum_of = [](float c, std::vector<float> products) {
+    std::vector<float> a(16 * 16), b(16 * 8), sums(16 * 8);
+    for (size_t k = 0; k < products.size(); ++k) a[k] = products[k], b[k * 8] = 1;
+    sums[0] = c;
+    return multiply_mma(mma_16<ptx::bf16_tag>, a, b, sums)[0];
+  };
+  const std::vector<float> eight(8, 0x1p-25f), minus(8, -0x1p-25f);
+  CHECK_EQ(sum_of(1, eight), 1 + 0x1p-22f);
+  CHECK_EQ(sum_of(1, {0x1p-23f, 0x1.8p-24f}), 1 + 0x1p-22f);
+  CHECK_EQ(sum_of(1, {0x1p30f, 0, 0, 0, 0, 0, 0, 0, -0x1p30f}), 1);
+  const Coarse coarse;
+  CHECK_EQ(sum_of(1, eight), 1);
+  CHECK_EQ(sum_of(-1, minus), -1);
+  CHECK_EQ(sum_of(1, {0x1p-24f, 0x1p-24f}), 1 + 0x1p-23f);  // one bit more than the result has
+  CHECK_EQ(sum_of(1, {0x1p-23f, 0x1.8p-24f}), 1 + 0x1p-23f);
+  CHECK_EQ(sum_of(1, {0x1p30f, 0, 0, 0, 0, 0, 0, 0, -0x1p30f}), 0);
+  const float inf = std::numeric_limits<float>::infinity();
+  CHECK_EQ(sum_of(1, {inf}), inf);
+  CHECK(std::isnan(sum_of(-inf, {inf})));
+}
+
+TEST("primitives/coarse exp2 is up to 2 ulp off") {
+  const float inf = std::numeric_limits<float>::infinity();
+  std::vector<int> seen(5);
+  for (float x = -120; x < 100; x += 0.37f) {
+    const uint32_t near = ptx::host::float_bits(ptx::exp2_fast(x));
+    const Coarse coarse;
+    const int ulps = static_cast<int>(ptx::host::float_bits(ptx::exp2_fast(x)) - near);
+    CHECK(ulps >= -2 && ulps <= 2);
+    ++seen[ulps + 2];
+  }
+  for (int count : seen) CHECK(count > 50);
+  const Coarse coarse;
+  CHECK_EQ(ptx::exp2_fast(0.0f), 1.0f);
+  CHECK_EQ(ptx::exp2_fast(-inf), 0.0f);
+  CHECK_EQ(ptx::exp2_fast(inf), inf);
+  CHECK(std::isnan(ptx::exp2_fast(std::nanf(""))));
+  for (float x = -150; x < -120; x += 0.01f) {
+    CHECK(ptx::exp2_fast(x) == 0 || ptx::exp2_fast(x) >= 0x1p-126f);
+    CHECK(ptx::exp2_fast(x) < 0x1.8p-120f);
+  }
+}
+
 TEST("primitives/mma tf32 ignores the low 13 bits") {
   std::vector<float> a(16 * 8), b(8 * 8), c(16 * 8);
   a[0] = 1.0f + 0x1p-10f + 0x1p-11f;  // a tie: away from zero
@@ -206,6 +264,94 @@ TEST("primitives/bank conflicts are counted") {
   CHECK_EQ(conflicts(144), 0);
   CHECK_EQ(conflicts(128), 4 * 7);
   CHECK_EQ(conflicts(64), 4 * 3);
+}
+
+// Lane l at l * argument bytes: a load of T, a store of T and an asynchronous copy, one after another.
+template <class T>
+CLCE_KERNEL void spread(Params<float> p) {
+  unsigned char* const at = ptx::dynamic_shared() + thread_x() * p.argument;
+  ptx::shared_store(reinterpret_cast<T*>(at), T{});
+  ptx::sync_warp();
+  ptx::shared_load(reinterpret_cast<const T*>(at));
+  ptx::sync_warp();
+  if (p.in != nullptr) {
+    ptx::cp_async<16>(at, p.in, true);
+    ptx::cp_async_commit();
+    ptx::cp_async_wait<0>();
+  }
+}
+// The n-th of a loop is one access of all lanes that come to it; lanes that are absent take no part.
+CLCE_KERNEL void strided_loop(Params<float> p) {
+  float* const s = reinterpret_cast<float*>(ptx::dynamic_shared());
+  for (int i = 0; i < p.argument; ++i) {
+    if (thread_x() % 2 == 0) ptx::shared_store(s + thread_x() * p.argument + i, 0.0f);
+  }
+}
+struct Three {
+  float values[3];
+};
+struct CountedBanks {
+  CountedBanks() { count_bank_conflicts(true); }
+  ~CountedBanks() { count_bank_conflicts(false); }
+};
+TEST("primitives/bank conflicts of loads, stores and copies are counted") {
+  const CountedBanks counted;
+  const GlobalArray<float> in(std::vector<float>(4, 1.0f));
+  // Further cycles of a store and of a load, or of a copy as well: the same for each.
+  const auto conflicts = [&](void (*kernel)(Params<float>), int stride, bool copy = false) {
+    Params<float> p;
+    p.in = copy ? in.data() : nullptr;
+    p.argument = stride;
+    cuda::launch(kernel, "spread", {}, 32, 32 * 144, nullptr, p);
+    const BankTraffics& banks = launches().back().banks;
+    CHECK_EQ(banks.size(), copy ? 3u : 2u);
+    const int64_t first = banks.begin()->second.conflicts;
+    for (const auto& [place, traffic] : banks) {
+      CHECK(place.find(" (test_primitives.cpp:") != std::string::npos);
+      CHECK_EQ(traffic.accesses, 1);
+      CHECK_EQ(traffic.conflicts, first);
+    }
+    return first;
+  };
+  using Pack = ptx::Pack<float>;
+  using Pair = ptx::Pair<float>;
+  CHECK_EQ(conflicts(spread<float>, 4), 0);
+  CHECK_EQ(conflicts(spread<float>, 8), 1);
+  CHECK_EQ(conflicts(spread<float>, 12), 0);
+  CHECK_EQ(conflicts(spread<float>, 16), 3);
+  CHECK_EQ(conflicts(spread<float>, 128), 31);
+  CHECK_EQ(conflicts(spread<float>, 132), 0);
+  CHECK_EQ(conflicts(spread<uint16_t>, 2), 0);
+  CHECK_EQ(conflicts(spread<uint16_t>, 4), 0);
+  CHECK_EQ(conflicts(spread<uint16_t>, 8), 1);
+  CHECK_EQ(conflicts(spread<Pair>, 8), 0);         // two turns of 16 lanes
+  CHECK_EQ(conflicts(spread<Pair>, 16), 2);        // two more, one for each turn
+  CHECK_EQ(conflicts(spread<Pack>, 16, true), 0);  // four turns of 8 lanes
+  CHECK_EQ(conflicts(spread<Pack>, 32, true), 4);
+  CHECK_EQ(conflicts(spread<Pack>, 144, true), 0);
+
+  // In pieces: three of 4 bytes, each with 16 lanes to a bank.
+  Params<float> p;
+  p.argument = 64;
+  cuda::launch(spread<Three>, "spread", {}, 32, 32 * 144, nullptr, p);
+  CHECK_EQ(launches().back().banks.begin()->second.accesses, 3);
+  CHECK_EQ(launches().back().banks.begin()->second.conflicts, 3 * 15);
+
+  for (p.argument = 1; p.argument < 9; ++p.argument) {
+    cuda::launch(strided_loop, "strided_loop", {}, 32, 32 * 144, nullptr, p);
+    const BankTraffics& banks = launches().back().banks;
+    CHECK_EQ(banks.size(), 1u);
+    CHECK_EQ(banks.begin()->second.accesses, p.argument);
+    // Every second lane: as if the stride were twice as long.
+    const int in_bank = std::gcd(2 * p.argument, 32) / 2;
+    CHECK_EQ(banks.begin()->second.conflicts, p.argument * (in_bank - 1));
+  }
+}
+TEST("primitives/bank conflicts are not counted unasked") {
+  Params<float> p;
+  p.argument = 8;
+  cuda::launch(spread<float>, "spread", {}, 32, 32 * 144, nullptr, p);
+  CHECK(launches().back().banks.empty());
 }
 
 // ---- shuffles and votes

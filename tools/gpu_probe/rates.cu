@@ -1,4 +1,5 @@
-// Rates that tools/gpu_table.py assumes: clock, mma.sync, ldmatrix, L2, device memory, a launch.
+// Rates that tools/gpu_table.py assumes: clock, mma.sync, ldmatrix, L2, device memory, a launch, and blocks
+// that meet.
 //
 //   rates    prints one JSON object
 #include "cuda/ptx/ptx.cuh"
@@ -166,6 +167,10 @@ __global__ void copy(const uint4* from, uint4* to, size_t count) {
 
 __global__ void nothing() {}
 
+__global__ void meetings(int count) {
+  for (int i = 0; i < count; ++i) ptx::sync_grid();
+}
+
 }  // namespace
 
 int main() {
@@ -231,12 +236,21 @@ int main() {
   probe::check(cudaGraphInstantiate(&executable, graph, 0), "graph");
   const double in_graph = seconds([&] { probe::check(cudaGraphLaunch(executable, 0), "graph"); }) / kLaunches;
 
+  // As many blocks of as many threads as the forward pass of a small batch has at most.
+  int count = 1000;
+  void* arguments[] = {&count};
+  const double meet = seconds([&] {
+                        probe::check(cudaLaunchCooperativeKernel(meetings, 2 * sms, 128, arguments, 0, 0),
+                                     "blocks that meet");
+                      }) /
+                      count;
+
   std::printf(
       " \"gpu\": \"%s\", \"capability\": \"%d.%d\", \"multiprocessors\": %d, \"clock\": %.6g,\n"
       " \"mma_bf16_flops\": %.6g, \"mma_f16_flops\": %.6g, \"mma_tf32_flops\": %.6g,\n"
       " \"shared_bytes\": %.6g, \"exp2_per_second\": %.6g, \"l2_bytes\": %.6g, \"memory_bytes\": %.6g,\n"
-      " \"launch\": %.6g, \"launch_in_graph\": %.6g}\n",
-      gpu.name, gpu.major, gpu.minor, sms, hertz, bf16, f16, tf32, shared, exp2, l2, memory, launch,
-      in_graph);
+      " \"launch\": %.6g, \"launch_in_graph\": %.6g, \"meet\": %.6g}\n",
+      gpu.name, gpu.major, gpu.minor, sms, hertz, bf16, f16, tf32, shared, exp2, l2, memory, launch, in_graph,
+      meet);
   return 0;
 }

@@ -37,7 +37,7 @@ struct ResidentTraits {
   static constexpr int kOwnAt = Ring::kBytes > OwnTile::kBytes ? Ring::kBytes : OwnTile::kBytes;
   static constexpr int kOtherAt = kOwnAt + OwnNumbers::kBytes;
   static constexpr int kScaleAt = kOtherAt + 2 * OtherNumbers::kBytes;
-  static constexpr int kSharesAt = kScaleAt + int(sizeof(T));
+  static constexpr int kSharesAt = kScaleAt + int(sizeof(T)) + 4;
   static constexpr int kSharedBytes = kSharesAt + unit_bytes<Product>(kThreads);
   static_assert(FG::kWarpsN == 1 && Shape::Logits::kM == kM, "a warp owns whole rows");
   static_assert(kN % kChunk == 0 && kThreads >= kN && kThreads >= kM, "each row of a tile has a thread");
@@ -73,6 +73,7 @@ struct ResidentBlock : BackwardBlock<Traits> {
   // 1 / temperature, for which the walk leaves no register.
   CLCE_DEVICE T* scale_place() const { return reinterpret_cast<T*>(memory + Traits::kScaleAt); }
   CLCE_DEVICE T scale() const { return ptx::shared_load(scale_place()); }
+  CLCE_DEVICE uint32_t* own_valid_place() const { return reinterpret_cast<uint32_t*>(scale_place() + 1); }
 
   // Made where it is used: nothing of it takes registers in between.
   CLCE_DEVICE static FS here() { return FS(ptx::thread_again()); }
@@ -157,9 +158,11 @@ struct ResidentBlock : BackwardBlock<Traits> {
           for (int b = 0; b < 2; ++b) {
             const int col = first + f.col(ni, b);
             const T dot = dots[mi][ni][2 * half + b];
+            const auto agree = [&](const uint32_t* own_half, const uint32_t* other_half) {
+              return ptx::shared_load(own_half + row) == ptx::shared_load(other_half + col);
+            };
             const auto alike = [&] {
-              return ptx::shared_load(own.labels.low + row) == ptx::shared_load(other.labels.low + col) &&
-                     ptx::shared_load(own.labels.high + row) == ptx::shared_load(other.labels.high + col);
+              return agree(own.labels.low, other.labels.low) && agree(own.labels.high, other.labels.high);
             };
             if constexpr (kMode == Exponentials::kUnbounded) {
               const bool positive = alike();
@@ -169,9 +172,12 @@ struct ResidentBlock : BackwardBlock<Traits> {
               const ptx::Pair<T> mine = own_negatives[mi][half];
               pair[b] = negative_gradient_of<kMode>(exponent_of(dot, scale), mine.low + columns.values[2 * b],
                                                     mine.high + columns.values[2 * b + 1], p.beta);
-              if (kPositives && alike()) {
-                pair[b] = positive_gradient_of(exponent_of(dot, scale), own.coefficients(row),
-                                               other.coefficients(col));
+              // Together, or each lane would have to ask for the numbers of a positive.
+              if (kPositives && ptx::any_sync(agree(own.labels.low, other.labels.low))) {
+                if (alike()) {
+                  pair[b] = positive_gradient_of(exponent_of(dot, scale), own.coefficients(row),
+                                                 other.coefficients(col));
+                }
               }
             }
           }
@@ -229,6 +235,8 @@ struct ResidentBlock : BackwardBlock<Traits> {
     Operand rows[Traits::kDims / 16];
     Product::load_rows(fg, rows, typename Traits::OwnTile(memory));
     load_own_numbers();
+    const bool own_valid = own.labels.all_valid();
+    if (t == 0) ptx::shared_store(own_valid_place(), uint32_t(own_valid));
     // The tiles come to the place of the rows.
     ptx::sync_threads();
     ring.start(*this);
@@ -241,7 +249,7 @@ struct ResidentBlock : BackwardBlock<Traits> {
       if (tile + 1 < end) load_other(tile + 1);
       const OtherNumbers other = others(tile);
       const int self = self_difference(p.has_self, p.self_offset, first_row(), int64_t(tile) * kN);
-      const bool all_valid = own.labels.all_valid() & other.labels.all_valid();
+      const bool all_valid = (ptx::shared_load(own_valid_place()) != 0) & other.labels.all_valid();
       const bool masked = !all_valid | (self < kN && self > -kM);
 #pragma unroll 1
       for (int first = 0; first < kN; first += Traits::kChunk) {

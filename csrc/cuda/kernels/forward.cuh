@@ -55,14 +55,14 @@ struct BoundedForwardBlock {
   static constexpr int kM = F::kM, kN = F::kN;
 
   const Params& p;
-  const F f;
+  const typename Traits::Product::template Reads<F, TileA, TileB> reads;
   unsigned char* const memory;
   const Sums sums;
   const LabelsOfWalk labels;
 
   CLCE_DEVICE explicit BoundedForwardBlock(const Params& params)
       : p(params),
-        f(),
+        reads(reads.kept()),
         memory(ptx::dynamic_shared()),
         sums(memory + Traits::kSumsAt),
         labels(memory + Traits::kLabelsAt) {}
@@ -75,7 +75,10 @@ struct BoundedForwardBlock {
     if (t < kM) labels.store_row(t, load_label(p.anchor_labels, row + t), p.anchor_labels.none);
   }
   CLCE_DEVICE void store_col_labels(int64_t col) const {
-    for (int t = thread(); t < Traits::kColumns; t += Traits::kThreads) {
+#pragma unroll
+    for (int first = 0; first < Traits::kColumns; first += Traits::kThreads) {
+      const int t = first + thread();
+      if (Traits::kColumns % Traits::kThreads != 0 && t >= Traits::kColumns) return;
       labels.store_col(t, load_label(p.key_labels, col + t), p.key_labels.none);
     }
   }
@@ -149,18 +152,17 @@ struct BoundedForwardBlock {
   CLCE_DEVICE void add_tile(Dots& dots, T scale, const Place& at) const {
     const F here = F::opaque();
     const int first = (at.col - at.band) * kN;
-    const int64_t first_row = int64_t(at.row) * kM, first_col = int64_t(at.col) * kN;
-    const bool by_column = p.symmetric && at.row != at.col;
+    const uint32_t first_row = uint32_t(at.row) * kM, first_col = uint32_t(at.col) * kN;
+    const bool by_column = ((at.row ^ at.col) & -int(p.symmetric)) != 0;
     const int self = self_difference(p.has_self, p.self_offset, first_row, first_col);
 
-    const bool positives = ptx::any_sync(any_alike(here, first));
+    const bool alike = ptx::any_sync(any_alike(here, first));
     const uint32_t flags = labels.flags_of(here, first);
-    PairBits<F> not_positive;
-    not_positive.clear();
-    if ((flags & LabelsOfWalk::kNotAllValid) != 0 || (self < kN && self > -kM)) {
-      not_positive = leave_out(F::opaque(), dots, first, self, by_column);
-    }
-    if (positives) {
+    const bool some_left_out = (flags & LabelsOfWalk::kNotAllValid) != 0 || (self < kN && self > -kM);
+    if (alike || some_left_out) {
+      PairBits<F> not_positive;
+      not_positive.clear();
+      if (some_left_out) not_positive = leave_out(F::opaque(), dots, first, self, by_column);
       if ((flags & LabelsOfWalk::kWide) != 0) add_unlike(F::opaque(), not_positive, first_row, first_col);
       take_positives(F::opaque(), dots, scale, not_positive, first, by_column);
     }
@@ -195,8 +197,8 @@ struct BoundedForwardBlock {
     if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) ptx::global_store(p.ticket, 0u);
     BlockSlots slots;
     const Tiles all = block_tiles<Traits>(p, slots);
-    const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    ForwardSteps<Traits> ahead(p, all, steps);
+    const int steps = int((uint32_t(p.anchors.stride) + Traits::kDepth - 1) / Traits::kDepth);
+    ForwardSteps<Traits> ahead(p, all);
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 
@@ -208,11 +210,14 @@ struct BoundedForwardBlock {
         if (at.row == all.row_begin) store_col_labels(int64_t(at.band) * kN);
       }
       Dots dots;
-      set_zero(dots);
-      for (int step = 0; step < steps; ++step) {
+      const auto multiply = [&] {
         unsigned char* const ready = ring.next(ahead);
-        Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
-      }
+        Traits::Product::multiply_transposed(reads, dots, TileA(ready), TileB(ready + TileA::kBytes));
+      };
+      // The first step apart: its products are added to a constant 0, for which nothing has to be cleared.
+      set_zero(dots);
+      multiply();
+      for (int step = 1; step < steps; ++step) multiply();
       ptx::count_tile(steps);
       add_tile(dots, scale, at);
       if (at.ends_row(all)) {

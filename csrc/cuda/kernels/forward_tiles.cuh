@@ -97,47 +97,49 @@ CLCE_DEVICE TileRectangle<Traits::kBand> block_tiles(const typename Traits::Para
   return all;
 }
 
-// The steps of a block's tiles, for the pipeline.
+// The steps of a block's tiles, for the pipeline. The halves of the block load by turns: what a thread has to
+// find out for a step is for twice as many copies then.
 template <class Traits>
 struct ForwardSteps {
   using TileA = typename Traits::TileA;
   using TileB = typename Traits::TileB;
   using RowsOfTile = TileRows<typename TileA::Element>;
 
+  static constexpr int kLoaders = Traits::kThreads / 2;
+
   const typename Traits::Params& p;
   const TileRectangle<Traits::kBand>& all;
-  const int steps;                // of a tile
-  TilePlace<Traits::kBand> tile;  // of the next step
-  int step = 0;
-  RowsOfTile rows, cols;
-  TileCopies<Traits::kThreads, TileA> copies;
+  uint32_t turn = 0;  // of which half
+  // Of the next step.
+  TilePlace<Traits::kBand> tile;
+  int col = 0;
+  int row_that_stays = -1;  // row of tiles whose embeddings need no other copy
+  TileCopies<kLoaders, TileA> copies;
 
-  CLCE_DEVICE ForwardSteps(const typename Traits::Params& p, const TileRectangle<Traits::kBand>& all,
-                           int steps)
-      : p(p),
-        all(all),
-        steps(steps),
-        tile(all),
-        rows(rows_of_tile()),
-        cols(cols_of_tile()),
-        copies(p.anchors.stride) {}
+  CLCE_DEVICE ForwardSteps(const typename Traits::Params& p, const TileRectangle<Traits::kBand>& all)
+      : p(p), all(all), tile(all), copies(p.anchors.stride, threadIdx.x % kLoaders) {}
 
   CLCE_DEVICE bool left() const { return tile.is_within(all); }
   CLCE_DEVICE RowsOfTile rows_of_tile() const {
-    return {p.anchors, int64_t(tile.row) * TileA::kRows, TileA::kRows};
+    return {p.anchors, uint32_t(tile.row) * TileA::kRows, TileA::kRows};
   }
   CLCE_DEVICE RowsOfTile cols_of_tile() const {
-    return {p.keys, int64_t(tile.col) * TileB::kRows, TileB::kRows};
+    return {p.keys, uint32_t(tile.col) * TileB::kRows, TileB::kRows};
   }
   CLCE_DEVICE void load(unsigned char* to) {
-    const int col = step * Traits::kDepth;
-    copies.start(TileA(to), rows, col);
-    copies.start(TileB(to + TileA::kBytes), cols, col);
-    if (++step == steps) {
-      step = 0;
+    copies.count(rows_of_tile(), col);
+    copies.count(cols_of_tile(), col);
+    if (threadIdx.x / kLoaders == turn) {
+      if (tile.row != row_that_stays) copies.start(TileA(to), rows_of_tile(), col);
+      copies.start(TileB(to + TileA::kBytes), cols_of_tile(), col);
+    }
+    turn ^= 1;
+    col += Traits::kDepth;
+    if (col >= int(p.anchors.stride)) {
+      // Where a tile's steps take all places, each comes to its own again, and finds the same rows there.
+      if (col == Traits::Ring::kPlaces * Traits::kDepth) row_that_stays = tile.row;
+      col = 0;
       tile.next(all);
-      rows = rows_of_tile();
-      cols = cols_of_tile();
     }
   }
 };

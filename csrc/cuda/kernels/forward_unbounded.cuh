@@ -41,14 +41,14 @@ struct UnboundedForwardBlock {
   static constexpr int kM = F::kM, kN = F::kN;
 
   const Params& p;
-  const F f;
+  const typename Traits::Product::template Reads<F, TileA, TileB> reads;
   unsigned char* const memory;
   const Sums sums;
   const typename Traits::LabelsOfTile labels;  // of the tile's rows, then of its columns
 
   CLCE_DEVICE explicit UnboundedForwardBlock(const Params& params)
       : p(params),
-        f(),
+        reads(reads.kept()),
         memory(ptx::dynamic_shared()),
         sums(memory + Traits::kSumsAt),
         labels(memory + Traits::kLabelsAt) {}
@@ -81,7 +81,7 @@ struct UnboundedForwardBlock {
     const TileRectangle<Traits::kBand> all = block_tiles<Traits>(p, slots);
     TilePlace<Traits::kBand> at(all);
     const int steps = int(ceil_div(p.anchors.stride, Traits::kDepth));
-    ForwardSteps<Traits> ahead(p, all, steps);
+    ForwardSteps<Traits> ahead(p, all);
     typename Traits::Ring ring(memory);
     ring.start(ahead);
 
@@ -93,7 +93,7 @@ struct UnboundedForwardBlock {
       set_zero(dots);
       for (int step = 0; step < steps; ++step) {
         unsigned char* const ready = ring.next(ahead);
-        Traits::Product::multiply_transposed(f, dots, TileA(ready), TileB(ready + TileA::kBytes));
+        Traits::Product::multiply_transposed(reads, dots, TileA(ready), TileB(ready + TileA::kBytes));
         if (step == 0) store_label(label);
       }
       if (steps == 1) ptx::sync_threads();

@@ -16,8 +16,9 @@ struct Labels {
 
 CLCE_DEVICE int64_t load_label(const Labels& side, int64_t row) {
   if (row >= side.rows) return side.none;
-  const int64_t image = uint32_t(row) / side.views;
-  return side.labels ? ptx::global_load(side.labels + image) : image;
+  uint32_t image = uint32_t(row);
+  if (side.views != 1) image /= side.views;
+  return side.labels ? ptx::global_load(side.labels + image) : int64_t(image);
 }
 
 // The labels of a tile's rows and columns in shared memory: places 0 to kPlaces - 1, 32 to a group.

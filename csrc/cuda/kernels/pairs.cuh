@@ -10,8 +10,9 @@ namespace clce::cuda {
 constexpr int kNoSelf = 1 << 20;
 
 CLCE_DEVICE int self_difference(bool has_self, int64_t self_offset, int64_t first_row, int64_t first_col) {
-  const int64_t difference = first_row + self_offset - first_col;
-  return has_self && difference < kNoSelf && difference > -kNoSelf ? int(difference) : kNoSelf;
+  // 32 bits do: there are less than 2^32 rows.
+  const uint32_t difference = uint32_t(first_row) + uint32_t(self_offset) - uint32_t(first_col);
+  return has_self ? int(difference) : kNoSelf;
 }
 
 // One bit for each pair that a thread holds, in few registers.

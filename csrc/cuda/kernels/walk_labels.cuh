@@ -30,14 +30,14 @@ struct WalkLabels {
         flags(valid + kGroups) {}
 
   // By all lanes of a warp, for 32 rows of the tile or columns of the walk.
-  CLCE_DEVICE void store_row(int row, int64_t label, int64_t none) const {
-    constexpr int kWarp = 16 * F::kMI;
-    const int r = row % kWarp;
+  CLCE_DEVICE void store_row(uint32_t row, int64_t label, int64_t none) const {
+    constexpr uint32_t kWarp = 16 * F::kMI;
+    const uint32_t r = row % kWarp;
     store(rows + (row - r + r % 8 * kRowLines + r / 8), row, label, none);
   }
-  CLCE_DEVICE void store_col(int col, int64_t label, int64_t none) const {
-    constexpr int kWarp = 8 * F::kNI;
-    const int c = col % kWarp;
+  CLCE_DEVICE void store_col(uint32_t col, int64_t label, int64_t none) const {
+    constexpr uint32_t kWarp = 8 * F::kNI;
+    const uint32_t c = col % kWarp;
     store(cols + (col - c + c % 8 / 2 * kColumnLines + c / 8 * 2 + c % 2), F::kM + col, label, none);
   }
 
@@ -67,7 +67,7 @@ struct WalkLabels {
  private:
   static constexpr int groups(int lines) { return lines < 32 ? 1 : lines / 32; }
 
-  CLCE_DEVICE void store(uint32_t* to, int place, int64_t label, int64_t none) const {
+  CLCE_DEVICE void store(uint32_t* to, uint32_t place, int64_t label, int64_t none) const {
     ptx::shared_store(to, uint32_t(label));
     const uint32_t valid_places = ptx::ballot(label != none);
     const uint32_t wide_places = ptx::ballot(label != int32_t(label));

@@ -41,17 +41,18 @@ struct WalkSums {
     const T scale2 = scale * kLog2E<T>;
     T row_w[kRowLines], row_wn[kRowLines], col_w[kColumnLines], col_wn[kColumnLines];
 #pragma unroll
-    for (int i = 0; i < kRowLines; ++i) row_w[i] = row_wn[i] = 0;
-#pragma unroll
     for (int line = 0; line < kColumnLines; ++line) {
-      col_w[line] = col_wn[line] = 0;
 #pragma unroll
       for (int i = 0; i < kRowLines; ++i) {
         const T dot = dot_at(dots, i, line);
+        // The first of a sum is not added to 0.
         const auto add = [&](T x, T factor, T y) {
-          row_w[i] += x;
-          row_wn[i] += factor * y;
-          if constexpr (kByColumn) col_w[line] += x, col_wn[line] += factor * y;
+          row_w[i] = line == 0 ? x : row_w[i] + x;
+          row_wn[i] = line == 0 ? factor * y : row_wn[i] + factor * y;
+          if constexpr (kByColumn) {
+            col_w[line] = i == 0 ? x : col_w[line] + x;
+            col_wn[line] = i == 0 ? factor * y : col_wn[line] + factor * y;
+          }
         };
         if constexpr (kMode == Exponentials::kOne) {
           const T x = exp2_of(dot * scale2);
@@ -70,7 +71,7 @@ struct WalkSums {
   }
 
   // Adds the pairs for which maybe(row line, column line) and surely(...) hold, and leaves -infinity in place
-  // of their dot products. Most columns have none even where the tile has one: they are asked maybe() alone.
+  // of their dot products. Most have none even where the tile has one: they are asked maybe() alone.
   template <class Maybe, class Surely>
   CLCE_DEVICE void take_positives(const F& f, Logits& dots, T scale, bool by_column, int first, Maybe maybe,
                                   Surely surely) const {
@@ -85,29 +86,26 @@ struct WalkSums {
 #pragma unroll
       for (int i = 0; i < kRowLines; ++i) any |= maybe(i, line);
       if (ptx::any_sync(any)) {
-        uint32_t counted_rows = 0;
+        T count = 0, sum = 0, exp = 0;
 #pragma unroll
         for (int i = 0; i < kRowLines; ++i) {
-          counted_rows |= maybe(i, line) && surely(i, line) ? 1u << 4 * i : 0u;
+          if (ptx::any_sync(maybe(i, line))) {
+            const bool counted = maybe(i, line) && surely(i, line);
+            T& dot = dot_at(dots, i, line);
+            const T s = counted ? dot : T(0), x = counted ? exp2_of(dot * scale2) : T(0);
+            counts += counted ? 1u << 4 * i : 0u;
+            sums[i] += s;
+            exps[i] += x;
+            count += counted ? T(1) : T(0);
+            sum += s;
+            exp += x;
+            dot = counted ? minus_infinity<T>() : dot;
+          }
         }
-        counted_rows = ptx::opaque(counted_rows);
-        T sum = 0, exp = 0;
-#pragma unroll
-        for (int i = 0; i < kRowLines; ++i) {
-          const bool counted = (counted_rows >> 4 * i & 1) != 0;
-          T& dot = dot_at(dots, i, line);
-          const T s = counted ? dot : T(0), x = counted ? exp2_of(dot * scale2) : T(0);
-          sums[i] += s;
-          exps[i] += x;
-          sum += s;
-          exp += x;
-          dot = counted ? minus_infinity<T>() : dot;
-        }
-        counts += counted_rows;
-        if (by_column) add_column(f, line, first, popcount(counted_rows), sum, exp);
+        if (by_column) add_column(f, line, first, count, sum, exp);
       }
     }
-    add_counts<ByRow<F>>(f, kFNumPos, counts, 0);
+    add_positive_rows(f, counts);
     add_lines<ByRow<F>>(f, kFSumPos, sums, 0);
     add_lines<ByRow<F>>(f, kFExpPos, exps, 0);
   }
@@ -157,9 +155,23 @@ struct WalkSums {
     }
   }
 
-  // Of lines that are counted in 4 bits each, 0 or 1.
-  CLCE_DEVICE static T popcount(uint32_t counts) { return T((counts * 0x11111111u) >> 28); }
+  // Of rows that are counted in 4 bits each: four to a word on their way between lanes.
+  CLCE_DEVICE void add_positive_rows(const F& f, uint32_t counts) const {
+    using Side = ByRow<F>;
+    uint32_t even = counts & 0x0f0f0f0fu, odd = counts >> 4 & 0x0f0f0f0fu;
+#pragma unroll
+    for (int mask = Side::kLast; mask <= Side::kFirst; mask *= 2) {
+      even += ptx::shuffle_xor(even, mask);
+      odd += ptx::shuffle_xor(odd, mask);
+    }
+    const int line = 2 * f.pair;
+    if (kRowLines < 8 && line >= kRowLines) return;
+    T* const place = rows + (Side::share(f) * kFields + kFNumPos) * F::kM + Side::index(f, line);
+    ptx::shared_store(place, ptx::shared_load(place) + T(even >> 4 * line & 255));
+    ptx::shared_store(place + 8, ptx::shared_load(place + 8) + T(odd >> 4 * line & 255));
+  }
 
+  // The same of any lines, which are rare.
   template <class Side>
   CLCE_DEVICE void add_counts(const F& f, int field, uint32_t counts, int first_line) const {
     uint32_t v[Side::kLines];

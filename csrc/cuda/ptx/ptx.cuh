@@ -4,7 +4,7 @@
 //
 //   threads     thread_again, sync_threads, sync_warp
 //   grid        sync_grid                                              (launch_phases in launch.cuh alone)
-//   warps       shuffle_xor, any_sync, ballot                                      (all 32 lanes take part)
+//   warps       shuffle_xor, any_sync, ballot, kept                                (all 32 lanes take part)
 //   memory      shared_load, shared_store, global_load, global_store               (every ordinary access)
 //               dynamic_shared, fence_device, atomic_add                           (uint32_t, device scope)
 //   async copy  cp_async<16>, cp_async_commit, cp_async_wait<N>

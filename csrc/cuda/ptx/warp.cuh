@@ -33,6 +33,12 @@ CLCE_DEVICE T shuffle_xor(T value, int lane_mask) {
   return __shfl_xor_sync(0xffffffffu, value, lane_mask);
 }
 
+// The same number, which the compiler keeps in a register instead of computing it again: for all that it
+// knows, it has come from another lane.
+CLCE_DEVICE uint32_t kept(uint32_t x) {
+  return shuffle_xor(x, 0);
+}
+
 CLCE_DEVICE bool any_sync(bool predicate) {
   return __any_sync(0xffffffffu, predicate) != 0;
 }

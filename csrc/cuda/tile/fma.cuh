@@ -12,6 +12,10 @@ struct FmaProduct {
   using Acc = T;
   using Gradient = T;  // what dL/ds is rounded to before its product with embeddings
 
+  // What a lane keeps for that product of all tiles.
+  template <class F, class A, class B>
+  using Reads = F;
+
   // sum += a b^T over the tiles' columns; a [kM, k], b [kN, k].
   template <class F, class A, class B>
   CLCE_DEVICE static void multiply_transposed(const F& f, Acc (&sum)[F::kMI][F::kNI][4], const A& a,

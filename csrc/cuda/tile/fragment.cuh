@@ -19,16 +19,20 @@ struct Fragment {
   int group, pair;         // of the lane
 
   CLCE_DEVICE explicit Fragment(uint32_t thread = threadIdx.x) {
-    const int warp = int(thread) / 32, lane = int(thread) % 32;
-    warp_row = warp / kWarpsN;
-    warp_col = warp % kWarpsN;
-    group = lane / 4;
-    pair = lane % 4;
+    // Unsigned, for which a division is one shift.
+    const uint32_t warp = thread / 32;
+    warp_row = int(warp / kWarpsN);
+    warp_col = int(warp % kWarpsN);
+    group = int(thread / 4 % 8);
+    pair = int(thread % 4);
   }
 
   // The same, of which the compiler knows nothing: it computes addresses where they are used, instead of
   // keeping them in registers throughout.
   CLCE_DEVICE static Fragment opaque() { return Fragment(ptx::opaque(threadIdx.x)); }
+
+  // As a product's Reads: nothing is worth a register of its own.
+  CLCE_DEVICE static Fragment kept() { return Fragment(); }
 
   CLCE_DEVICE int first_row() const { return warp_row * (kMI * 16); }
   CLCE_DEVICE int first_col() const { return warp_col * (kNI * 8); }

@@ -28,26 +28,48 @@ struct HalfProduct {
   using Gradient = T;
   using Tag = typename HalfFormat<T>::Tag;
 
-  // sum += a b^T over the tiles' columns; a [kM, k], b [kN, k].
+  // Where a lane reads a [kM, k] and b [kN, k] for a b^T: elements from the tiles' bases.
+  template <class F, class A, class B>
+  struct Reads {
+    uint32_t a, b;
+
+    CLCE_DEVICE explicit Reads(const F& f) {
+      const uint32_t lane = threadIdx.x % 32;
+      a = (uint32_t(f.first_row()) + lane % 16) * A::kStride + lane / 16 * 8;
+      // Matrices: columns 0-7 of b's rows 0-7, columns 8-15 of them, then the same of rows 8-15.
+      b = (uint32_t(f.first_col()) + lane / 16 * 8 + lane % 8) * B::kStride + lane / 8 % 2 * 8;
+    }
+    // For a walk over many tiles.
+    CLCE_DEVICE static Reads kept() {
+      Reads reads{F()};
+      reads.a = ptx::kept(reads.a), reads.b = ptx::kept(reads.b);
+      return reads;
+    }
+  };
+
+  // sum += a b^T over the tiles' columns.
   template <class F, class A, class B>
   CLCE_DEVICE static void multiply_transposed(const F& f, float (&sum)[F::kMI][F::kNI][4], const A& a,
                                               const B& b) {
+    multiply_transposed(Reads<F, A, B>(f), sum, a, b);
+  }
+  template <class F, class A, class B>
+  CLCE_DEVICE static void multiply_transposed(const Reads<F, A, B>& reads, float (&sum)[F::kMI][F::kNI][4],
+                                              const A& a, const B& b) {
     static_assert(F::kNI % 2 == 0 && A::kCols % 16 == 0, "b is read in pieces of 16 x 16");
-    const int lane = int(threadIdx.x) % 32;
 #pragma unroll
     for (int k = 0; k < A::kCols; k += 16) {
       uint32_t y[F::kNI][2];
 #pragma unroll
       for (int ni = 0; ni < F::kNI; ni += 2) {
-        // Matrices: columns 0-7 of b's rows 0-7, columns 8-15 of them, then the same of rows 8-15.
         uint32_t r[4];
-        ptx::ldmatrix_x4(r, b.at(f.first_col() + ni * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * 8));
+        ptx::ldmatrix_x4(r, b.at(ni * 8, k) + reads.b);
         y[ni][0] = r[0], y[ni][1] = r[1], y[ni + 1][0] = r[2], y[ni + 1][1] = r[3];
       }
 #pragma unroll
       for (int mi = 0; mi < F::kMI; ++mi) {
         uint32_t x[4];
-        ptx::ldmatrix_x4(x, a.at(f.first_row() + mi * 16 + lane % 16, k + lane / 16 * 8));
+        ptx::ldmatrix_x4(x, a.at(mi * 16, k) + reads.a);
 #pragma unroll
         for (int ni = 0; ni < F::kNI; ++ni) ptx::mma_m16n8k16(sum[mi][ni], x, y[ni], Tag{});
       }

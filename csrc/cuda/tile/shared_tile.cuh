@@ -21,7 +21,8 @@ struct SharedTile {
   CLCE_DEVICE T* at(int row, int col) const { return base + row * kStride + col; }
 };
 
-// Prepared rows of embeddings in global memory: `stride` elements from one to the next, 16-byte aligned.
+// Prepared rows of embeddings in global memory, less than 2^32: `stride` elements from one to the next,
+// 16-byte aligned.
 template <class T>
 struct Rows {
   const T* data;
@@ -46,13 +47,15 @@ CLCE_DEVICE int at_most(int64_t x, int limit) {
 // The rows of one tile: `most` from `row` on, or as many as there are.
 template <class T>
 struct TileRows {
-  const T* data;
-  int count, stride;
+  const unsigned char* data;
+  int count;
 
-  CLCE_DEVICE TileRows(const Rows<T>& rows, int64_t row, int most)
-      : data(rows.data + row * rows.stride),
-        count(at_most(rows.count - row, most)),
-        stride(int(rows.stride)) {}
+  CLCE_DEVICE TileRows(const Rows<T>& rows, uint32_t row, uint32_t most)
+      : data(reinterpret_cast<const unsigned char*>(rows.data) +
+             uint64_t(row) * (uint32_t(rows.stride) * uint32_t(sizeof(T)))) {
+    const uint32_t all = uint32_t(rows.count), left = row < all ? all - row : 0;
+    count = int(left < most ? left : most);
+  }
 };
 
 // A thread's share in copying tiles from rows that are `stride` elements apart, made once for all of them.
@@ -64,30 +67,34 @@ class TileCopies {
 
   CLCE_DEVICE explicit TileCopies(int64_t stride, uint32_t thread = threadIdx.x)
       : stride_(uint32_t(stride) * uint32_t(sizeof(T))),
-        row_(int(thread) / kLanes),
-        col_(int(thread) % kLanes * kVector),
-        to_(uint32_t(row_ * Tile::kStride + col_) * uint32_t(sizeof(T))),
-        from_(uint32_t(row_) * stride_ + uint32_t(col_ * int(sizeof(T)))) {}
+        row_(int(thread / kLanes)),
+        col_(int(thread % kLanes) * 16),
+        to_(uint32_t(row_) * uint32_t(Tile::kStride * sizeof(T)) + uint32_t(col_)),
+        from_(uint32_t(row_) * stride_ + uint32_t(col_)) {}
 
   // Starts copying columns [first_col, + Tile::kCols) of the rows; zeros beyond the ends, where nothing is
   // read. The caller commits.
   CLCE_DEVICE void start(const Tile& to, const TileRows<T>& rows, int first_col) const {
     const int rows_left = rows.count - row_;
-    const int cols_left = rows.stride - first_col - col_;
-    ptx::count_copy(rows.count < Tile::kRows, rows.stride - first_col < Tile::kCols);
-    // 32 bits do within a tile.
-    const auto* const from = reinterpret_cast<const unsigned char*>(rows.data + first_col);
-    auto* const place = reinterpret_cast<unsigned char*>(to.base);
+    const uint32_t first = uint32_t(first_col) * uint32_t(sizeof(T));
+    const int bytes_left = int(stride_ - first) - col_;
+    const unsigned char* from = rows.data + (from_ + first);  // 32 bits do within a tile
+    auto* const place = reinterpret_cast<unsigned char*>(to.base) + to_;
 #pragma unroll
     for (int i = 0; i < Tile::kRows; i += kRowsAtOnce) {
       if (Tile::kRows % kRowsAtOnce != 0 && i + row_ >= Tile::kRows) break;
 #pragma unroll
       for (int j = 0; j < kPerRow; j += kLanes) {
-        ptx::cp_async<16>(place + (to_ + uint32_t((i * Tile::kStride + j * kVector) * int(sizeof(T)))),
-                          from + (from_ + (uint32_t(i) * stride_ + uint32_t(16 * j))),
-                          i < rows_left && j * kVector < cols_left);
+        ptx::cp_async<16>(place + (i * Tile::kStride + j * kVector) * int(sizeof(T)), from + 16 * j,
+                          i < rows_left && 16 * j < bytes_left);
       }
+      from += stride_ * uint32_t(kRowsAtOnce);
     }
+  }
+
+  // What such a copy is, for all threads of the block to say.
+  CLCE_DEVICE void count(const TileRows<T>& rows, int first_col) const {
+    ptx::count_copy(rows.count < Tile::kRows, int(stride_) < (first_col + Tile::kCols) * int(sizeof(T)));
   }
 
  private:
@@ -97,7 +104,7 @@ class TileCopies {
   static constexpr int kRowsAtOnce = kThreads / kLanes;
 
   const uint32_t stride_;  // bytes
-  const int row_, col_;    // in a tile, of the thread's first piece
+  const int row_, col_;    // in a tile, of the thread's first piece: row, byte of it
   // That piece, in bytes from the tile's base and from the rows' first element.
   const uint32_t to_, from_;
 };
@@ -105,8 +112,10 @@ class TileCopies {
 // The same for one tile: nothing is kept in registers for another one.
 template <int kThreads, class Tile, class T>
 CLCE_DEVICE void load_async(const Tile& tile, const Rows<T>& rows, int64_t first_row, int64_t first_col) {
-  TileCopies<kThreads, Tile>(rows.stride, ptx::opaque(threadIdx.x))
-      .start(tile, TileRows<T>(rows, first_row, Tile::kRows), int(first_col));
+  const TileCopies<kThreads, Tile> copies(rows.stride, ptx::opaque(threadIdx.x));
+  const TileRows<T> rows_of_tile(rows, uint32_t(first_row), Tile::kRows);
+  copies.count(rows_of_tile, int(first_col));
+  copies.start(tile, rows_of_tile, int(first_col));
 }
 
 }  // namespace clce::cuda

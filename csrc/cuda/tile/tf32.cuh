@@ -10,6 +10,10 @@ struct Tf32Product {
   using Acc = float;
   using Gradient = float;
 
+  // What a lane keeps for that product of all tiles.
+  template <class F, class A, class B>
+  using Reads = F;
+
   // sum += a b^T over the tiles' columns; a [kM, k], b [kN, k].
   template <class F, class A, class B>
   CLCE_DEVICE static void multiply_transposed(const F& f, float (&sum)[F::kMI][F::kNI][4], const A& a,
