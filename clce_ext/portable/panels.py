@@ -39,7 +39,7 @@ def panel_shape(device_type: str) -> tuple[int, int]:
     """
     if device_type != "cpu":
         return 2048, 2048
-    return 256, 256 * min(max(torch.get_num_threads(), 2), 8)
+    return 384, 384 * min(max(torch.get_num_threads(), 2), 8)
 
 
 class Side:
