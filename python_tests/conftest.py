@@ -31,6 +31,15 @@ def engine(request) -> Iterator[str | None]:
         yield request.param
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_compiled_code(tmp_path_factory):
+    """torch.compile keeps what it made in a folder of the user, and finds it again by the names of operators:
+    what another version of them left there must not be what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def own_seed(request):
     """Every test has random inputs of its own, the same at every run."""
