@@ -116,7 +116,7 @@ class Contrast:
     What walks over panels uses the scratch of the contrast: one panel at a time.
     """
 
-    # Numbers, the first panels' logits, that the forward keeps and the backward finds (kept.py); or None.
+    # The logits of all panels, where the forward keeps them and the backward finds them (kept.py).
     kept: Tensor | None = None
     is_backward = False
 
@@ -245,13 +245,11 @@ class Contrast:
 
         Both passes make them by this call, which gives the same bits.
         """
-        height, width = panel.shape
-        stride = _stride(width)
-        end = panel.first + height * stride
-        if self.kept is None or end > self.kept.numel():
+        if self.kept is None:
             out = self.scratch(0, panel)
         else:
-            out = self.kept[panel.first : end].view(height, stride)[:, :width]
+            stride = (_stride(panel.shape[1]), 1)
+            out = self.kept.as_strided(panel.shape, stride, self.kept.storage_offset() + panel.first)
             if self.is_backward:
                 return out
         a, b = self.anchors.rows[panel.rows], self.keys.rows[panel.columns]

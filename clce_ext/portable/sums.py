@@ -14,7 +14,7 @@ from clce_ext.portable.rows import wide_dtype
 def statistics(c: Contrast, keep: bool = False) -> Tensor:
     """[9, M] in the accumulation dtype: what :class:`clce_ext.arguments.Statistics` names.
 
-    ``keep``: with the first panels' logits behind it, for the backward.
+    ``keep``: of a small problem with the logits behind it, for the backward.
     """
     rows, out = c.anchors.rows, None
     if keep and c.bounded:
