@@ -196,13 +196,15 @@ def test_sources_without_their_repository_and_without_git(monkeypatch):
 
 
 def test_sanitizers(tmp_path):
-    """All at once, deaf to errors of the API, with lines of the source."""
+    """All at once, deaf to errors of the API, with lines of the source. What a library writes is looked at
+    where it counts that it was written."""
     parts = steps_for_a_gpu(tmp_path)
     (group,) = parts["sanitizers"]
     assert [step.name for step in group] == list(gpu_check.SANITIZERS)
     for step in group:
         assert step.command[step.command.index("--report-api-errors") + 1] == "no"
         assert step.command[step.command.index("--tool") + 1] == step.name
+        assert ("kns=clce" in step.command) == (step.name != "initcheck")
     ((build,),) = parts["build"]
     assert build.env["NVCC_APPEND_FLAGS"] == "-lineinfo"
 
