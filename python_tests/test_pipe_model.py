@@ -263,11 +263,12 @@ def test_backward_by_hand():
     gradients = 8 * 4 + 4
     labels = (
         1 + 2  # all own rows, 2 groups of the tile's: valid?
+        + 1  # the first own row's number, for pairs of a row with itself
         + 4 * (4 + 2 * 2)  # the vote in each chunk: a lane's 4 rows, and two columns of 2 pieces
         + (4 + 2 * 2) / 2  # half of the warps store a row's label, with its votes, and its coefficients
     )  # fmt: skip
-    assert products + gradients + labels == 363
-    assert per_warp["shared"] == pytest.approx(363)
+    assert products + gradients + labels == 364
+    assert per_warp["shared"] == pytest.approx(364)
 
 
 @pytest.mark.parametrize("batch", [256, 1024])

@@ -83,7 +83,7 @@ def rules_for(shape: Shape, case, plan: Plan) -> list[Rule]:
     special = [
         # Prepare: a warp's row, 32 lanes at a time.
         Rule("for (uint32_t i = block(); i < p.row_blocks;", trips=-(-plan.row_blocks // plan.blocks)),
-        Rule("if (row < p.sides[side].rows) use(", share=always),
+        Rule("if (row < side.rows) use(side, row);", share=always),
         Rule("if (p.normalize) {", share=always),
         Rule("col < padded; col += 32 * Pack::kSize) {", trips=-(-case.columns // (32 * vector))),
         Rule("if (p.vectors && col + Pack::kSize <= p.dim) {", share=always),
@@ -137,6 +137,8 @@ def rules_for(shape: Shape, case, plan: Plan) -> list[Rule]:
 # CUDA's own headers: one thread of a block asks whether all have come. How often is not counted.
 HEADER_RULES = [
     Rule("if (is_cta_master()) {", share=0.25),
+    Rule("unsigned int token = details::sync_grids_arrive(bar);", share=0.25),
+    Rule("details::sync_grids_wait(token, bar);", trips=1),
     Rule("NV_IF_ELSE_TARGET(NV_PROVIDES_SM_70,", trips=1),
 ]
 
