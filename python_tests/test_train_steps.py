@@ -10,6 +10,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -126,12 +127,18 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{"objective": "ce"}, {"objective": "clce", "micro_batch_size": 6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "ce", "clip_grad": 1.0},
+        {"objective": "clce", "clip_grad": 1.0, "micro_batch_size": 6, "queue_size": 30},
+        {"objective": "clce", "amp": "float16"},
+        {"objective": "ce", "amp": "float16", "opt": "adamw", "clip_grad": 1.0},
+    ],
+)
 def test_a_step_reads_nothing_back(options):
-    """But for what is read anyway on the CPU alone, such as Adam's count of steps."""
-    trainer = make_trainer(
-        opt="sgd", clip_grad=1.0, ema=0.9, queue_size=30 if "micro_batch_size" in options else None, **options
-    )
+    """But for what is read anyway on the CPU alone, such as the count of steps of an Adam that is not fused."""
+    trainer = make_trainer(**{"opt": "sgd", "ema": 0.9} | options)
     losses = RunningLosses(Processes(torch.device("cpu")))
     with Reads() as reads:
         for step in range(2):
@@ -140,6 +147,22 @@ def test_a_step_reads_nothing_back(options):
         assert reads.count == 0
         assert losses.not_finite() is None and set(losses.last()) == set(losses.sums())
         assert reads.count > 0
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lamb"])
+def test_gradients_of_float16_that_overflow_move_nothing(opt):
+    """Whether the optimizer itself looks at them, as torch's fused ones do, or the host."""
+    trainer = make_trainer(objective="ce", amp="float16", opt=opt)
+    before, scale = copy.deepcopy(trainer.model.state_dict()), trainer.scaler.get_scale()
+    trainer.gradients(0)
+    trainer.model.backbone.head.weight.grad[0, 0] = float("inf")
+    trainer.update()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert trainer.scaler.get_scale() == scale / 2
+    trainer.gradients(1)
+    trainer.update()
+    assert not torch.equal(before["backbone.head.weight"], trainer.model.backbone.head.weight)
 
 
 def test_losses_that_nobody_looked_at():
@@ -233,6 +256,22 @@ def test_every_process_gets_its_own_queue_back(monkeypatch):
         resumed = make_trainer(rank=rank, **options)
         resumed.restore(state)
         assert torch.equal(resumed.criterion.queue.embeddings, queues[rank].embeddings)
+
+
+def test_what_is_downloaded_is_opened_once_by_each_process(monkeypatch):
+    """First by the main process, which fetches it."""
+    calls = []
+    monkeypatch.setattr(loop, "load_data", lambda config: calls.append("load"))
+    for download, rank, wanted in (
+        (True, 0, ["load", "wait"]),
+        (True, 1, ["wait", "load"]),
+        (False, 1, ["load"]),
+    ):
+        group = SimpleNamespace(is_main=rank == 0, from_main=lambda value: calls.append("wait"))
+        run = SimpleNamespace(config=quick_config(Path("nowhere"), download=download), group=group)
+        loop._Run._load_data(run)
+        assert calls == wanted
+        calls.clear()
 
 
 def test_resuming_refuses_changed_data(tmp_path):

@@ -21,7 +21,7 @@ from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .page import interval_of, spread
 from .processes import processes
-from .report import accuracy_columns, with_untouched, write_comparison_report
+from .report import ACCURACIES, accuracy_columns, with_untouched, write_comparison_report
 from .results import RunRecord, read_run, write_figures, write_rows
 from .start import versions
 
@@ -148,7 +148,7 @@ def compare(asked: Comparison) -> Path | None:
         o: [asked.config(o, s, asked.output / "runs" / f"{o}-seed{s}") for s in asked.seeds]
         for o in asked.objectives
     }
-    if not train_all({f"{o}, seed {config.seed}": config for o, of in configs.items() for config in of}):
+    if not train_all(configs):
         return None
     runs = {o: [judged(config, asked.split) for config in of] for o, of in configs.items()}
     shown = with_untouched(runs)
@@ -166,34 +166,42 @@ def compare(asked: Comparison) -> Path | None:
     return path
 
 
-def train_all(configs: Mapping[str, TrainConfig]) -> bool:
-    """Trains what has not been trained; the keys say on the terminal what each is. Returns whether this is
-    the main process, which goes on."""
+def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
+    """Trains what has not been trained, and says the means of each group, the same runs but for their seeds,
+    as it goes; the keys name the groups. Returns whether this is the main process, which goes on."""
     from .loop import train
 
-    start = time.perf_counter()
-    with processes(next(iter(configs.values()))) as group:  # joined once: for all runs
-        if problem := group.from_main(_mixed_versions(configs)):
+    start, done, count = time.perf_counter(), 0, sum(map(len, groups.values()))
+    with processes(next(iter(groups.values()))[0]) as group:  # joined once: for all runs
+        if problem := group.from_main(_mixed_versions(groups)):
             raise TrainingError(problem)
-        for done, (name, config) in enumerate(configs.items()):
-            elapsed = time.perf_counter() - start
-            left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
+        for name, configs in groups.items():
+            found = []
+            for config in configs:
+                elapsed = time.perf_counter() - start
+                left = f", about {elapsed / done * (count - done):.0f} s left" if done else ""
+                if group.is_main:
+                    print(f"[{done + 1}/{count}] {name}, seed {config.seed}{left}", flush=True)
+                # The comparison draws the maps that it shows.
+                found.append(RunRecord(config.objective, config.seed, train(config, with_map=False), []))
+                done += 1
             if group.is_main:
-                print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
-            train(config, with_map=False)  # the comparison draws the maps that it shows
+                means = [f"{c} {spread(interval_of(found, c))}" for c in ACCURACIES if c in found[0].results]
+                print(f"{name}: {', '.join(means)} % of {found[0].results['split']}", flush=True)
     return group.is_main
 
 
-def _mixed_versions(configs: Mapping[str, TrainConfig]) -> str:
+def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     """What is wrong where finished runs were made by other versions than each other, or than those that would
     train the rest now; nothing is deleted for it."""
     now = versions()
     made: dict[str, str] = {}  # by versions, a run that they made
-    for name, config in configs.items():
+    for name, config in ((name, config) for name, configs in groups.items() for config in configs):
         found = now
         with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: it will be made now
             found = json.loads((Path(config.output) / "results.json").read_text())
-        made.setdefault(", ".join(f"{k} {found.get(k, 'unknown')}" for k in now), name)
+        version = ", ".join(f"{k} {found.get(k, 'unknown')}" for k in now)
+        made.setdefault(version, f"{name}, seed {config.seed}")
     if len(made) == 1:
         return ""
     which = "; ".join(f"{name} by {version}" for version, name in made.items())

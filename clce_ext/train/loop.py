@@ -80,10 +80,7 @@ class _Run:
         self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
         self.is_shown = config.progress and group.is_main
         seed_all(config.seed)  # the same weights in every process
-        if config.download and group.is_main:
-            load_data(config)
-        group.from_main(None)  # the others wait for what it fetches
-        self.data: Data = load_data(config)
+        self.data = self._load_data()
         self.digest = data_digest(self.data)
         group.agree("found other data", self.digest)
         self._check_that_test_chooses_nothing()
@@ -111,6 +108,16 @@ class _Run:
         if group.is_main:
             rows = self.state.rows
             self.records = Records(folder, config.tensorboard, rows, config.tracker, config.to_dict())
+
+    def _load_data(self) -> Data:
+        """What --download fetches, the main process fetches; the others wait for it."""
+        config, group = self.config, self.group
+        if config.download and not group.is_main:
+            group.from_main(None)
+        data = load_data(config)
+        if config.download and group.is_main:
+            group.from_main(None)
+        return data
 
     def _check_that_test_chooses_nothing(self) -> None:
         if self.data.watched != "test":

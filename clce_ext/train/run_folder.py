@@ -26,7 +26,8 @@ FREE_TO_CHANGE = {
     "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
     "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "tracker", "workers",
 }  # fmt: skip
-# What evaluations, comparisons and tables read of a finished run.
+# What evaluations, comparisons and tables read of a finished run. Nothing reads its report, and one that was
+# deleted must not make the run finish again.
 _OF_A_FINISHED = (
     "model.safetensors", "embeddings.safetensors", "correct.safetensors", "metrics.csv", "results.json"
 )  # fmt: skip

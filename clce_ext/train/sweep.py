@@ -81,7 +81,7 @@ def sweep(asked: Sweep) -> Path | None:
         folders = {seed: c.output / "runs" / name / f"{objective}-seed{seed}" for seed in c.seeds}
         configs = [c.config(objective, seed, folder, **own) for seed, folder in folders.items()]
         settings[f"{objective}, {name}"] = Setting(objective, own, configs)
-    if not train_all({f"{name}, seed {run.seed}": run for name, s in settings.items() for run in s.configs}):
+    if not train_all({name: s.configs for name, s in settings.items()}):
         return None
     for s in settings.values():
         s.records = [judged(run, None) for run in s.configs]
