@@ -137,7 +137,7 @@ class Reads(TorchDispatchMode):
     ],
 )
 def test_a_step_reads_nothing_back(options):
-    """But for what is read anyway on the CPU alone, such as the count of steps of an Adam that is not fused."""
+    """But for what is read anyway on the CPU alone, such as an unfused Adam's count of steps."""
     trainer = make_trainer(**{"opt": "sgd", "ema": 0.9} | options)
     losses = RunningLosses(Processes(torch.device("cpu")))
     with Reads() as reads:

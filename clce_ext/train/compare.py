@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from .checkpoint import read_classes
-from .config import TrainConfig, add_options, flag, read_yaml
+from .config import TrainConfig, add_options, command_parser, flag, read_yaml
 from .errors import TrainingError, run_command
 from .evaluate import FinishedRun
 from .intervals import differences_of
@@ -53,12 +53,8 @@ class Comparison(NamedTuple):
 
 
 def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
-    """With all options; ``text`` is "command: what it does"."""
-    command, _, description = text.partition(": ")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=command, description=description, epilog=epilog, formatter_class=layout
-    )
+    """With all options of a comparison."""
+    parser = command_parser(text, epilog)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
     parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
@@ -222,7 +218,7 @@ def judged(config: TrainConfig, split: str | None) -> RunRecord:
             return read_run(folder, split)
     run = FinishedRun(folder, workers=config.workers, device=config.device)
     figures, outputs, correct = run.figures(split)
-    write_figures(folder, split, figures, run.judge.part(outputs), correct)
+    write_figures(folder, figures, run.judge.part(outputs), correct, split)
     return read_run(folder, split)
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import timm
 
 from . import models, plots
-from .checkpoint import read_weights
-from .config import TrainConfig
+from .checkpoint import read_metadata, read_weights
+from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
 from .data.sources import file_image, image_files, sample_name
 from .errors import TrainingError, run_command
@@ -27,7 +26,7 @@ from .results import write_rows
 
 _ON_SHEET = 500  # thumbnails at most; the table has all images
 _SAID = 3  # classes of each image
-_LOADING = ("batch_size", "workers", "max_image_pixels", "device")
+_LOADING = ("workers", "max_image_pixels", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="clce-predict",
-        description=__doc__.partition(": ")[2],
-        epilog="example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    example = "example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions"
+    parser = command_parser(__doc__, example)
     parser.add_argument("images", nargs="+", help="image files, and folders of them")
     parser.add_argument(
         "--checkpoint", required=True, help="a run's directory, or its model.safetensors alone"
     )
     parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    most, text = TrainConfig.max_image_pixels, "refuse larger images (default: %(default)s)"
-    parser.add_argument("--max-image-pixels", type=int, default=most, metavar="N", help=text)
-    parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
+    add_options(parser, only=_LOADING)
     return parser.parse_args(arguments)
 
 
@@ -58,7 +50,8 @@ def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
-    config = TrainConfig.from_dict({k: v for k, v in vars(options).items() if k in _LOADING})
+    given = {k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)}
+    config = TrainConfig.from_dict(given)
     image = functools.partial(file_image, paths, config.max_image_pixels)
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
     source = Source(image, unknown, functools.partial(sample_name, paths))
@@ -93,12 +86,7 @@ def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str,
     Raises:
         TrainingError: no such file, a damaged one, or one that clce-train did not write.
     """
-    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-    state = read_weights(path)
-    about = {}
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata() or {}
+    state, about = read_weights(path), read_metadata(path)
     if missing := {"model", "classes", "input", "arguments"} - set(about):
         raise TrainingError(
             f"--checkpoint {path}: does not say its {', '.join(sorted(missing))}, as the model.safetensors "
