@@ -394,7 +394,7 @@ def source(count: int, size: tuple[int, int], calls: list[int] | None = None) ->
         return Image.new("RGB", size, (i % 256, 0, 0))
 
     labels = np.arange(count) % 2
-    return Images(Source(image, labels, str), np.arange(count), labels)
+    return Images(Source(range(count), image, labels, "colours"), np.arange(count), labels)
 
 
 INPUT = {
@@ -416,7 +416,7 @@ def test_a_small_training_set_is_decoded_once(monkeypatch):
     large = source(12, (40, 40))
     assert in_memory(large) is large
     broken = source(3, (8, 8))
-    broken.source.image = lambda i: 1 / 0
+    broken.source.read = lambda i: 1 / 0
     with pytest.raises(UnreadableImageError, match="cannot read image"):
         in_memory(broken)
 
@@ -456,7 +456,7 @@ def test_the_crop_of_evaluation_is_the_models(mode, seen):
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :16] = 255
     images = Images(
-        Source(lambda i: Image.fromarray(picture), np.zeros(1, int), str), np.zeros(1, int), np.zeros(1, int)
+        Source([picture], Image.fromarray, np.zeros(1, int), "one"), np.zeros(1, int), np.zeros(1, int)
     )
     config = quick_config(Path("nowhere"))
     ((found, _),) = evaluation_loader(images, config, INPUT | {"crop_mode": mode, "mean": (0, 0, 0)})
@@ -481,7 +481,7 @@ from clce_ext.train.trainer import Trainer
 
 picture = Image.new("RGB", (224, 224))
 labels = np.arange(8192) % 16
-images = Images(Source(lambda i: picture, labels, str), np.arange(8192), labels)
+images = Images(Source(range(8192), lambda i: picture, labels, "black"), np.arange(8192), labels)
 config = TrainConfig(data="DIR", model="test_resnet", image_size=224, batch_size=4096, workers=8,
     augment=False, micro_batch_size=64, tensorboard=False, device="cpu")
 model = models.create_model(config, 16, False)

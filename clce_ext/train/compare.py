@@ -21,11 +21,10 @@ from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .page import interval_of, spread
 from .processes import processes
-from .report import ACCURACIES, accuracy_columns, with_untouched, write_comparison_report
+from .report import ACCURACIES, OF_ONE_RUN, accuracy_columns, with_untouched, write_comparison_report
 from .results import RunRecord, read_run, write_figures, write_rows
 from .start import versions
 
-OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite", "plan")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
 the same command again goes on where it was interrupted, and makes the report again.
@@ -68,7 +67,7 @@ def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
     parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
-    add_options(parser, exclude=OF_THE_RUNS)
+    add_options(parser, exclude=OF_ONE_RUN)
     return parser
 
 
@@ -108,7 +107,7 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
             )
         if owner in objectives:
             own.setdefault(owner, {}).setdefault(option, value)
-    options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
+    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
     if options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     return Comparison(options, objectives, seeds, baseline, output, split, own)
@@ -131,7 +130,7 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
             raise TrainingError(
                 f"--set {text}: OBJECTIVE.OPTION=VALUE is wanted, with one of {', '.join(objectives)}"
             )
-        if option in OF_THE_RUNS:
+        if option in OF_ONE_RUN:
             raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
         own.setdefault(objective, {})[option] = value
     return own

@@ -17,7 +17,7 @@ from . import models, plots
 from .checkpoint import read_metadata, read_weights
 from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
-from .data.sources import file_image, image_files, sample_name
+from .data.sources import image_files, open_image
 from .errors import TrainingError, run_command
 from .judge import run_model
 from .page import Section, write_page
@@ -52,14 +52,14 @@ def predict(options: argparse.Namespace) -> Path:
     paths = _paths(options.images)
     given = {k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)}
     config = TrainConfig.from_dict(given)
-    image = functools.partial(file_image, paths, config.max_image_pixels)
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
-    source = Source(image, unknown, functools.partial(sample_name, paths))
-    loader = evaluation_loader(Images(source, np.arange(len(paths)), unknown), config, input_config)
+    source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
+    images = Images(source, np.arange(len(paths)), unknown)
+    loader = evaluation_loader(images, config, input_config)
     device = choose_device(config.device)
     outputs = run_model(model.to(device), loader, device)
     rows = []
-    for (path, _), top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
+    for path, top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
         row: dict[str, Any] = {"image": path}
         for place, (label, share) in enumerate(zip(top[:_SAID], shares, strict=False), 1):
             row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
@@ -70,7 +70,7 @@ def predict(options: argparse.Namespace) -> Path:
     photos = []
     for i, row in enumerate(rows[:_ON_SHEET]):
         text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}"
-        photos.append(([plots.photograph(image(i))], text))
+        photos.append(([plots.photograph(images.decode(i))], text))
     write_page(
         folder / "contact-sheet.html",
         [Section("Images", photos=photos)],
@@ -100,17 +100,17 @@ def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str,
     return models.FineTuner(backbone).eval(), classes, json.loads(about["input"])
 
 
-def _paths(given: Sequence[str]) -> list[tuple[str, str]]:
-    """(path, name of its folder) of the files, and of the images in the folders."""
-    found: list[tuple[str, str]] = []
+def _paths(given: Sequence[str]) -> list[str]:
+    """The files, and the images in the folders."""
+    found: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = image_files(path)[0]
+            inside = [file for file, _ in image_files(path)[0]]
             if not inside:
                 raise TrainingError(f"{path}: no images in this folder")
             found += inside
         elif path.is_file():
-            found.append((str(path), path.parent.name))
+            found.append(str(path))
         else:
             raise TrainingError(f"{path}: no such file or folder")
     return found

@@ -43,7 +43,14 @@ _CURVES = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "
 _LOSSES = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
 _MAP_POINTS = 1500
 _MISTAKES, _PAIRS, _CLASSES, _CONFUSED = 12, 8, 12, 20  # shown at most
-_OF_ONE_RUN = ("objective", "seed", "output", "resume", "overwrite")
+OF_ONE_RUN = (
+    "objective",
+    "seed",
+    "output",
+    "resume",
+    "overwrite",
+    "plan",
+)  # options that no comparison shares
 _STEADY = 1.15  # the longest over the shortest epoch of a stage where nothing else kept the machine busy
 
 
@@ -152,7 +159,7 @@ def _write(
     """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
     those own ones."""
     varied = {option for of in (own or {}).values() for option in of}
-    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *_OF_ONE_RUN}}
+    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *OF_ONE_RUN}}
     setting = [str(options["model"])] if "model" in options else []
     if options.get("shots"):
         setting.append(f"{config.shots} training images of each class")
@@ -335,7 +342,7 @@ def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | 
 
 
 def _photograph(images: Images, val: Outputs, i: int) -> str:
-    return plots.photograph(images.source.image(int(images.indices[val.rows[i]])))
+    return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
 
 
 # Sections of curves, embeddings and cost
