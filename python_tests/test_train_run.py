@@ -553,7 +553,7 @@ def test_eval_errors(finished, tmp_path, capsys):
 
 
 def test_compare(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
+    monkeypatch.setattr("clce_ext.train.report._SHOWN", 100)
     options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
     arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
     arguments += ["--output", str(tmp_path)]
