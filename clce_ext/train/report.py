@@ -388,13 +388,13 @@ def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
     return [
         Section(
             "Embeddings",
-            f"{len(labels)} of the images judged on, seed {seed}, {method} of the normalised embeddings. Only "
-            "neighbourhoods mean something on such a map; distances across it do not.",
+            f"{len(labels)} of the images judged on, seed {seed}, {method} of the normalised embeddings. "
+            "Only neighbourhoods mean something on such a map; distances across it do not.",
             figures=maps,
         ),
         Section(
             "Cosines within and between classes",
-            "Of these images. The further apart the two, the easier it is to tell classes by the embedding alone.",
+            "The further apart the two, the easier it is to tell classes by the embedding alone.",
             figures=histograms,
         ),
         Section(
