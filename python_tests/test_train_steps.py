@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clce_ext.train import loop, models
@@ -117,13 +118,23 @@ def test_a_queue_holds_embeddings_of_steps_before():
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often the host asks for a tensor's value, for which it would wait for a GPU."""
+    """Counts how often the host asks for a tensor's values, for which it would wait for a GPU."""
 
     count = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = str(function)
         self.count += "_local_scalar_dense" in name or "nonzero" in name
+        return function(*args, **(kwargs or {}))
+
+
+class Lists(TorchFunctionMode):
+    """The same of methods that on the CPU are no operations."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu)
         return function(*args, **(kwargs or {}))
 
 
@@ -140,13 +151,15 @@ def test_a_step_reads_nothing_back(options):
     """But for what is read anyway on the CPU alone, such as an unfused Adam's count of steps."""
     trainer = make_trainer(**{"opt": "sgd", "ema": 0.9} | options)
     losses = RunningLosses(Processes(torch.device("cpu")))
-    with Reads() as reads:
+    with Reads() as reads, Lists() as lists:
         for step in range(2):
             losses.add(trainer.gradients(step), 20, step)
             trainer.update()
-        assert reads.count == 0
+        assert reads.count == lists.count == 0
         assert losses.not_finite() is None and set(losses.last()) == set(losses.sums())
-        assert reads.count > 0
+        assert lists.count == 3
+        trainer.scaler.get_scale()
+        assert reads.count == trainer.scaler.is_enabled()
 
 
 @pytest.mark.parametrize("opt", ["adamw", "lamb"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from typing import Any
 
 import torch
@@ -25,6 +24,9 @@ from .judge import autocast
 from .models import FineTuner, parameter_groups
 from .processes import Processes
 from .stages import Stage
+
+# Optimizers that torch has as one kernel for every device of ours.
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 
 class Trainer:
@@ -82,7 +84,7 @@ class Trainer:
                 # Fused optimizers pass over gradients that are not finite by themselves; for others the host
                 # has to read whether they are.
                 made = get_optimizer_class(name.lower().removeprefix("lookahead_"), bind_defaults=False)
-                options |= {"fused": True} if "fused" in inspect.signature(made).parameters else {}
+                options |= {"fused": True} if made in _FUSED else {}
             return create_optimizer_v2(groups, name, **options)
 
     def _scheduler(self) -> Scheduler:
