@@ -337,7 +337,7 @@ def test_an_objective_says_everything_about_itself(capsys):
         assert f"\n| `{name}` |" in docs
         assert record.summary in help_text
         first, *others = stages(objective=name)
-        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, record.soft_targets)
+        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, not record.two_stage)
         assert len(others) == record.two_stage
     assert len({record.color for record in OBJECTIVES.values()}) == len(OBJECTIVES)
 
