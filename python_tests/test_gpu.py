@@ -82,7 +82,9 @@ def test_launches_are_those_of_the_plan(count, how):
     """Of small batches one, as blocks can meet here; and panels, for which torch's cuBLAS has to be found."""
     x = torch.randn(count, 128, device=DEVICE).bfloat16().requires_grad_()
     labels = torch.arange(count, device=DEVICE) % 9
-    keys = {"keys": x.detach().flip(0).requires_grad_(), "key_labels": labels.flip(0)} if how == "keys" else {}
+    keys = (
+        {"keys": x.detach().flip(0).requires_grad_(), "key_labels": labels.flip(0)} if how == "keys" else {}
+    )
     leaves = [x, keys["keys"]] if keys else [x]
 
     def contrast():
