@@ -154,18 +154,21 @@ struct Result {
   double max_logit = 0, sum_pos_magnitude = 0;  // the largest |s| and sum over positives of |s|
 };
 
-// Arithmetic: dot(a, b, dim), and the numbers that a gradient's product takes for a coefficient and an
-// embedding's element.
+// Arithmetic: how a product is added to a sum, and the numbers that a gradient's product takes for a
+// coefficient and an embedding's element.
 struct Exact {
   using Sum = double;
-  static double dot(const double* a, const double* b, int64_t dim) {
-    double sum = 0;
-    for (int64_t d = 0; d < dim; ++d) sum += a[d] * b[d];
-    return sum;
-  }
+  static void add(double& sum, double product) { sum += product; }
   static double operand(double g) { return g; }
   static double element(double z) { return z; }
 };
+
+template <class Arithmetic>
+typename Arithmetic::Sum dot(const Arithmetic& arithmetic, const double* a, const double* b, int64_t dim) {
+  typename Arithmetic::Sum sum = 0;
+  for (int64_t d = 0; d < dim; ++d) arithmetic.add(sum, arithmetic.element(a[d]) * arithmetic.element(b[d]));
+  return sum;
+}
 
 // The gradients are of the sum over anchors of upstream[i] L_i.
 template <class Arithmetic = Exact>
@@ -180,7 +183,7 @@ Result evaluate(const Problem& p, const std::vector<double>& upstream, const Ari
     std::vector<Pair> pairs(n);
     double magnitude = 0;
     for (int64_t j = 0; j < n; ++j) {
-      s[j] = static_cast<Sum>(arithmetic.dot(&p.anchors[i * dim], &keys[j * dim], dim) *
+      s[j] = static_cast<Sum>(dot(arithmetic, &p.anchors[i * dim], &keys[j * dim], dim) *
                               static_cast<Sum>(1 / p.temperature));
       pairs[j] = p.pair(i, j);
       if (pairs[j] == Pair::kNeither) continue;
@@ -219,7 +222,7 @@ Result evaluate(const Problem& p, const std::vector<double>& upstream, const Ari
         const double* row = &z[j * dim];
         for (int64_t d = 0; d < dim; ++d) {
           const double one = c * row[d];
-          sums[d] += static_cast<Sum>(rounded * arithmetic.element(row[d]));
+          arithmetic.add(sums[d], rounded * arithmetic.element(row[d]));
           squares[d] += one * one;
           magnitudes[d] += std::abs(one);
           terms[d] += size * std::abs(row[d]);

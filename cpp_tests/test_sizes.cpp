@@ -53,8 +53,11 @@ ContrastArgs contrast_of(DType dtype, int64_t rows, int64_t dim, bool symmetric)
   return args;
 }
 
+// Of keys that are not the anchors.
+enum class Wanted { kBoth, kAnchors, kKeys };
+
 // All steps of a loss: each pass in one call, or each step in its own.
-void call_everything(const ContrastArgs& contrast, bool in_one_call, bool with_keys = true) {
+void call_everything(const ContrastArgs& contrast, bool in_one_call, Wanted wanted = Wanted::kBoth) {
   PrepareArgs prepare;
   prepare.dtype = contrast.dtype;
   prepare.rows = contrast.num_anchors;
@@ -81,8 +84,8 @@ void call_everything(const ContrastArgs& contrast, bool in_one_call, bool with_k
   backward.statistics = forward.statistics;
   backward.derivatives = loss.derivatives;
   backward.num_terms = loss.num_terms;
-  backward.danchors = somewhere();
-  backward.dkeys = contrast.symmetric || !with_keys ? nullptr : somewhere();
+  backward.danchors = wanted == Wanted::kKeys ? nullptr : somewhere();
+  backward.dkeys = contrast.symmetric || wanted == Wanted::kAnchors ? nullptr : somewhere();
   backward.workspace = somewhere();
 
   PrepareBackwardArgs project;
@@ -102,16 +105,19 @@ void call_everything(const ContrastArgs& contrast, bool in_one_call, bool with_k
     return;
   }
   forward.prepare_anchors = prepare;
-  backward.project_anchors = project;
+  if (backward.danchors) backward.project_anchors = project;
   if (!contrast.symmetric) {
     forward.prepare_keys = prepare;
     forward.prepare_keys.rows = contrast.num_keys;
-    backward.project_keys = project;
+    if (backward.dkeys) backward.project_keys = project;
     backward.project_keys.rows = contrast.num_keys;
-    if (!with_keys) backward.project_keys.dx = nullptr;
   }
   cuda::forward(forward, nullptr);
   cuda::backward(backward, nullptr);
+}
+
+double blocks_of(const executor::Launch& launch) {
+  return double(launch.grid.x) * launch.grid.y * launch.grid.z;
 }
 
 std::string kernels() {
@@ -122,34 +128,49 @@ std::string kernels() {
   return names;
 }
 
-// Small batches wait for launches.
+// Small batches wait for launches: one makes the forward pass, two the backward pass, whichever gradients are
+// wanted.
 TEST("sizes/launches of small batches") {
   constexpr const char* kProjected = "backward_kernel prepare_backward_kernel";
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+  const auto launches = [](const ContrastArgs& args, Wanted wanted) {
+    const RecordingOnly recording;
+    call_everything(args, /*in_one_call=*/true, wanted);
+    return kernels();
+  };
+  const std::pair<DType, bool> formats[] = {
+      {DType::kFloat32, false}, {DType::kFloat32, true}, {DType::kBFloat16, false}, {DType::kFloat16, false}};
+  for (auto [dtype, tf32] : formats) {
     for (int64_t rows : {1, 64, 65, 256, 1000, 1024}) {
       for (int64_t dim : {128, 256, 768}) {
         ContrastArgs args = contrast_of(dtype, rows, dim, true);
-        const auto launches = [&](bool with_keys) {
-          const RecordingOnly recording;
-          call_everything(args, /*in_one_call=*/true, with_keys);
-          return kernels();
-        };
-        CHECK_EQ(launches(true), std::string("whole_forward ") + kProjected);
+        args.allow_tf32 = tf32;
+        const std::string small = std::string("whole_forward ") + kProjected;
+        CHECK_EQ(launches(args, Wanted::kAnchors), small);
         args.bounded = false;
-        CHECK_EQ(launches(true), std::string("whole_forward ") + kProjected);
+        CHECK_EQ(launches(args, Wanted::kAnchors), small);
         args.bounded = true;
         args.temperature_ptr = somewhere();
-        CHECK_EQ(launches(true), std::string("whole_forward backward_kernel ") + kProjected);
+        CHECK_EQ(launches(args, Wanted::kAnchors),
+                 std::string("whole_forward backward_kernel ") + kProjected);
         args.temperature_ptr = nullptr;
         args.symmetric = args.has_self = false;
         args.keys = somewhere();
-        CHECK_EQ(launches(false), std::string("whole_forward ") + kProjected);
-        CHECK_EQ(launches(true), std::string("whole_forward backward_kernel ") + kProjected);
-        // A device that has no room for all blocks at once.
-        executor::set_blocks_at_once(0);
-        CHECK_EQ(launches(false),
-                 std::string("prepare_kernel forward_kernel merge_loss_kernel ") + kProjected);
-        executor::set_blocks_at_once(216);
+        for (int64_t keys : {int64_t(1), rows, int64_t(333), int64_t(1024)}) {
+          args.num_keys = keys;
+          const auto plan = cuda::plan_backward(args, cuda::Architecture::kSm80);
+          for (Wanted wanted : {Wanted::kBoth, Wanted::kAnchors, Wanted::kKeys}) {
+            CHECK_EQ(launches(args, wanted), small);
+            int64_t blocks = 0;
+            if (wanted != Wanted::kKeys) blocks += plan.anchors.row_tiles * plan.anchors.splits;
+            if (wanted != Wanted::kAnchors) blocks += plan.keys.row_tiles * plan.keys.splits;
+            CHECK_EQ(blocks_of(executor::launches()[1]), double(blocks * plan.chunks));
+          }
+          // A device that has no room for all blocks at once.
+          executor::set_blocks_at_once(0);
+          CHECK_EQ(launches(args, Wanted::kBoth),
+                   std::string("prepare_kernel forward_kernel merge_loss_kernel ") + kProjected);
+          executor::set_blocks_at_once(216);
+        }
       }
     }
   }
@@ -176,10 +197,6 @@ TEST("sizes/grids of small batches") {
       }
     }
   }
-}
-
-double blocks_of(const executor::Launch& launch) {
-  return double(launch.grid.x) * launch.grid.y * launch.grid.z;
 }
 
 // The grids have room for every row, tile and number, counted in double, which nothing overflows here.
@@ -214,16 +231,16 @@ TEST("sizes/four million rows") {
               CHECK_EQ(launch.kernel, std::string("backward_kernel"));
               ++backward;
               const auto plans = cuda::plan_backward(args, cuda::Architecture::kSm80);
-              const auto& tile = tiles.backward[plans.anchors.tile];
-              CHECK_EQ(plans.anchors.splits, 1);
-              // Nothing, but for float16's unit of each launch.
-              CHECK_EQ(plans.workspace_bytes, dtype != DType::kFloat16 ? 0u : symmetric ? 256u : 512u);
-              CHECK_EQ(blocks_of(launch),
-                       std::ceil(double(kRows) / tile.rows) * std::ceil(double(args.stride) / tile.width));
+              const auto& tile = tiles.backward[plans.tile];
+              CHECK(plans.anchors.splits == 1 && (symmetric || plans.keys.splits == 1));
+              // Nothing, but for float16's unit.
+              CHECK_EQ(plans.workspace_bytes, dtype == DType::kFloat16 ? 256u : 0u);
+              CHECK_EQ(blocks_of(launch), (symmetric ? 1 : 2) * std::ceil(double(kRows) / tile.rows) *
+                                              std::ceil(double(args.stride) / tile.width));
             }
           }
           CHECK_EQ(forward, 1);
-          CHECK_EQ(backward, symmetric ? 1 : 2);
+          CHECK_EQ(backward, 1);
         }
       }
     }

@@ -83,3 +83,20 @@ def test_examples_learn(path):
         pytest.importorskip(module)
     first, last = runpy.run_path(str(path))["main"]()
     assert last < first
+
+
+def test_readme_repeats_what_the_study_found():
+    """Its sentence on photographs has the figures of docs/study.md, which tools/study.py writes."""
+    table = re.search(r"<!-- study photographs -->(.*?)<!-- /study -->", _text("docs/study.md"), re.S)[1]
+    rows = dict(re.findall(r"^\| (.+?) \| (.+) \|$", table, re.M))
+    top1, knn = ([rows[name].split(" | ")[column] for name in ("`clce`", "`ce`")] for column in (0, 1))
+    differences = [rows["`clce` − `ce`"].split(" | ")[column].strip("+* ") for column in (1, 0)]
+    readme = " ".join(_text("README.md").split())
+    for (ours, other), said in ((knn, "neighbours are right in {} % of the test photographs instead of {} %"),
+                                (top1, "the classifier in {} % instead of {} %")):  # fmt: skip
+        assert said.format(*(figure.split(" ± ")[0] for figure in (ours, other))) in readme
+    assert "differences are {} and {} points".format(*differences) in readme
+
+
+def _text(path: str) -> str:
+    return (ROOT / path).read_text()

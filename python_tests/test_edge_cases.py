@@ -228,7 +228,8 @@ def test_huge_logits_where_beta_is_no_float32(beta, temperature, device):
     """One rounding of beta and of 1 + beta in sums, logarithms and gradients: with logits of 1e9 any other
     shows."""
     torch.manual_seed(0)  # of these, each anchor's hardest negative leads by far, which float32 can tell
-    x, labels = torch.randn(40, 64, device=device), torch.arange(40, device=device) % 4
+    # From the CPU: another device's generator gives other numbers.
+    x, labels = torch.randn(40, 64).to(device), torch.arange(40, device=device) % 4
 
     def gradient(dtype):
         z = x.to(dtype).requires_grad_()

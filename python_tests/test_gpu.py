@@ -49,16 +49,61 @@ def logits(z, keys, dim, temperature=0.5):
 @pytest.mark.parametrize("dim", DIMS)
 @pytest.mark.parametrize("count", [130, 2100])  # with the small and with the large tile
 def test_a_logit_has_the_same_bits_everywhere(count, dim, dtype):
-    """With its sides swapped, at another place of another tile, and in self-contrast."""
+    """With its sides swapped, at another place of another tile, and in self-contrast. In tiles: for so many
+    rows the plan would take a library's products, which are summed in an order of their own."""
     z, k = (OPS.prepare(torch.randn(count, dim, device=DEVICE).to(dtype), True)[0] for _ in range(2))
     assert z.shape[1] == padded(dim)
-    found = logits(z, k, dim)
-    assert torch.unique(found).numel() > count / 2
-    assert torch.equal(found, logits(k, z, dim))
-    assert torch.equal(found.roll(37), logits(z.roll(37, 0), k.roll(37, 0), dim))
-    both, labels = torch.cat([z, k]), torch.arange(count, device=DEVICE).repeat(2)
-    statistics = OPS.statistics(both, None, labels, None, None, 0.5, dim, None, 1.0, True, -100)
-    assert torch.equal(Statistics(*statistics).sum_pos, found.repeat(2))
+    with clce_ext.backends.engine("fused"):
+        found = logits(z, k, dim)
+        assert torch.unique(found).numel() > count / 2
+        assert torch.equal(found, logits(k, z, dim))
+        assert torch.equal(found.roll(37), logits(z.roll(37, 0), k.roll(37, 0), dim))
+        both, labels = torch.cat([z, k]), torch.arange(count, device=DEVICE).repeat(2)
+        statistics = OPS.statistics(both, None, labels, None, None, 0.5, dim, None, 1.0, True, -100)
+        assert torch.equal(Statistics(*statistics).sum_pos, found.repeat(2))
+
+
+LAUNCHES = {
+    (256, None): (["phases_kernel"], ["backward_kernel", "prepare_backward_kernel"]),
+    (2100, None): (
+        ["prepare_kernel", "forward_kernel", "merge_loss_kernel"],
+        ["backward_kernel", "prepare_backward_kernel"],
+    ),
+    (700, "panels"): (
+        ["prepare_kernel", "panel_sums_kernel", "merge_loss_kernel"],
+        ["gradient_factors_kernel", "panel_gradients_kernel", "prepare_backward_kernel"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("count", "engine"), LAUNCHES, ids=str)
+def test_launches_are_those_of_the_plan(count, engine):
+    """Of small batches one, as blocks can meet here; and panels, for which torch's cuBLAS has to be found."""
+    x = torch.randn(count, 128, device=DEVICE).bfloat16().requires_grad_()
+    labels = torch.arange(count, device=DEVICE) % 9
+    contrast = clce_ext.hard_negative_contrastive_loss
+    with clce_ext.backends.engine(engine):
+        loss = contrast(x, labels)
+        for _ in range(2):  # the first starts the profiler
+            found = (
+                launches_of(lambda: contrast(x, labels)),
+                launches_of(lambda: torch.autograd.grad(loss, x, retain_graph=True)),
+            )
+    if not any(found):
+        pytest.skip("torch's profiler sees no kernels here")
+    assert found == LAUNCHES[count, engine]
+
+
+def launches_of(call) -> list[str]:
+    """This project's kernels in the order in which the device ran them."""
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    events = [e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)
+    names = (re.search(r"clce::cuda::(\w+_kernel)\b", event.name) for event in events)
+    return [match[1] for match in names if match]
 
 
 @pytest.mark.parametrize("engine", [None, "panels"])
@@ -108,20 +153,20 @@ def test_one_launch_gives_the_bits_of_three(count, keys, dim, temperature, dtype
 # ---- a captured step ----
 
 
-def step(x, labels):
-    loss = clce_ext.hard_negative_contrastive_loss(x, labels)
+def step(x, labels, temperature=0.5):
+    loss = clce_ext.hard_negative_contrastive_loss(x, labels, temperature=temperature)
     return loss.detach(), torch.autograd.grad(loss, x)[0]
 
 
-def captured(x, labels):
+def captured(*given):
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step(x, labels)
+        step(*given)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = step(x, labels)
+        results = step(*given)
     return graph, results
 
 
@@ -151,20 +196,47 @@ def test_a_captured_step_replayed_a_thousand_times(count, where, half):
     assert wrong == 0
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("engine", ["fused", "panels"])
+@pytest.mark.parametrize("count", [500, 2100])
+def test_a_captured_step_of_every_engine(count, engine, on_device, dtype):
+    """Of many launches, a library's among them; a temperature on the device is read in each replay."""
+    labels = torch.randint(0, count // 8, (count,), device=DEVICE)
+    temperatures = (0.5, 0.01) if on_device else (0.5,)
+    t = torch.full((), 0.5, device=DEVICE, dtype=torch.promote_types(dtype, torch.float32))
+    inputs = [torch.randn(count, 300, device=DEVICE).to(dtype).requires_grad_() for _ in temperatures]
+    with clce_ext.backends.engine(engine):
+        expected = [
+            step(x, labels, torch.full_like(t, number) if on_device else number)
+            for x, number in zip(inputs, temperatures, strict=True)
+        ]
+        x = inputs[0].detach().clone().requires_grad_()
+        graph, results = captured(x, labels, t if on_device else 0.5)
+    for _ in range(3):
+        for source, number, wanted in zip(inputs, temperatures, expected, strict=True):
+            with torch.no_grad():
+                x.copy_(source)
+            t.fill_(number)
+            graph.replay()
+            assert all(map(torch.equal, results, wanted))
+
+
+@pytest.mark.parametrize("engine", ["fused", "panels"])
 @pytest.mark.parametrize("count", [129, 1024, 2100])
-def test_plain_calls_on_a_side_stream(count):
+def test_plain_calls_on_a_side_stream(count, engine):
     x = torch.randn(count, 96, device=DEVICE, requires_grad=True)
     labels = torch.randint(0, count // 8, (count,), device=DEVICE)
-    expected = step(x, labels)
     busy = torch.randn(2048, 2048, device=DEVICE)
     wrong = torch.zeros((), dtype=torch.long, device=DEVICE)
     side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    for _ in range(100):
-        busy @ busy
-        with torch.cuda.stream(side):
-            for result, value in zip(step(x, labels), expected, strict=True):
-                wrong += (result != value).sum()
+    with clce_ext.backends.engine(engine):
+        expected = step(x, labels)
+        side.wait_stream(torch.cuda.current_stream())
+        for _ in range(100):
+            busy @ busy
+            with torch.cuda.stream(side):
+                for result, value in zip(step(x, labels), expected, strict=True):
+                    wrong += (result != value).sum()
     torch.cuda.synchronize()
     assert wrong == 0
 
@@ -203,6 +275,11 @@ def launches_in(output: str) -> list[dict[str, str]]:
     return [row for row in rows if row["ID"]]  # one row has the units
 
 
+def number(printed: str) -> float:
+    """ncu separates thousands as the locale has it."""
+    return float(printed.replace(",", ""))
+
+
 def planned_blocks(kernel: str) -> int | None:
     """By the shape in the kernel's name (csrc/cuda/sm80/shapes.cuh); None of other kernels."""
     name = re.sub(r"\(\w+\)|clce::|cuda::|sm80::", "", kernel)
@@ -222,9 +299,9 @@ def test_as_many_blocks_run_at_once_as_planned():
         planned = planned_blocks(launch["Kernel Name"])
         if planned is None:
             continue
-        shared = float(launch[SHARED])
+        shared, configured, *limits = (number(launch[name]) for name in (SHARED, CONFIGURED, *LIMITS))
         fits = min(planned, int(room // shared))
-        assert min(float(launch[limit]) for limit in LIMITS) >= fits, launch
-        assert float(launch[CONFIGURED]) >= fits * shared, launch
+        assert min(limits) >= fits, launch
+        assert configured >= fits * shared, launch
         seen.add((launch["Kernel Name"].partition("<")[0].split("::")[-1], planned))
     assert len(seen) >= 2 and {planned for _, planned in seen} == {1, 2}

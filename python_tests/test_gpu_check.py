@@ -21,7 +21,7 @@ import gpu_check  # noqa: E402
 import sanitizer_suite  # noqa: E402
 import sass  # noqa: E402
 
-from python_tests.test_gpu import launches_in, planned_blocks  # noqa: E402
+from python_tests.test_gpu import launches_in, number, planned_blocks  # noqa: E402
 
 
 def sass_missing() -> bool:
@@ -170,14 +170,41 @@ def test_what_is_missing(check, rehearse, status):
     assert check.steps[0]["status"] == status
 
 
+@pytest.mark.parametrize(
+    ("code", "status"), [("print('they run')", "passed"), ("raise SystemExit('they do not load')", "failed")]
+)
+def test_kernels_are_asked_for_once_and_not_before_they_are_built(code, status, check, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "KERNELS", f"open({str(tmp_path / 'asked')!r}, 'a').write('x'); {code}")
+    machine, check.machine = check.machine, dict(check.machine)
+    check.run_all([[python("pass", "build")]])
+    assert not (tmp_path / "asked").exists()
+    check.run_all([[python("pass", name, needs=("gpu", "kernels"))] for name in ("tests", "bench")])
+    assert [step["status"] for step in check.steps] == ["passed", status, status]
+    assert (tmp_path / "asked").read_text() == "x" and "kernels" not in machine
+    assert (check.results / "kernels.log").read_text().startswith("they ")
+    for part, groups in steps_for_a_gpu(tmp_path).items():
+        needed = {"kernels" in step.needs for group in groups for step in group}
+        assert needed == {part not in ("build", "probe")}
+
+
+def test_sources_without_their_repository_and_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CLCE_COMMIT", raising=False)
+    assert gpu_check.commit() == "unknown"
+    monkeypatch.setenv("CLCE_COMMIT", "abc")
+    assert gpu_check.commit() == "abc"
+
+
 def test_sanitizers(tmp_path):
-    """All at once, deaf to errors of the API, with lines of the source."""
+    """All at once, deaf to errors of the API, with lines of the source. What a library writes is looked at
+    where it counts that it was written."""
     parts = steps_for_a_gpu(tmp_path)
     (group,) = parts["sanitizers"]
     assert [step.name for step in group] == list(gpu_check.SANITIZERS)
     for step in group:
         assert step.command[step.command.index("--report-api-errors") + 1] == "no"
         assert step.command[step.command.index("--tool") + 1] == step.name
+        assert ("kns=clce" in step.command) == (step.name != "initcheck")
     ((build,),) = parts["build"]
     assert build.env["NVCC_APPEND_FLAGS"] == "-lineinfo"
 
@@ -274,6 +301,7 @@ def test_what_ncu_says_is_read():
 "1","1","void clce::cuda::prepare_backward_kernel<clce::ptx::bf16>(T1)","16"
 """
     first, second = launches_in(output)
+    assert number("233472") == number("233,472") == 233472
     assert planned_blocks(first["Kernel Name"]) == 2 and first["launch__occupancy_limit_warps"] == "8"
     assert planned_blocks(second["Kernel Name"]) is None
     resident = (

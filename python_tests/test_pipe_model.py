@@ -13,7 +13,9 @@ TOOLS = Path(__file__).resolve().parent.parent / "tools"
 sys.path.insert(0, str(TOOLS))
 
 import pipe_model  # noqa: E402
+import pipe_rules  # noqa: E402
 import pipe_shapes  # noqa: E402
+import pipe_whole  # noqa: E402
 import sass  # noqa: E402
 import sass_flow  # noqa: E402
 import sass_pipes  # noqa: E402
@@ -176,14 +178,17 @@ def test_growth_is_found():
     assert any("slots 100.0 -> 105.1" in fault for fault in faults)
 
 
-def compiled(which: str, dim: int, positives: float) -> pipe_model.Pass:
+def kernels_of(source: str) -> list[sass.Kernel]:
     try:
         sass.find_nvdisasm(sass.find_nvcc())
     except SystemExit as reason:
         pytest.skip(str(reason))
-    kernels = sass.kernels(["90"], "bfloat16")
+    return sass.kernels(["90"], source)
+
+
+def compiled(which: str, dim: int, positives: float) -> pipe_model.Pass:
     case = pipe_model.Case(32768, dim, positives=positives)
-    return getattr(pipe_model.Model(kernels), which)(case, H100)
+    return getattr(pipe_model.Model(kernels_of("bfloat16")), which)(case, H100)
 
 
 def test_forward_by_hand():
@@ -258,11 +263,117 @@ def test_backward_by_hand():
     gradients = 8 * 4 + 4
     labels = (
         1 + 2  # all own rows, 2 groups of the tile's: valid?
+        + 1  # the first own row's number, for pairs of a row with itself
         + 4 * (4 + 2 * 2)  # the vote in each chunk: a lane's 4 rows, and two columns of 2 pieces
         + (4 + 2 * 2) / 2  # half of the warps store a row's label, with its votes, and its coefficients
     )  # fmt: skip
-    assert products + gradients + labels == 363
-    assert per_warp["shared"] == pytest.approx(363)
+    assert products + gradients + labels == 364
+    assert per_warp["shared"] == pytest.approx(364)
+
+
+@pytest.mark.parametrize("batch", [256, 1024])
+def test_one_launch_by_hand(batch: int):
+    """The small bfloat16 tile, 64 x 64 over 4 warps, at D 128; all three phases of one kernel."""
+    case = pipe_model.Case(batch, 128)
+    whole = pipe_model.Model(kernels_of("whole_forward")).whole(case)
+    plan = whole.plan
+    # On and above the diagonal of 4 x 4 or 16 x 16 tiles: one for each block. A warp prepares a row.
+    side = batch // 64
+    assert plan.tiles == plan.tile_blocks == side * (side + 1) // 2
+    assert plan.blocks == min(batch // 4, 216)
+    turns = math.ceil(batch / 4 / plan.blocks)
+    assert turns == (1 if batch == 256 else 2)
+    prepare, tiles, merge = (whole.phases[phase] for phase in pipe_whole.PHASES)
+    # Per row a root and a reciprocal, and a sum over 32 lanes.
+    assert prepare["mufu"] == pytest.approx(turns * 4 * 2)
+    assert prepare["shared"] == pytest.approx(turns * 4 * 5)
+    # One tile of 128 columns in 2 steps, 128 bytes of each of 64 rows of both sides a step.
+    assert tiles["tensor"] == pytest.approx(2 * 64 * 64 * 128)
+    assert tiles["fill"] == pytest.approx(2 * 2 * 64 * 128)
+    block_sum = (
+        4 * 2 * 5  # in 4 warps two numbers over 32 lanes
+        + 4 * 2  # written as one of 8 bytes a lane
+        + 4 * 2 + 4 * 3 * 2  # and by all read for each warp; the first as one of 8 bytes
+    )  # fmt: skip
+    # Shares of ten numbers: each warp's, of which the first warp reads three, but of the last no maxima.
+    shares = 4 * 10 + 3 * 10 - 2
+    ticket = 1 + 4
+    assert merge["shared"] == pytest.approx(shares + 2 * block_sum + ticket)
+
+
+def test_the_plans_constants_are_read_from_its_source():
+    assert pipe_whole.WHOLE_ROWS == 1024
+    assert pipe_whole.BLOCKS_AT_ONCE == 216
+    assert pipe_whole.constant("kMergeRows", "csrc/cuda/grid.h") == 32
+    with pytest.raises(ValueError, match="no constant kNobody"):
+        pipe_whole.constant("kNobody")
+
+
+def test_the_temperatures_gradient_by_hand():
+    """For each number that is read there is one addition in double precision, two numbers a row."""
+    kernel = next(k for k in kernels_of("contrast") if k.name.startswith("temperature_gradient_kernel<float"))
+    flow = sass_flow.flow_of(kernel)
+    loops = 0
+    for body in flow.loops.values():
+        ops = [
+            instruction.op
+            for i in body
+            for instruction in kernel.code.instructions[flow.blocks[i].first : flow.blocks[i].end]
+        ]
+        sums = ops.count("DADD") + ops.count("DFMA")
+        if sums:
+            assert ops.count("LDG") == ops.count("DADD") + 2 * ops.count("DFMA")
+            assert len(ops) <= 17 * sums
+            loops += 1
+    assert loops >= 2
+    model, fixed = pipe_model.Model([]), pipe_model.Case(32768, 128)
+    learnable = pipe_model.Case(32768, 128, learnable=True)
+    assert model.temperature_gradient(fixed, H100) == 0
+    seconds = model.temperature_gradient(learnable, H100)
+    assert seconds == pytest.approx(H100.launch + 2 * 32768 / 64 / H100.clock)
+
+
+def test_a_learnable_temperature_by_hand():
+    """Two launches more, and tiles that are compiled for unbounded logits too: at D 768 narrower ones."""
+    model = pipe_model.Model(kernels_of("bfloat16"))
+    for dim, width in ((128, 128), (256, 256), (768, 512)):
+        fixed, learnable = (pipe_model.Case(32768, dim, learnable=x) for x in (False, True))
+        assert model.backward(learnable, H100).counts.shape.dims == width
+        more = model.forward(learnable, H100).seconds - model.forward(fixed, H100).seconds
+        assert more == pytest.approx(H100.launch)
+        if width == dim:
+            more = model.backward(learnable, H100).seconds - model.backward(fixed, H100).seconds
+            assert more == pytest.approx(H100.launch)
+
+
+def test_few_turns_of_an_unrolled_loop_are_its_remainders(tmp_path: Path):
+    """A loop of four copies and one of one copy, made of one line; three turns run the second."""
+    source = tmp_path / "kernel.cu"
+    source.write_text("for (int w = 1; w < warps; ++w) {\n  add();\n}\nstore();\n")
+
+    def at(line: int) -> str:
+        return f'\t//## File "{source}", line {line}\n'
+
+    def add(address: int) -> str:
+        return at(2) + f"        /*{address:04x}*/                   FADD R1, R1, R2 ;\n"
+
+    def branch(address: int, predicate: str, label: int) -> str:
+        return at(1) + f"        /*{address:04x}*/             {predicate} BRA `(.L_x_{label}) ;\n"
+
+    text = "\t.section\t.text.kernel\n.text.kernel:\n" + branch(0x0, "@!P0", 3)
+    text += ".L_x_1:\n" + "".join(add(0x10 * i) for i in range(1, 9)) + branch(0x90, "@P1", 1)
+    text += branch(0xA0, "@!P2", 4) + ".L_x_3:\n" + add(0xB0) + at(1)
+    text += "        /*00c0*/                   IADD3 R3, R3, 0x1, RZ ;\n" + branch(0xD0, "@P3", 3)
+    text += ".L_x_4:\n" + at(4) + "        /*00e0*/                   EXIT ;\n"
+    flow = sass_flow.Flow(sass.parse(text)["kernel"])
+    often = flow.frequencies([Rule("for (int w", trips=3, few=True)])
+    adds = sum(
+        n
+        for block, n in zip(flow.blocks, often, strict=True)
+        for instruction in flow.code.instructions[block.first : block.end]
+        if instruction.op == "FADD"
+    )
+    assert adds == pytest.approx(3)
 
 
 def test_no_rule_is_stale():
@@ -272,8 +383,11 @@ def test_no_rule_is_stale():
     shape = pipe_shapes.parse_shape(
         "forward_kernel<ForwardTraits<HalfProduct<bf16>, ForwardShape<128, 2, 4, 64, 2, 2, 2>, false> >"
     )
-    for rule in pipe_model.pipe_rules.rules_for(shape, pipe_model.Case(1024, 128), 8):
-        assert rule.text in text and rule.within in text, rule
+    case = pipe_model.Case(1024, 128)
+    whole = pipe_whole.rules_for(shape, case, pipe_whole.Plan.of(1024, shape))
+    for rule in [*pipe_rules.rules_for(shape, case, 8), *whole]:
+        if rule not in pipe_whole.HEADER_RULES:
+            assert rule.text in text and rule.within in text, rule
 
 
 def test_shapes_are_read_from_names():
@@ -290,9 +404,17 @@ def test_shapes_are_read_from_names():
 
 
 def test_small_batches_are_work_launches_and_meetings():
+    seconds = {"prepare": 0.25e-6, "tiles": 2e-6, "merge": 0.25e-6}
+    whole = SimpleNamespace(
+        plan=SimpleNamespace(active=lambda phase: 7),
+        phases={phase: {"shared": 10} for phase in pipe_whole.PHASES},
+        slots_per_warp=lambda phase: 100,
+        seconds=lambda phase, gpu: seconds[phase],
+    )
+
     class Model(pipe_model.Model):
-        def forward(self, case, gpu):
-            return SimpleNamespace(seconds=2e-6 + gpu.launch)
+        def whole(self, case):
+            return whole
 
         def backward(self, case, gpu):
             return SimpleNamespace(seconds=4e-6 + gpu.launch)
@@ -300,6 +422,7 @@ def test_small_batches_are_work_launches_and_meetings():
         def around(self, case, gpu):
             return 0.5e-6, 0.25e-6
 
-    row = pipe_model.report_small(Model([]), [pipe_model.Case(256, 128)], H100)[-1]
+    lines = pipe_whole.report(Model([]), [pipe_model.Case(256, 128)], H100)
     assert (H100.launch, H100.meet) == (3e-6, 1.5e-6)
-    assert row == "| 256 | 128 | 2.0 + 4.0 µs | 8.5 µs | 11.5 µs | 10.2 µs |"
+    assert "| 256 | 128 | tiles | 7 | 100 | 10 | 2.0 µs |" in lines
+    assert lines[-1] == "| 256 | 128 | 2.0 + 4.0 µs | 8.5 µs | 11.5 µs | 10.2 µs |"

@@ -14,7 +14,7 @@ import torch
 
 import clce_ext
 from clce_ext import arguments, backends, checks, compiled
-from clce_ext.portable import panels, rows
+from clce_ext.portable import kept, panels, rows
 
 needs_kernels = pytest.mark.skipif(compiled.C is None, reason="nothing is compiled here")
 ROOT = Path(clce_ext.__file__).parent.parent
@@ -283,6 +283,25 @@ def test_what_is_found_lies_in_no_scratch(monkeypatch):
             memory.fill_(torch.nan)
         assert all(torch.equal(a, b) for a, b in zip(step(), kept, strict=True))
         assert all(torch.equal(a, b) for a, b in zip(found, kept, strict=True))
+
+
+@pytest.mark.parametrize("count", [5, 700, 1000])
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_kept_logits_give_the_bits_of_new_ones(count, beta, monkeypatch):
+    """Behind statistics that were copied there are none, and a second backward finds them as they were."""
+    x, labels = torch.randn(count, 24, requires_grad=True), torch.randint(40, (count,))
+    found, of = [], kept.found
+    monkeypatch.setattr(kept, "found", lambda *args: found.append(of(*args)) or found[-1])
+
+    def step(pack):
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = clce_ext.hard_negative_contrastive_loss(x, labels, beta=beta)
+        return [torch.autograd.grad(loss, x, retain_graph=True)[0] for _ in range(2)]
+
+    with backends.engine("portable"):
+        kept_ones, new_ones = step(lambda tensor: tensor), step(torch.clone)
+    assert [logits is None for logits in found] == [False, False, True, True]
+    assert all(torch.equal(grad, kept_ones[0]) for grad in [*kept_ones, *new_ones])
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])

@@ -55,6 +55,16 @@ ASK = """if True:
         found |= {"gpu": gpu.name, "capability": f"{gpu.major}.{gpu.minor}"}
         found |= {"multiprocessors": gpu.multi_processor_count}
     print(json.dumps(found))"""
+# Whether what was built loads and runs here: without it tests would pass over the GPU.
+KERNELS = """if True:
+    import torch, clce_ext
+    print(clce_ext.build_info())
+    assert clce_ext.build_info()["cuda"], "no CUDA kernels: not built, or they do not load"
+    x = torch.randn(64, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    clce_ext.hard_negative_contrastive_loss(x, torch.arange(64, device="cuda") % 8).backward()
+    assert x.grad.isfinite().all() and x.grad.any(), "no gradient"
+    print("the kernels run")"""
+KERNELS_SECONDS = 60  # torch's first import, and the GPU's
 
 
 def ask_machine() -> dict:
@@ -71,11 +81,15 @@ def ask_machine() -> dict:
 
 
 def commit() -> str:
-    """Of the sources: CLCE_COMMIT where they travel without their repository."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short=12", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return os.environ.get("CLCE_COMMIT") or done.stdout.strip() or "unknown"
+    """Of the sources: CLCE_COMMIT where they travel without their repository, maybe to where no git is."""
+    if named := os.environ.get("CLCE_COMMIT"):
+        return named
+    try:
+        ask = ["git", "rev-parse", "--short=12", "HEAD"]
+        done = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 Judge = Callable[[int | None], tuple[bool, str]]  # of an exit status, None after a time-out
@@ -87,7 +101,7 @@ class Step:
     command: list[str]
     limit: float  # seconds
     env: dict[str, str] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()  # of what ask_machine() finds
+    needs: tuple[str, ...] = ()  # of what ask_machine() finds, and "kernels"
     stretches: bool = False  # may take what earlier steps left over
     planted: bool = False  # has to fail: a rehearsal's
     judge: Judge | None = None  # where the exit status does not say whether it passed, or not all
@@ -123,18 +137,21 @@ def test_steps(machine: dict, rehearse: bool) -> list[Group]:
     pytest += ["--continue-on-collection-errors"]  # some packages of other tests may be missing
     if rehearse:
         return [[Step("tests", [*pytest, "python_tests/test_arguments.py"], 60)]]
+    env = {}
     if importlib.util.find_spec("xdist"):
         pytest += ["-n", "4"]
+        # What is compared with is computed on the CPU, of which each process has its share.
+        env["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // 4, 1))
     on_gpu = ["-k", "cuda or tf32 or mixed_devices"]
     accuracy = ["python_tests/test_loss.py", "python_tests/test_edge_cases.py"]
     chip = "python_tests/test_gpu.py"
     others = [f"--ignore={path}" for path in (*accuracy, chip)]
-    gpu = ("gpu",)
+    gpu = ("gpu", "kernels")
     return [
-        [Step("tests: accuracy", [*pytest, *on_gpu, *accuracy], 50, needs=gpu)],
-        [Step("tests: the chip", [*pytest, chip], 40, needs=gpu)],
-        [Step("tests: panels", [*pytest, *on_gpu, *accuracy], 30, {"CLCE_ENGINE": "panels"}, gpu)],
-        [Step("tests: others", [*pytest, *on_gpu, *others], 45, needs=gpu)],
+        [Step("tests: accuracy", [*pytest, *on_gpu, *accuracy], 50, env, gpu)],
+        [Step("tests: the chip", [*pytest, chip], 40, env, gpu)],
+        [Step("tests: panels", [*pytest, *on_gpu, *accuracy], 30, env | {"CLCE_ENGINE": "panels"}, gpu)],
+        [Step("tests: others", [*pytest, *on_gpu, *others], 45, env, gpu)],
     ]
 
 
@@ -144,7 +161,8 @@ def bench_steps(machine: dict, rehearse: bool, results: Path) -> list[Group]:
     if rehearse:
         return [[Step("bench", [*command, "--preset", "quick"], 60, judge=benchmark_judge(out))]]
     command += ["--device", "cuda", "--preset", "goals", "--time-limit", TIME_LIMIT]
-    return [[Step("bench", command, 60, needs=("gpu",), stretches=True, judge=benchmark_judge(out))]]
+    needs = ("gpu", "kernels")
+    return [[Step("bench", command, 60, needs=needs, stretches=True, judge=benchmark_judge(out))]]
 
 
 def sanitizer_steps(machine: dict, rehearse: bool) -> list[Group]:
@@ -157,8 +175,12 @@ def sanitizer_steps(machine: dict, rehearse: bool) -> list[Group]:
     for tool in SANITIZERS:
         # torch asks the API for what there may not be, and goes on without it.
         command = [machine["compute-sanitizer"] or "", "--tool", tool, "--error-exitcode", "9"]
-        command += ["--report-api-errors", "no", *suite]
-        group.append(Step(tool, command, 90, env, ("gpu", "compute-sanitizer"), stretches=True))
+        command += ["--report-api-errors", "no"]
+        # A library's products take long, and are not ours. initcheck has to see what they write.
+        if tool != "initcheck":
+            command += ["--kernel-name", "kns=clce"]
+        command += suite
+        group.append(Step(tool, command, 90, env, ("gpu", "compute-sanitizer", "kernels"), stretches=True))
     return [group]
 
 
@@ -273,7 +295,7 @@ class Check:
         """``spare``: seconds that nobody else has a claim to; a step that stretches takes them."""
         started = []
         for step in group:
-            if missing := [need for need in step.needs if not self.machine.get(need)]:
+            if missing := [need for need in step.needs if not self.has(need)]:
                 detail = f"needs {', '.join(missing)}: not found here"
                 self.note(step, None if self.rehearse else False, detail=detail)
                 continue
@@ -285,6 +307,13 @@ class Check:
         for step, process, begin, limit in started:
             status = self.wait(process, begin + limit)
             self.note(step, *self.verdict(step, status, time.monotonic() - begin, limit))
+
+    def has(self, need: str) -> bool:
+        if need == "kernels" and need not in self.machine:  # not before: an earlier step may have built them
+            step = Step(need, [sys.executable, "-c", KERNELS], KERNELS_SECONDS)
+            process = self.start(step, step.limit)
+            self.machine[need] = self.wait(process, time.monotonic() + step.limit) == 0
+        return bool(self.machine.get(need))
 
     def start(self, step: Step, limit: float) -> subprocess.Popen:
         # A case that is begun in time takes longer than that.

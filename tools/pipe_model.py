@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -25,16 +24,16 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pipe_rules
+import pipe_whole
 import sass
 import sass_flow
 from gpu_table import GPUS, H100, Gpu
 from pipe_shapes import ELEMENT_BYTES, Shape, parse_shape
-from sass_pipes import PIPES, pipes_of
+from sass_pipes import cycles_of, pipes_of
 
 TABLE = sass.ROOT / "tools/pipe_table.json"
 PAGE = sass.ROOT / "docs/performance.md"
 GROWTH = 1.05  # beyond it --check fails
-WHOLE_ROWS = 1024  # up to which the forward pass is one launch (csrc/cuda/plan/plan.cpp)
 
 
 @dataclass(frozen=True)
@@ -49,6 +48,8 @@ class Case:
     # The share of warps' tiles that hold a positive pair; None: as labels in any order give.
     positives: float | None = None
     bounded: bool = True
+    # The temperature lies on the device and gets a gradient; it is one for which logits are bounded.
+    learnable: bool = False
 
     @property
     def element_bytes(self) -> int:
@@ -103,13 +104,7 @@ class Counts:
 
     def cycles(self, gpu: Gpu) -> dict[str, float]:
         """Of a multiprocessor, per pipe."""
-        cycles = {pipe: self.total[pipe] / rate(gpu) for pipe, rate in PIPES.items()}
-        # Integer products and float32 share a pipe; conversions go the exponential's way.
-        cycles["mufu"] += cycles["half_alu"]
-        cycles["fma"] += cycles.pop("imad")
-        cycles["tensor"] += cycles.pop("tf32")
-        cycles.pop("half_alu")
-        return cycles
+        return cycles_of(self.total, gpu)
 
 
 def construct_of(source: tuple[tuple[str, int], ...]) -> str:
@@ -119,13 +114,8 @@ def construct_of(source: tuple[tuple[str, int], ...]) -> str:
     return " > ".join(text[:64] for text in texts[:2])
 
 
-@functools.cache
-def flow_of(kernel: sass.Kernel) -> sass_flow.Flow:
-    return sass_flow.Flow(kernel.code)
-
-
 def count(kernel: sass.Kernel, shape: Shape, case: Case, tiles: float = 64) -> Counts:
-    flow = flow_of(kernel)
+    flow = sass_flow.flow_of(kernel)
     rules = pipe_rules.rules_for(shape, case, tiles)
     frequencies = flow.frequencies(rules).tolist()
     total: Counter = Counter()
@@ -151,13 +141,14 @@ def count(kernel: sass.Kernel, shape: Shape, case: Case, tiles: float = 64) -> C
 
 @dataclass(frozen=True)
 class Pass:
-    """One launch of tiles."""
+    """The tiles of one direction."""
 
     counts: Counts
     tiles: float  # of all blocks
     blocks: int
     memory_bytes: float
     gpu: Gpu
+    launches: int = 1  # with those of kernels that leave at once
 
     @property
     def cycles(self) -> dict[str, float]:
@@ -177,27 +168,41 @@ class Pass:
             math.ceil(self.blocks / self.gpu.multiprocessors) * per_block,
         )
         work = busiest * per_tile / self.gpu.clock
-        return max(work, self.memory_bytes / self.gpu.memory) + self.gpu.launch
+        return max(work, self.memory_bytes / self.gpu.memory) + self.launches * self.gpu.launch
 
 
 class Model:
     def __init__(self, kernels: list[sass.Kernel]):
         self.kernels: list[tuple[sass.Kernel, Shape]] = []
+        self.wholes: list[tuple[sass.Kernel, Shape]] = []  # the forward pass in one launch
         for kernel in kernels:
             shape = parse_shape(kernel.name)
             # Double precision is there for gradcheck: nobody waits for it.
             if shape is not None and shape.dtype != "float64":
                 self.kernels.append((kernel, shape))
+            elif (shape := pipe_whole.parse_whole(kernel.name)) is not None:
+                self.wholes.append((kernel, shape))
 
     def _of(self, which: str, case: Case) -> list[tuple[sass.Kernel, Shape]]:
-        found = [
+        both = [
             (kernel, shape)
             for kernel, shape in self.kernels
-            if shape.kernel == which and shape.dtype == case.dtype and shape.unbounded != case.bounded
+            if shape.kernel == which and shape.dtype == case.dtype
+        ]
+        # Where the device decides, the plan takes tiles that are compiled for both kinds of logits.
+        unbounded = {shape.dims for _, shape in both if shape.unbounded}
+        found = [
+            (kernel, shape)
+            for kernel, shape in both
+            if shape.unbounded != case.bounded and (shape.dims in unbounded or not case.learnable)
         ]
         if not found:
             raise SystemExit(f"no {which} kernel for {case.dtype}")
         return found
+
+    def whole(self, case: Case) -> pipe_whole.WholeForward:
+        kernel, shape = next(pair for pair in self.wholes if pair[1].dtype == case.dtype)
+        return pipe_whole.count_whole(kernel, shape, case)
 
     def forward(self, case: Case, gpu: Gpu) -> Pass:
         """As csrc/cuda plans it: large tiles where they fill the device."""
@@ -213,7 +218,8 @@ class Model:
         # Embeddings and labels once; slots written and read by the merge.
         slots = 2 * 6 * case.acc_bytes * groups
         memory = case.batch * (case.columns * case.element_bytes + 8 + slots)
-        return Pass(count(kernel, shape, case, max(total / blocks, 2)), total, blocks, memory, gpu)
+        counts = count(kernel, shape, case, max(total / blocks, 2))
+        return Pass(counts, total, blocks, memory, gpu, 1 + case.learnable)
 
     def backward(self, case: Case, gpu: Gpu) -> Pass:
         """The narrowest shape that makes the fewest chunks."""
@@ -227,7 +233,7 @@ class Model:
         row = case.columns * (case.element_bytes + case.acc_bytes) + 8 + 14 * case.acc_bytes
         memory = case.batch * row
         counts = count(kernel, shape, case, max(others / splits, 2))
-        return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu)
+        return Pass(counts, rows * chunks * others, blocks * splits, memory, gpu, 1 + case.learnable)
 
     def around(self, case: Case, gpu: Gpu) -> tuple[float, float]:
         """prepare and merge_loss; prepare_backward: device memory alone."""
@@ -237,8 +243,12 @@ class Model:
         return (prepare + merge) / gpu.memory, back / gpu.memory
 
     def small(self, case: Case, gpu: Gpu) -> float:
-        """The same and its three launches."""
-        return sum(self.around(case, gpu)) + 3 * gpu.launch
+        """The same and its three launches; and the temperature's gradient."""
+        return sum(self.around(case, gpu)) + 3 * gpu.launch + self.temperature_gradient(case, gpu)
+
+    def temperature_gradient(self, case: Case, gpu: Gpu) -> float:
+        """One block adds two numbers a row, in double precision."""
+        return 2 * case.batch / gpu.fp64 / gpu.clock + gpu.launch if case.learnable else 0.0
 
 
 def effective_tflops(case: Case, seconds: float) -> float:
@@ -300,25 +310,27 @@ def report(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
 SMALL_CASES = [Case(batch, 128) for batch in (64, 256, 1024)]
 
 
-def report_small(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
-    """A markdown table: the forward pass in one launch, between whose phases blocks meet, and in three."""
-    lines = [
-        "| B | D | tiles, forward and backward | forward, 1 launch | 3 launches | backward, 2 launches |",
-        "|---" * 6 + "|",
-    ]
+def report_learnable(model: Model, cases: list[Case], gpu: Gpu) -> list[str]:
+    """A markdown table: all of a step, with a temperature that is fixed and one that is learnt."""
+    lines = ["| B | D | fixed temperature | learnable | times |", "|---" * 5 + "|"]
     for case in cases:
-        assert case.batch <= WHOLE_ROWS
-        tiles = [p.seconds - gpu.launch for p in (model.forward(case, gpu), model.backward(case, gpu))]
-        before, after = model.around(case, gpu)
-        times = (
-            tiles[0] + before + gpu.launch + 2 * gpu.meet,
-            tiles[0] + before + 3 * gpu.launch,
-            tiles[1] + after + 2 * gpu.launch,
-        )
-        work = " + ".join(f"{seconds * 1e6:.1f}" for seconds in tiles)
-        shown = " | ".join(f"{seconds * 1e6:.1f} µs" for seconds in times)
-        lines.append(f"| {case.batch} | {case.dim} | {work} µs | {shown} |")
+        seconds = []
+        for learnable in (False, True):
+            one = dataclasses.replace(case, learnable=learnable)
+            passes = model.forward(one, gpu).seconds + model.backward(one, gpu).seconds
+            seconds.append(passes + model.small(one, gpu))
+        shown = " | ".join(f"{x * 1e3:.2f} ms" for x in seconds)
+        lines.append(f"| {case.batch} | {case.dim} | {shown} | {seconds[1] / seconds[0]:.2f} |")
     return lines
+
+
+def page_of(model: Model, gpu: Gpu) -> list[str]:
+    parts = (
+        report(model, CASES, gpu),
+        report_learnable(model, CASES, gpu),
+        pipe_whole.report(model, SMALL_CASES, gpu),
+    )
+    return "\n\n".join("\n".join(part) for part in parts).split("\n")
 
 
 def hot_spots(p: Pass, most: int = 16) -> list[str]:
@@ -338,7 +350,13 @@ def natural_dim(shape: Shape) -> int:
 def table_of(kernels: list[sass.Kernel]) -> dict[str, dict[str, float]]:
     """Per kernel and tile: issue slots of a warp, and cycles of shared memory, without and with positives."""
     table = {}
-    for kernel, shape in Model(kernels).kernels:
+    model = Model(kernels)
+    for kernel, shape in model.wholes:
+        for case in SMALL_CASES:
+            whole = pipe_whole.count_whole(kernel, shape, dataclasses.replace(case, dtype=shape.dtype))
+            name = f"sm_{kernel.arch} whole {shape}, {case.batch} rows of {case.dim}"
+            table[name] = pipe_whole.table_row(whole)
+    for kernel, shape in model.kernels:
         row = {}
         for key, share in (("", 0.0), ("_positives", 1.0)):
             case = Case(
@@ -396,7 +414,7 @@ def main() -> int:
         kernels = sass.kernels(["80", "90"], jobs=args.jobs)
         table = table_of(kernels)
         model = Model([k for k in kernels if k.arch == "90"])
-        page = [*report(model, CASES, H100), "", *report_small(model, SMALL_CASES, H100)]
+        page = page_of(model, H100)
         if args.write:
             TABLE.write_text(json.dumps(table, indent=1) + "\n")
             PAGE.write_text(page_with(page))

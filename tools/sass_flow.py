@@ -9,6 +9,7 @@ an error, so a kernel that changes is not counted by rules made for another.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Rule:
     leaves: bool = False  # the body is return, continue or break: nothing of it is to be seen
     walk: bool = False  # the loop over tiles
     within: str = ""  # part of a line that the source line was inlined at
+    few: bool = False  # so few trips that of the loops that the compiler made of it only the remainder's runs
 
 
 @functools.cache
@@ -228,6 +230,38 @@ class Flow:
             raise UnknownBranch(f"which way of the branch at {where:#x} leads into: {text_at(place)}")
         return a if mine > theirs else b
 
+    def _toward_remainder(self, i: int, rules: list[Rule]) -> int:
+        """Which of the branch's successors is nearer to the shortest loop that is made of such few trips."""
+        sizes = {}
+        for header, body in self.loops.items():
+            ends = [block for block in body if header in self.blocks[block].successors]
+            found = self._rule_of(self.code.instructions[self.blocks[ends[0]].end - 1], rules)
+            if found and found[0].few:
+                sizes[header] = sum(self.blocks[block].end - self.blocks[block].first for block in body)
+        goals = {header for header, size in sizes.items() if size < 2 * min(sizes.values())}
+
+        def distance(start: int) -> float:
+            seen, front, steps = {start}, {start}, 0
+            while front:
+                if front & goals:
+                    return steps
+                front = {
+                    s for b in front for s in self.blocks[b].successors if not self.is_back_edge(b, s)
+                } - seen
+                seen |= front
+                steps += 1
+            return math.inf
+
+        return min(self.blocks[i].successors, key=distance)
+
+    def _is_slow_path(self, i: int) -> bool:
+        """What divisions, roots and logarithms call for numbers that are not normal."""
+        block = self.blocks[i]
+        return any(
+            instruction.op == "CALL" and instruction.operands.rstrip(")").endswith(("_slowpath", "_full"))
+            for instruction in self.code.instructions[block.first : block.end]
+        )
+
     def _chances(self, i: int, rules: list[Rule]) -> dict[int, float]:
         """Per successor, how many of the warps go there."""
         block = self.blocks[i]
@@ -238,6 +272,10 @@ class Flow:
             return {}
         falls, taken = successors
         branch = self.code.instructions[block.end - 1]
+        if self._is_slow_path(falls):
+            return {taken: 1.0}
+        if self._is_slow_path(taken):
+            return {falls: 1.0}
         found = self._rule_of(branch, rules)
         if branch.op in ("EXIT", "RET"):
             return {falls: 1.0}
@@ -255,7 +293,11 @@ class Flow:
                 _, stays, leaves = exits
                 again = 1 - 1 / max(rule.trips, 1)
                 return {stays: again, leaves: 1 - again}
-            inside = self._into_body(i, branch.source[depth], False)
+            inside = (
+                self._toward_remainder(i, rules)
+                if rule.few
+                else self._into_body(i, branch.source[depth], False)
+            )
             outside = taken if inside == falls else falls
             entered = min(rule.trips, 1.0)
             return {inside: entered, outside: 1 - entered}
@@ -297,3 +339,8 @@ class Flow:
         if len(found) != 1:
             raise UnknownBranch(f"{len(found)} loops over tiles")
         return found[0]
+
+
+@functools.cache
+def flow_of(kernel: sass.Kernel) -> Flow:
+    return Flow(kernel.code)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import sass
+from gpu_table import Gpu
 
 # Unit of each pipe's count, and how many of it a multiprocessor does per clock.
 PIPES = {
@@ -33,7 +35,7 @@ _NO_PIPE = {
     "BRA", "BSSY", "BSYNC", "BAR", "EXIT", "NOP", "WARPSYNC", "LDGDEPBAR", "DEPBAR", "S2R", "S2UR", "R2UR",
     "VOTE", "VOTEU", "ULDC", "LDC", "LDG", "STG", "CALL", "RET", "BREAK", "REDUX", "MEMBAR", "ERRBAR", "CCTL",
     "ATOMG", "ATOM", "RED", "YIELD", "LD", "ST", "UMOV", "BRX", "MATCH", "ELECT", "ACQBULK", "FENCE", "LEPC",
-    "WARPGROUP", "NANOSLEEP", "KILL",
+    "WARPGROUP", "NANOSLEEP", "KILL", "BPT", "CGAERRBAR",
 }  # fmt: skip
 
 
@@ -85,3 +87,14 @@ def pipes_of(instruction: sass.Instruction) -> dict[str, float]:
     elif op not in _NO_PIPE:
         raise ValueError(f"instruction of unknown pipe: {name}")
     return cost
+
+
+def cycles_of(total: Mapping[str, float], gpu: Gpu) -> dict[str, float]:
+    """Of a multiprocessor, per pipe."""
+    cycles = {pipe: total.get(pipe, 0) / rate(gpu) for pipe, rate in PIPES.items()}
+    # Integer products and float32 share a pipe; conversions go the exponential's way.
+    cycles["mufu"] += cycles["half_alu"]
+    cycles["fma"] += cycles.pop("imad")
+    cycles["tensor"] += cycles.pop("tf32")
+    cycles.pop("half_alu")
+    return cycles

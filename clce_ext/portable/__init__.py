@@ -6,6 +6,7 @@ both its sides. A panel is the largest thing that it holds: memory is O(B D) and
 
     rows.py      embeddings to rows of length 1, and their gradients back
     panels.py    which panels there are; a panel's logits
+    kept.py      a small problem's logits, which the forward leaves to the backward
     sums.py      panels to statistics
     loss.py      statistics to losses and derivatives
     gradient.py  derivatives and panels to the gradients of rows

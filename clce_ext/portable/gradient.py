@@ -84,7 +84,7 @@ class _Bounded(_Coefficients):
         c, near = self.c, panel.near
         s, g = c.logits(panel), c.scratch(1, panel)
         w = torch.mul(s, c.beta, out=c.scratch(3, panel)).exp_() if c.beta not in (0, 1) else None
-        e = s.exp_()
+        e = torch.exp(s, out=c.scratch(0, panel))
         if near is not None:
             # Exponentials are 0 where they are another kind of pair's: their gradient might overflow.
             positive = torch.mul(e[:, near], panel.positive, out=c.scratch(5, panel, near))

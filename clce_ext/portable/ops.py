@@ -13,6 +13,7 @@ from clce_ext.arguments import (
     StatisticsBackwardInputs,
     StatisticsInputs,
 )
+from clce_ext.portable import kept
 from clce_ext.portable.gradient import gradients
 from clce_ext.portable.loss import loss_of_anchors, reduce_loss, temperature_gradient
 from clce_ext.portable.panels import Contrast
@@ -55,7 +56,7 @@ def contrastive_loss(*args) -> tuple[Tensor, ...]:
         temperature=_number(inputs), beta=inputs.beta, normalized=inputs.normalize,
         ignore_index=inputs.ignore_index, key_offset=inputs.key_offset,
     )  # fmt: skip
-    numbers = statistics(contrast)
+    numbers = statistics(contrast, keep=True)
     loss, num_terms, derivatives = _loss(numbers, inputs)
     return loss, num_terms, numbers, derivatives, z, norms, key_z, key_norms
 
@@ -68,6 +69,9 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         beta=inputs.beta, normalized=inputs.normalize, ignore_index=inputs.ignore_index,
         key_offset=inputs.key_offset,
     )  # fmt: skip
+    if contrast.bounded:
+        contrast.kept = kept.found(inputs.statistics, contrast.num_logits())
+        contrast.is_backward = True
     upstream = inputs.grad_loss.to(acc)
     if inputs.reduction == "mean":
         upstream = upstream / inputs.num_terms.clamp_min(1)

@@ -15,7 +15,7 @@ from clce_ext.portable.rows import acc_dtype
 BOUNDED_LOGIT = 43.5
 # Up to this many rows for each of their columns, the rows are left in the order that they come in.
 ROWS_OF_A_COLUMN = 2
-# Columns between the rows of a panel: rows a power of two apart would share few places of a cache.
+# Columns between the rows of some panels: rows a power of two apart would share few places of a cache.
 _GAP = 16
 
 _kept = threading.local()
@@ -83,6 +83,7 @@ class Side:
 class Panel:
     rows: slice
     columns: slice
+    first: int  # of its logits among those of all panels
     # The columns of the panel from here on stand for pairs below the diagonal too.
     mirror: int
     # The columns of the panel where some row has positives, or None; and of these pairs, 1 where labels
@@ -114,6 +115,10 @@ class Contrast:
 
     What walks over panels uses the scratch of the contrast: one panel at a time.
     """
+
+    # The logits of all panels, where the forward keeps them and the backward finds them (kept.py).
+    kept: Tensor | None = None
+    is_backward = False
 
     def __init__(
         self, z: Tensor, key_z: Tensor | None, labels: Tensor | None, key_labels: Tensor | None, *,
@@ -174,6 +179,7 @@ class Contrast:
         rows = _blocks(0, self.anchors.count, self.panel_rows)
         if not rows:
             return
+        first = 0
         # Where the positives of a block's rows begin and end, and their places among the keys.
         near = [(0, self.keys.count)] * len(rows)
         if self.anchors.ascending and self.keys.ascending:
@@ -186,7 +192,8 @@ class Contrast:
             start = block.start if self.symmetric else 0
             for columns in _blocks(start, self.keys.count, self.panel_columns):
                 width = columns.stop - columns.start
-                panel = Panel(block, columns, width)
+                panel = Panel(block, columns, first, width)
+                first += panel.shape[0] * _stride(width)
                 if self.symmetric:
                     panel.on_diagonal = columns.start == block.start
                     panel.mirror = max(0, min(block.stop - columns.start, width))
@@ -216,19 +223,42 @@ class Contrast:
         if memory is None or memory.numel() < self._area:
             with torch.inference_mode(False):  # which other calls could not write to
                 memory = self._scratch[which] = self.anchors.rows.new_empty(self._area)
-        stride = width + (_GAP if width % 1024 == 0 else 0)
-        return memory.as_strided((height, width), (stride, 1))
+        return memory.as_strided((height, width), (_stride(width), 1))
 
     def release(self) -> None:
         """Gives rows and scratch back: what follows the walks over panels needs memory too."""
         self._scratch = {}
         self.anchors.rows = self.keys.rows = None
 
+    def num_logits(self) -> int:
+        """Of all panels, with the gaps between their rows."""
+        total = 0
+        for block in _blocks(0, self.anchors.count, self.panel_rows):
+            columns = self.keys.count - (block.start if self.symmetric else 0)
+            whole, rest = divmod(columns, self.panel_columns)
+            stride = whole * _stride(self.panel_columns) + _stride(rest)
+            total += (block.stop - block.start) * stride
+        return total
+
     def logits(self, panel: Panel) -> Tensor:
-        """In scratch 0. Both passes make them by this call, which gives the same bits."""
-        out = self.scratch(0, panel)
+        """In scratch 0, or kept, and then to be left as they are.
+
+        Both passes make them by this call, which gives the same bits.
+        """
+        if self.kept is None:
+            out = self.scratch(0, panel)
+        else:
+            stride = (_stride(panel.shape[1]), 1)
+            out = self.kept.as_strided(panel.shape, stride, self.kept.storage_offset() + panel.first)
+            if self.is_backward:
+                return out
         a, b = self.anchors.rows[panel.rows], self.keys.rows[panel.columns]
         return torch.addmm(out, a, b.T, beta=0, alpha=self.scale, out=out)
+
+
+def _stride(columns: int) -> int:
+    """Between rows of so many columns. Without a gap they are gone over faster, as if they were one row."""
+    return columns + _GAP if columns % 1024 == 0 else columns
 
 
 def _ascending(labels: Tensor) -> bool:

@@ -6,13 +6,19 @@ import torch
 from torch import Tensor
 
 from clce_ext.arguments import Statistics
+from clce_ext.portable import kept
 from clce_ext.portable.panels import Contrast, Panel
 from clce_ext.portable.rows import wide_dtype
 
 
-def statistics(c: Contrast) -> Tensor:
-    """[9, M] in the accumulation dtype: what :class:`clce_ext.arguments.Statistics` names."""
-    rows = c.anchors.rows
+def statistics(c: Contrast, keep: bool = False) -> Tensor:
+    """[9, M] in the accumulation dtype: what :class:`clce_ext.arguments.Statistics` names.
+
+    ``keep``: of a small problem with the logits behind it, for the backward.
+    """
+    rows, out = c.anchors.rows, None
+    if keep and c.bounded:
+        out, c.kept = kept.with_room(rows, c.anchors.total, c.num_logits())
     n_pos, n_neg = c.counts()
     wide = torch.zeros((6, c.anchors.count), dtype=wide_dtype(rows.device.type), device=rows.device)
     wide[0], wide[1] = n_pos, n_neg
@@ -24,7 +30,8 @@ def statistics(c: Contrast) -> Tensor:
     high = numbers[3:]
     # What rounding took from the logarithms, where they are not infinite.
     low = torch.where(high.isfinite(), wide[3:] - high, 0).to(rows.dtype)
-    out = c.anchors.put_back(torch.cat([numbers, low]), 1)
+    found = c.anchors.put_back(torch.cat([numbers, low]), 1)
+    out = found if out is None else out.copy_(found)
     if c.anchors.count < c.anchors.total:  # the ignored: logarithms of nothing
         s = Statistics(*out)
         out[3:6].masked_fill_((s.n_pos == 0) & (s.n_neg == 0), -torch.inf)
@@ -60,7 +67,7 @@ def _bounded(c: Contrast, sum_pos: Tensor, lse_pos: Tensor, lse_w: Tensor, lse_w
             of_near = torch.mul(s[:, near], panel.positive, out=c.scratch(3, panel, near))
             _add(sum_pos, panel, of_near, near)
         w = torch.mul(s, c.beta, out=c.scratch(1, panel)).exp_() if c.beta not in (0, 1) else None
-        e = s.exp_()
+        e = torch.exp(s, out=c.scratch(0, panel))
         panel.set_selves(e, 0)
         if near is not None:
             _add(lse_pos, panel, torch.mul(e[:, near], panel.positive, out=of_near), near)

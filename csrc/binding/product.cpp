@@ -72,7 +72,8 @@ void multiply(void*, const MatrixProduct& p, void*) {
 }  // namespace
 
 ProductFunction torch_product() {
-  return {multiply, nullptr};
+  const bool found = torch_get_current_cuda_blas_handle != nullptr && cublasGemmEx != nullptr;
+  return {found ? multiply : nullptr, nullptr};
 }
 
 }  // namespace clce::binding

@@ -60,19 +60,17 @@ bool is_wanted(const PrepareBackwardArgs& projection) {
   return projection.dx || projection.dots;
 }
 
-// The gradient of one side, and what is left to do for it.
-Projection gradient(BackwardArgs args, const GradientPlan& plan, void* stream) {
-  const ContrastArgs& c = args.contrast;
-  void* const total = plan.owner_is_keys ? args.dkeys : args.danchors;
+// What is left to do for a side's gradient, `total`, where its tiles have been launched.
+Projection finish_gradient(const BackwardArgs& args, const GradientPlan& plan, void* total, int64_t rows,
+                           const PrepareBackwardArgs& project, void* stream) {
   if (!total) return {};
-  args.workspace = static_cast<unsigned char*>(args.workspace) + plan.shares_at;
-  backward_tiles(args, plan, stream);
-  Projection projection{plan.owner_is_keys ? args.project_keys : args.project_anchors, plan.splits};
-  projection.args.dz = plan.splits > 1 ? args.workspace : total;
-  if (plan.splits > 1 && !is_wanted(projection.args)) {
-    const int64_t rows = plan.owner_is_keys ? c.num_keys : c.num_anchors;
+  const void* const shares = static_cast<unsigned char*>(args.workspace) + plan.shares_at;
+  Projection projection{project, plan.splits};
+  projection.args.dz = plan.splits > 1 ? shares : total;
+  if (plan.splits > 1 && !is_wanted(project)) {
+    const ContrastArgs& c = args.contrast;
     with_accumulation_type(c.dtype, [&](auto zero) {
-      reduce_as<decltype(zero)>(args.workspace, total, rows * c.stride, plan.splits, stream);
+      reduce_as<decltype(zero)>(shares, total, rows * c.stride, plan.splits, stream);
     });
   }
   return projection;
@@ -116,8 +114,10 @@ void backward(const BackwardArgs& args, void* stream) {
     keys.args = args.project_keys;
     keys.args.dz = args.dkeys;
   } else {
-    anchors = gradient(args, plan.anchors, stream);
-    if (!args.contrast.symmetric) keys = gradient(args, plan.keys, stream);
+    const ContrastArgs& c = args.contrast;
+    backward_tiles(args, plan, stream);
+    anchors = finish_gradient(args, plan.anchors, args.danchors, c.num_anchors, args.project_anchors, stream);
+    keys = finish_gradient(args, plan.keys, args.dkeys, c.num_keys, args.project_keys, stream);
   }
   project_sides(args.contrast.dtype, anchors, keys, stream);
 }

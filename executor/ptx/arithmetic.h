@@ -1,6 +1,7 @@
 // Number formats, and the one approximate function the kernels use.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -77,16 +78,19 @@ inline uint32_t to_tf32(float x) {
 }
 
 namespace host {
-// Up to 2 ulp away, as ex2.approx may be: each x has its own error. 2^0 is 1.
+// Up to 2 ulp away, as ex2.approx may be: each x has its own error. Not beyond a power of two, where an ulp
+// is twice as much; above one, by one. 2^0 is 1, and an x that is not normal counts as 0.
 inline float disturb(float x, float y) {
-  if (x == 0 || !std::isfinite(y) || y < 0x1p-126f) return y;
+  if (std::abs(x) < 0x1p-126f || !std::isfinite(y) || y < 0x1p-126f) return y;
+  const uint32_t bits = float_bits(y);
+  const int fraction = static_cast<int>(bits & 0x7fffffu);
   const int ulps = static_cast<int>((float_bits(x) * 0x9e3779b1u >> 16) % 5) - 2;
-  return bits_float(float_bits(y) + uint32_t(ulps));
+  return bits_float(bits + uint32_t(std::min(ulps, fraction == 0 ? 1 : 0x800000 - fraction)));
 }
 }  // namespace host
 
 inline float exp2_fast(float x) {
-  float y = std::exp2(x);
+  float y = static_cast<float>(std::exp2(double(x)));
   if (executor::machine().arithmetic == executor::Arithmetic::kCoarse) y = host::disturb(x, y);
   return y < 0x1p-126f ? 0.0f : y;
 }

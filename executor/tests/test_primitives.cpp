@@ -179,6 +179,46 @@ TEST("primitives/coarse mma truncates parts, the last one first") {
   CHECK(std::isnan(sum_of(-inf, {inf})));
 }
 
+// Of k columns, taken 16 (TF32: 8) by an mma, and in an mma P at once: each time the P products and what is
+// there already are cut off at 2^-24 of the largest, and the sum at 2^-23 of itself. That is at most (P + 1 +
+// 2) 2^-24 of the magnitudes for each P columns, and where all terms have one sign, it is always to the same
+// side: nothing evens out.
+template <class Kernel>
+void test_truncation(Kernel kernel, int columns, double unit) {
+  constexpr int kMmas = 64;
+  const int at_once = columns / 2, k = kMmas * columns;
+  std::mt19937 random(1);
+  std::vector<float> sums(16 * 8);
+  std::vector<double> exact(16 * 8);
+  for (int i = 0; i < kMmas; ++i) {
+    std::vector<float> a(16 * columns), b(8 * columns);
+    for (auto* x : {&a, &b}) {
+      for (float& v : *x) {
+        const double whole = double(1 + random() % int(1 / unit));
+        v = static_cast<float>(std::ldexp(unit * whole, -int(random() % 8)));
+      }
+    }
+    sums = multiply_mma(kernel, a, b, sums);
+    for (int row = 0; row < 16; ++row) {
+      for (int col = 0; col < 8; ++col) {
+        for (int t = 0; t < columns; ++t)
+          exact[row * 8 + col] += double(a[row * columns + t]) * b[t * 8 + col];
+      }
+    }
+  }
+  for (size_t i = 0; i < sums.size(); ++i) {
+    const double lost = (exact[i] - sums[i]) / exact[i] * 0x1p24;
+    CHECK(lost <= k * (1 + 3.0 / at_once));
+    CHECK(lost > kMmas / 4);  // to nearest: a few
+  }
+}
+TEST("primitives/coarse mma loses no more than derived, always to the same side") {
+  const Coarse coarse;
+  test_truncation(mma_16<ptx::bf16_tag>, 16, 0x1p-8);
+  test_truncation(mma_16<ptx::f16_tag>, 16, 0x1p-11);
+  test_truncation(mma_tf32, 8, 0x1p-11);
+}
+
 TEST("primitives/coarse exp2 is up to 2 ulp off") {
   const float inf = std::numeric_limits<float>::infinity();
   std::vector<int> seen(5);

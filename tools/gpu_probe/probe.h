@@ -1,4 +1,4 @@
-// What both probes need: files of numbers, and errors that end the program with a message.
+// What both probes need of a GPU: memory, and errors that end the program with a message.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <string>
 #include <vector>
 
 namespace probe {
@@ -31,7 +30,7 @@ class Buffer {
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { cudaFree(data_); }
 
-  T* get() const { return data_; }
+  T* data() const { return data_; }
   std::vector<T> read() const {
     std::vector<T> out(count_);
     check(cudaMemcpy(out.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost), "copy from the device");
@@ -42,18 +41,6 @@ class Buffer {
   T* data_ = nullptr;
   size_t count_;
 };
-
-// Raw little-endian numbers; run.py writes beside them what they are.
-template <class T>
-void write(const std::string& folder, const char* name, const std::vector<T>& values) {
-  const std::string path = folder + "/" + name + ".bin";
-  std::FILE* const file = std::fopen(path.c_str(), "wb");
-  if (!file || std::fwrite(values.data(), sizeof(T), values.size(), file) != values.size()) {
-    std::fprintf(stderr, "gpu_probe: cannot write %s\n", path.c_str());
-    std::exit(1);
-  }
-  std::fclose(file);
-}
 
 inline void finish(const char* what) {
   check(cudaGetLastError(), what);

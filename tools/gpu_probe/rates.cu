@@ -181,7 +181,7 @@ int main() {
   const probe::Buffer<float> floats(1024);
   const probe::Buffer<uint32_t> words(1024);
 
-  clock_rate<<<1, 1>>>(counts.get());
+  clock_rate<<<1, 1>>>(counts.data());
   probe::finish("clock_rate");
   const auto clock = counts.read();
   const double hertz = double(clock[0]) / double(clock[1]) * 1e9;
@@ -190,20 +190,20 @@ int main() {
   const auto per_second = [&](double each, double time) { return each * warps * blocks / time; };
   const double products = double(kMma) * kTurns;
   const double bf16 = per_second(
-      products * 4096, seconds([&] { mma_rate<ptx::bf16_tag><<<blocks, 32 * warps>>>(floats.get()); }));
+      products * 4096, seconds([&] { mma_rate<ptx::bf16_tag><<<blocks, 32 * warps>>>(floats.data()); }));
   const double f16 = per_second(
-      products * 4096, seconds([&] { mma_rate<ptx::f16_tag><<<blocks, 32 * warps>>>(floats.get()); }));
+      products * 4096, seconds([&] { mma_rate<ptx::f16_tag><<<blocks, 32 * warps>>>(floats.data()); }));
   const double tf32 =
-      per_second(products * 2048, seconds([&] { mma_tf32_rate<<<blocks, 32 * warps>>>(floats.get()); }));
+      per_second(products * 2048, seconds([&] { mma_tf32_rate<<<blocks, 32 * warps>>>(floats.data()); }));
   const double shared =
-      per_second(4.0 * 512 * kTurns, seconds([&] { ldmatrix_rate<<<blocks, 32 * warps>>>(words.get()); }));
+      per_second(4.0 * 512 * kTurns, seconds([&] { ldmatrix_rate<<<blocks, 32 * warps>>>(words.data()); }));
   const double exp2 =
-      per_second(8.0 * 32 * kTurns, seconds([&] { exp2_rate<<<blocks, 32 * warps>>>(floats.get()); }));
+      per_second(8.0 * 32 * kTurns, seconds([&] { exp2_rate<<<blocks, 32 * warps>>>(floats.data()); }));
 
   // Loads of a warp that a multiprocessor does per second.
   const auto loads = [&](auto kernel) {
     return 8.0 * kTurns * warps * blocks / sms /
-           seconds([&] { kernel<<<blocks, 32 * warps>>>(words.get()); });
+           seconds([&] { kernel<<<blocks, 32 * warps>>>(words.data()); });
   };
   std::printf(
       "{\"loads_32_distinct_8\": %.6g, \"loads_64_distinct_4\": %.6g, \"loads_64_distinct_32\": %.6g,\n",
@@ -215,10 +215,10 @@ int main() {
   const probe::Buffer<unsigned char> source(large), target(large);
   const int turns = 2048;
   const double l2 = double(turns) * 16384 * blocks /
-                    seconds([&] { fill_rate<<<blocks, 256, 3 * 16384>>>(source.get(), small, turns); });
+                    seconds([&] { fill_rate<<<blocks, 256, 3 * 16384>>>(source.data(), small, turns); });
   const double memory = 2.0 * double(large) / seconds([&] {
-                          copy<<<8 * sms, 512>>>(reinterpret_cast<const uint4*>(source.get()),
-                                                 reinterpret_cast<uint4*>(target.get()), large / 16);
+                          copy<<<8 * sms, 512>>>(reinterpret_cast<const uint4*>(source.data()),
+                                                 reinterpret_cast<uint4*>(target.data()), large / 16);
                         });
 
   constexpr int kLaunches = 1000;

@@ -3,10 +3,12 @@
 
 answers.cu asks for bits: mma on operands that tell rounding and order, ldmatrix, ex2.approx, conversions.
 rates.cu measures what tools/gpu_table.py assumes; a third part times library products with float32 results.
-Everything goes into one folder of small files: answers.json says what is in each .bin, and what the sums of
-mma look like; rates.json and products.json hold figures. Without a GPU nothing but the compilation is done.
+Everything goes into one folder of small files: answers.json says what is in each .bin (questions.cuh writes
+them), and what the sums of mma look like; rates.json and products.json hold figures. Committed under
+executor/goldens the answers are compared with the executor's in every run of its tests. Without a GPU nothing
+but the compilation is done.
 
-    python tools/gpu_probe/run.py --output bench/results/h100_probe
+    python tools/gpu_probe/run.py --output executor/goldens/h100
     python tools/gpu_probe/run.py --compile-only          for sm_80 and sm_90
 """
 

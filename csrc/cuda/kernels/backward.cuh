@@ -5,7 +5,7 @@
 // dL/ds_ij holds what anchor i's statistics give and, in self-contrast, what anchor j's give. The same
 // kernels make the anchors' gradient (owner: anchors), the keys' (owner: keys) and self-contrast's.
 // A block holds kDims columns of its rows' gradient in registers. Two ways to feed the products:
-// backward_resident.cuh where a row is no wider than that, backward_streaming.cuh for all others. gridDim.z
+// backward_resident.cuh where a row is no wider than that, backward_streaming.cuh for all others. Several
 // blocks share the other side where there are few rows; reduce_kernel (reduce.cuh) adds up their shares.
 #pragma once
 
@@ -13,23 +13,31 @@
 
 #include "cuda/grid.h"
 #include "cuda/kernels/coefficients.cuh"
+#include "cuda/kernels/sides.cuh"
 #include "cuda/kernels/unit.cuh"
 #include "cuda/tile/fragment.cuh"
 
 namespace clce::cuda {
 
+// The gradient of the owner's rows.
+template <class Element, class T>
+struct GradientParams {
+  Side<Element, T> owner, other;
+  int64_t self_offset;         // the owner's row i is row i + self_offset of the other side
+  uint32_t row_tiles, splits;  // its blocks: for each tile of rows as many as share the other side
+  T* gradient;                 // [splits][owner rows][stride]
+};
+
 template <class Element, class T>
 struct BackwardParams {
-  Side<Element, T> owner, other;
+  Sides<GradientParams<Element, T>> gradients;
   Scale<T> scale;
   T beta;
   bool has_self;
-  int64_t self_offset;  // the owner's row i is row i + self_offset of the other side
-  int64_t dim;
-  const T* upstream;   // gradient of a loss that is one number, [1]; or null: 1
-  const T* num_terms;  // [1] or null: 1
-  T* gradient;         // [splits][owner rows][stride]
-  const T* unit;       // float16: its unit, or null: each block finds it
+  int64_t dim, stride;  // of the rows of both sides
+  const T* upstream;    // gradient of a loss that is one number, [1]; or null: 1
+  const T* num_terms;   // [1] or null: 1
+  const T* unit;        // float16: its unit, or null: each block finds it
 };
 
 // Bytes of shared memory in which a block finds float16's unit.
@@ -39,7 +47,7 @@ constexpr int unit_bytes(int threads) {
                                               : 0;
 }
 
-// What all blocks have in common: their part of the gradient, of the other side, and float16's unit. Traits
+// What all blocks have in common: their part of a gradient, of the other side, and float16's unit. Traits
 // has the Product, Params, the gradient's fragment FG, kN rows of the other side to a tile, and kSharesAt.
 template <class Traits>
 struct BackwardBlock {
@@ -48,27 +56,40 @@ struct BackwardBlock {
   using Params = typename Traits::Params;
   using FG = typename Traits::FG;
   using Gradients = T[FG::kMI][FG::kNI][4];
+  using OneGradient = GradientParams<typename Product::Element, T>;
   static constexpr int kM = FG::kM, kThreads = FG::kThreads;
   static constexpr bool kRescale = kHasUnit<typename Product::Gradient>;
   static constexpr int kUnitAt = 2 * kThreads / 32;
 
   const Params& p;
+  const OneGradient& mine;
   unsigned char* const memory;
-  T* const shares;       // float16: two for each warp, then the unit
-  const int begin, end;  // of the block's tiles of the other side
+  T* const shares;          // float16: two for each warp, then the unit
+  const int64_t first_row;  // of the owner
+  const int begin, end;     // of its tiles of the other side
 
   CLCE_DEVICE explicit BackwardBlock(const Params& params)
       : p(params),
+        mine(params.gradients.of(blockIdx.x)),
         memory(ptx::dynamic_shared()),
         shares(reinterpret_cast<T*>(memory + Traits::kSharesAt)),
-        begin(first_tile(int(blockIdx.z))),
-        end(first_tile(int(blockIdx.z) + 1)) {}
+        first_row(part_of(blockIdx.x).first_row),
+        begin(first_tile(part_of(blockIdx.x).share)),
+        end(first_tile(part_of(blockIdx.x).share + 1)) {}
 
-  CLCE_DEVICE int64_t first_row() const { return int64_t(blockIdx.x) * kM; }
   CLCE_DEVICE int64_t first_dim() const { return int64_t(blockIdx.y) * FG::kN; }
-  // Of the other side's tiles that share `share` of gridDim.z has.
-  CLCE_DEVICE int first_tile(int share) const {
-    return part_begin(uint32_t(ceil_div(p.other.rows.count, Traits::kN)), gridDim.z, share);
+
+  // The rows that a block owns, and its share of the other side.
+  struct Part {
+    int64_t first_row, share;
+  };
+  CLCE_DEVICE Part part_of(uint32_t block) const {
+    const uint32_t i = p.gradients.block_of_side(block);
+    return {i % mine.row_tiles * kM, i / mine.row_tiles};
+  }
+  // Of a share.
+  CLCE_DEVICE int first_tile(int64_t share) const {
+    return part_begin(uint32_t(ceil_div(mine.other.rows.count, Traits::kN)), mine.splits, uint32_t(share));
   }
 
   CLCE_DEVICE T unit() const {
@@ -79,7 +100,7 @@ struct BackwardBlock {
   CLCE_DEVICE void store_unit() const {
     if constexpr (kRescale) {
       const T unit =
-          p.unit ? ptx::global_load(p.unit) : find_unit(p.owner, p.other, p.beta, kThreads, shares);
+          p.unit ? ptx::global_load(p.unit) : find_unit(mine.owner, mine.other, p.beta, kThreads, shares);
       if (threadIdx.x == 0) ptx::shared_store(shares + kUnitAt, unit);
       ptx::sync_threads();
     }
@@ -87,15 +108,17 @@ struct BackwardBlock {
 
   // The gradient, where the pairs' logits were multiplied by `scale`.
   CLCE_DEVICE void store(const Gradients& sum, T scale) const {
-    const int64_t rows = p.owner.rows.count, stride = p.owner.rows.stride;
+    const int64_t rows = mine.owner.rows.count, stride = p.stride;
     const T factor = reduced(scale / unit(), p.upstream, p.num_terms);
     const FG f = FG::opaque();
-    T* const gradient = p.gradient + int64_t(blockIdx.z) * rows * stride;
+    // Computed again, for the walk leaves no register.
+    const Part part = part_of(ptx::opaque(blockIdx.x));
+    T* const gradient = mine.gradient + part.share * rows * stride;
 #pragma unroll
     for (int mi = 0; mi < FG::kMI; ++mi) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int64_t row = first_row() + f.row(mi, 2 * half);
+        const int64_t row = part.first_row + f.row(mi, 2 * half);
         if (row >= rows) continue;
 #pragma unroll
         for (int ni = 0; ni < FG::kNI; ++ni) {

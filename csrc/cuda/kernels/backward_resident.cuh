@@ -37,7 +37,7 @@ struct ResidentTraits {
   static constexpr int kOwnAt = Ring::kBytes > OwnTile::kBytes ? Ring::kBytes : OwnTile::kBytes;
   static constexpr int kOtherAt = kOwnAt + OwnNumbers::kBytes;
   static constexpr int kScaleAt = kOtherAt + 2 * OtherNumbers::kBytes;
-  static constexpr int kSharesAt = kScaleAt + int(sizeof(T)) + 4;
+  static constexpr int kSharesAt = kScaleAt + int(sizeof(T)) + 8;
   static constexpr int kSharedBytes = kSharesAt + unit_bytes<Product>(kThreads);
   static_assert(FG::kWarpsN == 1 && Shape::Logits::kM == kM, "a warp owns whole rows");
   static_assert(kN % kChunk == 0 && kThreads >= kN && kThreads >= kM, "each row of a tile has a thread");
@@ -46,7 +46,7 @@ struct ResidentTraits {
 template <class Traits>
 struct ResidentBlock : BackwardBlock<Traits> {
   using Base = BackwardBlock<Traits>;
-  using Base::begin, Base::end, Base::first_row, Base::memory, Base::p, Base::unit;
+  using Base::begin, Base::end, Base::first_row, Base::memory, Base::mine, Base::p, Base::unit;
   using Product = typename Traits::Product;
   using FS = typename Traits::FS;
   using FG = typename Traits::FG;
@@ -70,10 +70,11 @@ struct ResidentBlock : BackwardBlock<Traits> {
   CLCE_DEVICE explicit ResidentBlock(const typename Traits::Params& params)
       : Base(params), fs(), fg(), own(memory + Traits::kOwnAt), ahead(begin), ring(memory) {}
 
-  // 1 / temperature, for which the walk leaves no register.
+  // 1 / temperature, and what else the walk leaves no register for.
   CLCE_DEVICE T* scale_place() const { return reinterpret_cast<T*>(memory + Traits::kScaleAt); }
   CLCE_DEVICE T scale() const { return ptx::shared_load(scale_place()); }
   CLCE_DEVICE uint32_t* own_valid_place() const { return reinterpret_cast<uint32_t*>(scale_place() + 1); }
+  CLCE_DEVICE uint32_t* first_row_place() const { return own_valid_place() + 1; }
 
   // Made where it is used: nothing of it takes registers in between.
   CLCE_DEVICE static FS here() { return FS(ptx::thread_again()); }
@@ -86,7 +87,7 @@ struct ResidentBlock : BackwardBlock<Traits> {
   // The steps that the pipeline loads.
   CLCE_DEVICE bool left() const { return ahead < end; }
   CLCE_DEVICE void load(unsigned char* to) {
-    load_async<Traits::kThreads>(Tile(to), p.other.rows, int64_t(ahead) * kN, 0);
+    load_async<Traits::kThreads>(Tile(to), mine.other.rows, int64_t(ahead) * kN, 0);
     ++ahead;
   }
 
@@ -94,7 +95,8 @@ struct ResidentBlock : BackwardBlock<Traits> {
   CLCE_DEVICE void load_other(int tile) const {
     const int t = int(threadIdx.x);
     if (t >= kN) return;
-    others(tile).store(t, fetch_row(p.other, int64_t(tile) * kN + t), p.other.labels.none, p.beta, unit());
+    others(tile).store(t, fetch_row(mine.other, int64_t(tile) * kN + t), mine.other.labels.none, p.beta,
+                       unit());
   }
 
   CLCE_DEVICE void load_own_numbers() {
@@ -223,12 +225,13 @@ struct ResidentBlock : BackwardBlock<Traits> {
   }
 
   CLCE_DEVICE void run() {
-    load_async<Traits::kThreads>(typename Traits::OwnTile(memory), p.owner.rows, first_row(), 0);
+    const auto& owner = mine.owner;
+    load_async<Traits::kThreads>(typename Traits::OwnTile(memory), owner.rows, first_row, 0);
     ptx::cp_async_commit();
     this->store_unit();
     const int t = int(threadIdx.x);
     if (t == 0) ptx::shared_store(scale_place(), load_scale(p.scale));
-    if (t < kM) own.store(t, fetch_row(p.owner, first_row() + t), p.owner.labels.none, p.beta, unit());
+    if (t < kM) own.store(t, fetch_row(owner, first_row + t), owner.labels.none, p.beta, unit());
     load_other(begin);
     ptx::cp_async_wait<0>();
     ptx::sync_threads();
@@ -237,6 +240,7 @@ struct ResidentBlock : BackwardBlock<Traits> {
     load_own_numbers();
     const bool own_valid = own.labels.all_valid();
     if (t == 0) ptx::shared_store(own_valid_place(), uint32_t(own_valid));
+    if (t == 0) ptx::shared_store(first_row_place(), uint32_t(first_row));
     // The tiles come to the place of the rows.
     ptx::sync_threads();
     ring.start(*this);
@@ -248,7 +252,8 @@ struct ResidentBlock : BackwardBlock<Traits> {
       ptx::count_tile(1);
       if (tile + 1 < end) load_other(tile + 1);
       const OtherNumbers other = others(tile);
-      const int self = self_difference(p.has_self, p.self_offset, first_row(), int64_t(tile) * kN);
+      const int self = self_difference(p.has_self, mine.self_offset, ptx::shared_load(first_row_place()),
+                                       int64_t(tile) * kN);
       const bool all_valid = (ptx::shared_load(own_valid_place()) != 0) & other.labels.all_valid();
       const bool masked = !all_valid | (self < kN && self > -kM);
 #pragma unroll 1

@@ -49,7 +49,8 @@ struct StreamingTraits {
 template <class Traits>
 struct StreamingBlock : BackwardBlock<Traits> {
   using Base = BackwardBlock<Traits>;
-  using Base::begin, Base::end, Base::first_dim, Base::first_row, Base::memory, Base::p, Base::unit;
+  using Base::begin, Base::end, Base::first_dim, Base::first_row, Base::memory, Base::mine, Base::p,
+      Base::unit;
   using Product = typename Traits::Product;
   using FS = typename Traits::FS;
   using FG = typename Traits::FG;
@@ -83,7 +84,7 @@ struct StreamingBlock : BackwardBlock<Traits> {
         ring(memory) {}
 
   // Of the first product.
-  CLCE_DEVICE int first_steps() const { return int(ceil_div(p.owner.rows.stride, Traits::kDepth)); }
+  CLCE_DEVICE int first_steps() const { return int(ceil_div(p.stride, Traits::kDepth)); }
 
   // The steps that the pipeline loads.
   CLCE_DEVICE bool left() const { return ahead_tile < end; }
@@ -92,10 +93,10 @@ struct StreamingBlock : BackwardBlock<Traits> {
     const int steps = first_steps();
     if (ahead_step < steps) {
       const int64_t col = int64_t(ahead_step) * Traits::kDepth;
-      load_async<Traits::kThreads>(TileB(to), p.other.rows, row, col);
-      load_async<Traits::kThreads>(TileA(to + TileB::kBytes), p.owner.rows, first_row(), col);
+      load_async<Traits::kThreads>(TileB(to), mine.other.rows, row, col);
+      load_async<Traits::kThreads>(TileA(to + TileB::kBytes), mine.owner.rows, first_row, col);
     } else {
-      load_async<Traits::kThreads>(TileX(to), p.other.rows, row + (ahead_step - steps) * Traits::kStep,
+      load_async<Traits::kThreads>(TileX(to), mine.other.rows, row + (ahead_step - steps) * Traits::kStep,
                                    first_dim());
     }
     if (++ahead_step == steps + kN / Traits::kStep) {
@@ -114,7 +115,7 @@ struct StreamingBlock : BackwardBlock<Traits> {
   // Thread t's row of a tile of the other side; there are kN.
   CLCE_DEVICE void load_other(int tile) const {
     const int t = int(threadIdx.x);
-    if (t < kN) store_row(kM + t, fetch_row(p.other, int64_t(tile) * kN + t), p.other.labels.none);
+    if (t < kN) store_row(kM + t, fetch_row(mine.other, int64_t(tile) * kN + t), mine.other.labels.none);
   }
 
   // Reads a row's or a column's coefficients as they are needed: together they would take many registers.
@@ -124,7 +125,7 @@ struct StreamingBlock : BackwardBlock<Traits> {
 
   // The tile's dL/ds to shared memory.
   CLCE_DEVICE void write_gradients(const Logits& dots, int tile) const {
-    const int self = self_difference(p.has_self, p.self_offset, first_row(), int64_t(tile) * kN);
+    const int self = self_difference(p.has_self, mine.self_offset, first_row, int64_t(tile) * kN);
     const bool masked = !labels.all_valid() || (self < kN && self > -kM);
     const FS here = FS::opaque();
     Pairs<FS> pairs;
@@ -160,7 +161,7 @@ struct StreamingBlock : BackwardBlock<Traits> {
     ring.start(*this);
     this->store_unit();
     const int t = int(threadIdx.x);
-    if (t < kM) store_row(t, fetch_row(p.owner, first_row() + t), p.owner.labels.none);
+    if (t < kM) store_row(t, fetch_row(mine.owner, first_row + t), mine.owner.labels.none);
 
     typename Base::Gradients sum;
     set_zero(sum);

@@ -6,25 +6,18 @@
 #include "backend.h"
 #include "cuda/grid.h"
 #include "cuda/kernels/block_reduce.cuh"
+#include "cuda/kernels/sides.cuh"
 #include "dispatch.h"
 
 namespace clce::cuda {
-
-// Of one side or of two, in one launch: the second side's blocks come after the first's.
-template <class Params>
-struct Sides {
-  Params sides[2];
-  uint32_t blocks_of_first;
-};
 
 // Calls use(params of the side, row) for the row that this warp has as one of the given block's, if there is
 // one.
 template <class Params, class Use>
 CLCE_DEVICE void with_row(const Sides<Params>& p, uint32_t block, Use use) {
-  const int side = block < p.blocks_of_first ? 0 : 1;
-  const uint32_t first = side == 0 ? 0 : p.blocks_of_first;
-  const int64_t row = int64_t(block - first) * kRowsPerBlock + threadIdx.x / 32;
-  if (row < p.sides[side].rows) use(p.sides[side], row);
+  const Params& side = p.of(block);
+  const int64_t row = int64_t(p.block_of_side(block)) * kRowsPerBlock + threadIdx.x / 32;
+  if (row < side.rows) use(side, row);
 }
 
 CLCE_DEVICE float to_acc(ptx::bf16 x) {

@@ -44,7 +44,7 @@ inline bool forward_whole(const ForwardArgs& args, const ForwardPlan& plan, void
   return done;
 }
 
-inline void backward_tiles(const BackwardArgs& args, const GradientPlan& plan, void* stream) {
+inline void backward_tiles(const BackwardArgs& args, const BackwardPlan& plan, void* stream) {
   with_format(plan.engine.format, [&](auto format) {
     switch (plan.engine.architecture) {
       case Architecture::kSm80:

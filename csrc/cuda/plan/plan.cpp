@@ -115,26 +115,14 @@ int64_t choose_splits(const BackwardTile& tile, int64_t blocks, int64_t others) 
   return std::clamp<int64_t>(kMultiprocessors * tile.blocks / blocks, 1, std::min(tiles, kMaxSplits));
 }
 
-// Its shares, and what else it needs, lie in the workspace from `end` on, which becomes the end of them.
-GradientPlan plan_gradient(const ContrastArgs& args, const Engine& engine, bool owner_is_keys, size_t& end) {
-  const EngineTiles tiles = engine_tiles(engine.architecture, engine.format);
-  const int64_t rows = owner_is_keys ? args.num_keys : args.num_anchors;
-  const int64_t others = owner_is_keys ? args.num_anchors : args.num_keys;
+// Its shares lie in the workspace from `end` on, which becomes the end of them.
+GradientPlan plan_gradient(const ContrastArgs& args, const BackwardTile& tile, int64_t chunks, int64_t rows,
+                           int64_t others, size_t& end) {
   GradientPlan plan{};
-  plan.engine = engine;
-  plan.owner_is_keys = owner_is_keys;
-  plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
-  const BackwardTile& tile = tiles.backward[plan.tile];
-  const int64_t row_tiles = ceil_div(rows, tile.rows), chunks = ceil_div(args.stride, tile.width);
-  plan.splits = at_most_parts(args, choose_splits(tile, row_tiles * chunks, others));
-  plan.grid = {uint32_t(row_tiles), uint32_t(chunks), uint32_t(plan.splits)};
+  plan.row_tiles = ceil_div(rows, tile.rows);
+  plan.splits = at_most_parts(args, choose_splits(tile, plan.row_tiles * chunks, others));
   plan.shares_at = end;
   if (plan.splits > 1) end += aligned(size_t(acc_bytes(args.dtype) * plan.splits * rows * args.stride));
-  // A block looks at so many anchors in less time than a launch takes.
-  constexpr int64_t kFewAnchors = 4096;
-  plan.finds_unit = engine.format == Format::kFloat16 && args.num_anchors > kFewAnchors;
-  plan.unit_at = end - plan.shares_at;
-  if (plan.finds_unit) end += kAlignment;
   return plan;
 }
 
@@ -197,8 +185,19 @@ BackwardPlan plan_backward(const ContrastArgs& args, const Device& device) {
     if (half) plan.workspace_bytes += aligned(size_t(element_bytes(args.dtype) * numbers));
     return plan;
   }
-  plan.anchors = plan_gradient(args, engine, false, plan.workspace_bytes);
-  if (!args.symmetric) plan.keys = plan_gradient(args, engine, true, plan.workspace_bytes);
+  const EngineTiles tiles = engine_tiles(engine.architecture, engine.format);
+  plan.tile = choose_backward_tile(tiles, engine.bounded, args.stride);
+  const BackwardTile& tile = tiles.backward[plan.tile];
+  plan.chunks = ceil_div(args.stride, tile.width);
+  const int64_t m = args.num_anchors, n = args.num_keys;
+  size_t& end = plan.workspace_bytes;
+  plan.anchors = plan_gradient(args, tile, plan.chunks, m, n, end);
+  if (!args.symmetric) plan.keys = plan_gradient(args, tile, plan.chunks, n, m, end);
+  // A block looks at so many anchors in less time than a launch takes.
+  constexpr int64_t kFewAnchors = 4096;
+  plan.finds_unit = engine.format == Format::kFloat16 && m > kFewAnchors;
+  plan.unit_at = end;
+  if (plan.finds_unit) end += kAlignment;
   return plan;
 }
 

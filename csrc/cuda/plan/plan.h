@@ -28,22 +28,23 @@ struct ForwardPlan {
 
 // The gradient of the rows of one side, the owner, from all rows of the other.
 struct GradientPlan {
-  Engine engine;
-  bool owner_is_keys;
-  int tile;        // which of EngineTiles::backward
-  int64_t splits;  // blocks that share the other side; if several, their shares lie in the workspace
-  Grid grid;
-  size_t shares_at;  // in the workspace
-  // float16: whether a launch of its own finds the unit, and where it lies, in bytes behind shares_at.
-  bool finds_unit;
-  size_t unit_at;
+  int64_t row_tiles;  // of the owner
+  int64_t splits;     // blocks that share the other side; if several, their shares lie in the workspace
+  size_t shares_at;   // in the workspace
 };
 
 struct BackwardPlan {
   Engine engine;
-  bool panels;                 // by panels: the shape counts; else by fused tiles: anchors and keys do
-  PanelShape shape;            // of the largest panel
-  GradientPlan anchors, keys;  // self-contrast: only the anchors'
+  bool panels;       // by panels: the shape counts; else by fused tiles: what follows it does
+  PanelShape shape;  // of the largest panel
+  int tile;          // which of EngineTiles::backward
+  int64_t chunks;    // of a row of the gradient
+  // Both in one launch, of their wanted row_tiles x splits blocks for each chunk. Self-contrast: only the
+  // anchors'.
+  GradientPlan anchors, keys;
+  // float16: whether a launch of its own finds the unit, and where in the workspace it lies.
+  bool finds_unit;
+  size_t unit_at;
   // Panels: the factors of the gradient lie at 0 in the workspace, then the panel of logits, then that of
   // dL/ds, which is the same place where they are numbers of the same type.
   size_t panel_at, gradients_at, workspace_bytes;

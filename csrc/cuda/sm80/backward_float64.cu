@@ -1,5 +1,5 @@
 #include "cuda/sm80/backward.cuh"
 
 namespace clce::cuda::sm80 {
-template void backward_tiles<Format::kFloat64>(const BackwardArgs&, const GradientPlan&, void*);
+template void backward_tiles<Format::kFloat64>(const BackwardArgs&, const BackwardPlan&, void*);
 }  // namespace clce::cuda::sm80

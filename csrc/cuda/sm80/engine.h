@@ -14,8 +14,8 @@ void forward_tiles(const ForwardArgs&, const ForwardPlan&, void* stream);
 template <Format format>
 bool forward_whole(const ForwardArgs&, const ForwardPlan&, void* stream);
 
-// The owner's gradient, or its shares into the workspace.
+// The gradients that are wanted, or their shares into the workspace.
 template <Format format>
-void backward_tiles(const BackwardArgs&, const GradientPlan&, void* stream);
+void backward_tiles(const BackwardArgs&, const BackwardPlan&, void* stream);
 
 }  // namespace clce::cuda::sm80

@@ -75,7 +75,7 @@ struct HalfShapes {
   // 110 registers.
   using Forward = List<ForwardShape<128, 2, 4, 64, 2, 2, 2>, ForwardShape<64, 2, 2, 64, 3, 2>>;
 
-  // A warp has 32 rows: 128 registers hold their gradient, 64 their embeddings, 16 the logits, 8 dL/ds, 253 /
+  // A warp has 32 rows: 128 registers hold their gradient, 64 their embeddings, 16 the logits, 8 dL/ds, 255 /
   // 255 in all, of which eight warps may have as many. Two blocks rather than one: one multiplies while the
   // other waits at its barrier. More rows would be read for as many products, but registers are full.
   using Resident128 = ResidentShape<Fragment<128, 64, 4, 1>, Fragment<128, 128, 4, 1>, 2, 2>;
@@ -83,11 +83,11 @@ struct HalfShapes {
   // side then serves half as many products, and shared memory is what it waits for. One block, or each would
   // have to read the other side for 64 rows.
   using Resident256 = ResidentShape<Fragment<128, 64, 8, 1>, Fragment<128, 256, 8, 1>, 2, 1>;
-  // 128 registers hold the gradient, 16 the logits, 202 / 208 in all: one block. kStep is what one mma sums
+  // 128 registers hold the gradient, 16 the logits, 202 / 200 in all: one block. kStep is what one mma sums
   // over; a fifth stage would not fit. One row of warps in the second product: a warp then reads an eighth of
   // the other side's rows, the larger operand, instead of a quarter.
   using Streaming512 = StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 512, 1, 8>, 64, 16, 4, 1>;
-  // 192 registers hold the gradient, 16 the logits, 255 / 254 in all. A step loads 24 KiB, a fourth stage
+  // 192 registers hold the gradient, 16 the logits, 255 / 255 in all. A step loads 24 KiB, a fourth stage
   // would not fit. Two rows of warps in the second product: 8 registers hold its operand of dL/ds, where one
   // row needs 16. (That fits as well; which is faster has not been measured.) Unbounded logits need ten
   // coefficients a row instead of four; 768 columns would spill on sm_80, 348 bytes a thread.
@@ -107,7 +107,7 @@ struct Shapes<Format::kFloat32> {
   // leave 128, and it would spill. A fourth stage would not fit. Small: 102 / 128 registers. Its step loads 8
   // KiB only: a barrier is short beside that many multiply-adds without tensor cores.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 16, 3, 2>>;
-  // 32 or 64 registers hold the gradient, 114 / 116 or 150 / 150 in all: one block, for two would leave 128.
+  // 32 or 64 registers hold the gradient, 118 / 118 or 148 / 148 in all: one block, for two would leave 128.
   // A step of the first product loads 8 KiB, of the second 8 or 16. No 512 columns: three stages would have
   // 97 KiB alone.
   using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 16, 16, 3, 1>,
@@ -120,13 +120,13 @@ struct Shapes<Format::kTf32> {
   // As float32, but tensor cores are done sooner, so steps are longer where that fits. Large: 164 / 168
   // registers. Small: 103 / 108 registers.
   using Forward = List<ForwardShape<128, 2, 4, 16, 3, 1>, ForwardShape<64, 2, 2, 32, 3, 2>>;
-  // 92 / 110 or 138 / 152 registers; a block has 74 KiB.
+  // 102 / 104 or 130 / 136 registers; a block has 74 KiB.
   using Backward = List<StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 128, 2, 4>, 32, 16, 3, 1>,
                         StreamingShape<Fragment<64, 64, 2, 4>, Fragment<64, 256, 2, 4>, 32, 16, 3, 1>>;
 };
 
 // float64 is for checking gradients, not for speed: one tile of each kind, small and quick to compile.
-// Exponentials take most of its 144 / 174 and 198 / 208 registers; two blocks of 128 threads may have 255. A
+// Exponentials take most of its 144 / 174 and 186 / 192 registers; two blocks of 128 threads may have 255. A
 // step loads 4 KiB, or 8 in the second product. Bands of one tile, so that tests have several of them.
 template <>
 struct Shapes<Format::kFloat64> {
