@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -395,6 +396,16 @@ def test_a_plan_prints_and_stops(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main([*command_line(QUICK | {"batch_size": 80}), "--plan"]) == 2
     assert "--batch-size 80 exceeds the 40 training images" in capsys.readouterr().err
+    assert main([*command_line(QUICK | {"model": "resnet_50"}), "--plan"]) == 2
+    assert "--model resnet_50: timm has no such model; near it: resnet" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_model_elsewhere(tmp_path, capsys):
+    save_for_hf(models.timm.create_model("resnet10t"), tmp_path, model_config={"num_classes": 1000})
+    options = {"model": f"local-dir:{tmp_path}", "batch_norm": "train"}
+    assert main([*command_line(QUICK | options), "--plan"]) == 0
+    size = models.timm.get_pretrained_cfg("resnet10t").input_size[-1]
+    assert f"on the device {20 * 3 * size**2 / 1e9:.2g} GB" in capsys.readouterr().out
 
 
 # Images
