@@ -65,6 +65,7 @@ def test_a_logit_has_the_same_bits_everywhere(count, dim, dtype):
 
 LAUNCHES = {
     (256, None): (["phases_kernel"], ["backward_kernel", "prepare_backward_kernel"]),
+    (256, "keys"): (["phases_kernel"], ["backward_kernel", "prepare_backward_kernel"]),
     (2100, None): (
         ["prepare_kernel", "forward_kernel", "merge_loss_kernel"],
         ["backward_kernel", "prepare_backward_kernel"],
@@ -76,22 +77,29 @@ LAUNCHES = {
 }
 
 
-@pytest.mark.parametrize(("count", "engine"), LAUNCHES, ids=str)
-def test_launches_are_those_of_the_plan(count, engine):
+@pytest.mark.parametrize(("count", "how"), LAUNCHES, ids=str)
+def test_launches_are_those_of_the_plan(count, how):
     """Of small batches one, as blocks can meet here; and panels, for which torch's cuBLAS has to be found."""
     x = torch.randn(count, 128, device=DEVICE).bfloat16().requires_grad_()
     labels = torch.arange(count, device=DEVICE) % 9
-    contrast = clce_ext.hard_negative_contrastive_loss
-    with clce_ext.backends.engine(engine):
-        loss = contrast(x, labels)
+    keys = (
+        {"keys": x.detach().flip(0).requires_grad_(), "key_labels": labels.flip(0)} if how == "keys" else {}
+    )
+    leaves = [x, keys["keys"]] if keys else [x]
+
+    def contrast():
+        return clce_ext.hard_negative_contrastive_loss(x, labels, **keys)
+
+    with clce_ext.backends.engine("panels" if how == "panels" else None):
+        loss = contrast()
         for _ in range(2):  # the first starts the profiler
             found = (
-                launches_of(lambda: contrast(x, labels)),
-                launches_of(lambda: torch.autograd.grad(loss, x, retain_graph=True)),
+                launches_of(contrast),
+                launches_of(lambda: torch.autograd.grad(loss, leaves, retain_graph=True)),
             )
     if not any(found):
         pytest.skip("torch's profiler sees no kernels here")
-    assert found == LAUNCHES[count, engine]
+    assert found == LAUNCHES[count, how]
 
 
 def launches_of(call) -> list[str]:

@@ -337,7 +337,7 @@ def test_an_objective_says_everything_about_itself(capsys):
         assert f"\n| `{name}` |" in docs
         assert record.summary in help_text
         first, *others = stages(objective=name)
-        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, record.soft_targets)
+        assert (first.views, first.mode, first.mixing) == (record.views, record.outputs, not record.two_stage)
         assert len(others) == record.two_stage
     assert len({record.color for record in OBJECTIVES.values()}) == len(OBJECTIVES)
 
@@ -478,6 +478,19 @@ def test_pooling_by_another_rule():
     assert torch.allclose(model.embed(images), model.backbone.fc_norm(tokens[:, 0]), atol=1e-6)
     with pytest.raises(TrainingError, match="--global-pool: timm refuses"):
         create(global_pool="median")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "hf_hub:owner/name", "local-dir:somewhere"])
+def test_models_of_elsewhere_are_timms_to_find(name, monkeypatch):
+    make, asked = timm.create_model, []
+
+    def create_elsewhere(name, pretrained, **options):
+        asked.append((name, pretrained))
+        return make("resnet10t", **options)
+
+    monkeypatch.setattr("timm.create_model", create_elsewhere)
+    create(model=name, pretrained=True)
+    assert set(asked) == {(name, True)}
 
 
 def test_models_of_a_directory(tmp_path):

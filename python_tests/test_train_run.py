@@ -513,6 +513,24 @@ def test_episodes_are_called_novel_only_where_the_classes_are(finished, tmp_path
     assert "too small are 8 (174)" in message and "Fewer --queries" in message
 
 
+def test_episodes_draw_from_the_same_classes_whatever_the_shots(finished, tmp_path):
+    """Those that are too small for the most shots are in no episode, and are named."""
+    folder = write_digit_images(tmp_path / "novel", train=8, val=0, classes=4, size=32) / "train"
+    for image in sorted((folder / "digit_3").iterdir())[5:]:
+        image.unlink()
+    arguments = ["--checkpoint", str(finished), "--data", str(folder), "--ways", "3", "--queries", "3"]
+    found = []
+    for shots in (["1", "4"], ["1"]):
+        output = ["--episodes", "10", "--output", str(tmp_path / "e.json")]
+        assert evaluate.main([*arguments, *output, "--shots", *shots]) == 0
+        found.append(json.loads((tmp_path / "e.json").read_text()))
+    assert found[0]["too_small_for_episodes"] == "digit_3 (5)" and "too_small_for_episodes" not in found[1]
+    (folder / "digit_3").rename(tmp_path / "away")
+    assert evaluate.main([*arguments, *output, "--shots", "1", "4"]) == 0
+    without = json.loads((tmp_path / "e.json").read_text())
+    assert without["3way_1shot_logistic"] == found[0]["3way_1shot_logistic"]
+
+
 def test_eval_errors(finished, tmp_path, capsys):
     for arguments, message in (
         (["--checkpoint", str(tmp_path)], "not the directory of a run"),
@@ -535,7 +553,7 @@ def test_eval_errors(finished, tmp_path, capsys):
 
 
 def test_compare(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("clce_ext.train.report._MAP_POINTS", 100)
+    monkeypatch.setattr("clce_ext.train.report._SHOWN", 100)
     options = {k: v for k, v in QUICK.items() if k != "eval_embeddings"} | {"shots": 4}
     arguments = [*command_line(options), "--objectives", "ce", "clce", "--seeds", "0", "1"]
     arguments += ["--output", str(tmp_path)]
@@ -564,8 +582,12 @@ def test_compare(tmp_path, monkeypatch, capsys):
     assert "Options shared by the runs" in report and "epochs: 2" in report
     assert not re.search(r"^(seed|objective|output|resume|overwrite):", report, re.M)
     assert "4 training images of each class; batches of 20 images, 2 of a class" in report
-    said = capsys.readouterr().out.splitlines()[-4:]
-    assert said[0].split()[:2] == ["Top-1", "Top-5"] and said[1].startswith("ce ") and "±" in said[2]
+    *progress, head, of_ce, of_clce, _ = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["Top-1", "Top-5"] and of_ce.startswith("ce ") and "±" in of_clce
+    # Each objective's means as soon as its last seed has finished.
+    mean = 50 * (found["ce", 0] + found["ce", 1])
+    said = next(i for i, line in enumerate(progress) if line.startswith(f"ce: top1 {mean:.1f} ± "))
+    assert progress[said].endswith("% of val") and progress[said + 1].startswith("[3/4] clce, seed 0, about")
     difference = 100 * sum(found["clce", s] - found["ce", s] for s in (0, 1)) / 2
     assert f"<b>clce</b>: {difference:+.2f} points" in report
     # Again: nothing is trained, the report is made again.

@@ -10,11 +10,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models import save_for_hf
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from clce_ext.train import loop, models
@@ -116,7 +119,7 @@ def test_a_queue_holds_embeddings_of_steps_before():
 
 
 class Reads(TorchDispatchMode):
-    """Counts how often the host asks for a tensor's value, for which it would wait for a GPU."""
+    """Counts how often the host asks for a tensor's values, for which it would wait for a GPU."""
 
     count = 0
 
@@ -126,20 +129,54 @@ class Reads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("options", [{"objective": "ce"}, {"objective": "clce", "micro_batch_size": 6}])
+class Lists(TorchFunctionMode):
+    """The same of methods that on the CPU are no operations."""
+
+    count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += function in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "ce", "clip_grad": 1.0},
+        {"objective": "clce", "clip_grad": 1.0, "micro_batch_size": 6, "queue_size": 30},
+        {"objective": "clce", "amp": "float16"},
+        {"objective": "ce", "amp": "float16", "opt": "adamw", "clip_grad": 1.0},
+    ],
+)
 def test_a_step_reads_nothing_back(options):
-    """But for what is read anyway on the CPU alone, such as Adam's count of steps."""
-    trainer = make_trainer(
-        opt="sgd", clip_grad=1.0, ema=0.9, queue_size=30 if "micro_batch_size" in options else None, **options
-    )
+    """But for what is read anyway on the CPU alone, such as an unfused Adam's count of steps."""
+    trainer = make_trainer(**{"opt": "sgd", "ema": 0.9} | options)
     losses = RunningLosses(Processes(torch.device("cpu")))
-    with Reads() as reads:
+    with Reads() as reads, Lists() as lists:
         for step in range(2):
             losses.add(trainer.gradients(step), 20, step)
             trainer.update()
-        assert reads.count == 0
+        assert reads.count == lists.count == 0
         assert losses.not_finite() is None and set(losses.last()) == set(losses.sums())
-        assert reads.count > 0
+        assert lists.count == 3
+        trainer.scaler.get_scale()
+        assert reads.count == trainer.scaler.is_enabled()
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lamb"])
+def test_gradients_of_float16_that_overflow_move_nothing(opt):
+    """Whether the optimizer itself looks at them, as torch's fused ones do, or the host."""
+    trainer = make_trainer(objective="ce", amp="float16", opt=opt)
+    before, scale = copy.deepcopy(trainer.model.state_dict()), trainer.scaler.get_scale()
+    trainer.gradients(0)
+    trainer.model.backbone.head.weight.grad[0, 0] = float("inf")
+    trainer.update()
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert trainer.scaler.get_scale() == scale / 2
+    trainer.gradients(1)
+    trainer.update()
+    assert not torch.equal(before["backbone.head.weight"], trainer.model.backbone.head.weight)
 
 
 def test_losses_that_nobody_looked_at():
@@ -233,6 +270,22 @@ def test_every_process_gets_its_own_queue_back(monkeypatch):
         resumed = make_trainer(rank=rank, **options)
         resumed.restore(state)
         assert torch.equal(resumed.criterion.queue.embeddings, queues[rank].embeddings)
+
+
+def test_what_is_downloaded_is_opened_once_by_each_process(monkeypatch):
+    """First by the main process, which fetches it."""
+    calls = []
+    monkeypatch.setattr(loop, "load_data", lambda config: calls.append("load"))
+    for download, rank, wanted in (
+        (True, 0, ["load", "wait"]),
+        (True, 1, ["wait", "load"]),
+        (False, 1, ["load"]),
+    ):
+        group = SimpleNamespace(is_main=rank == 0, from_main=lambda value: calls.append("wait"))
+        run = SimpleNamespace(config=quick_config(Path("nowhere"), download=download), group=group)
+        loop._Run._load_data(run)
+        assert calls == wanted
+        calls.clear()
 
 
 def test_resuming_refuses_changed_data(tmp_path):
@@ -343,6 +396,16 @@ def test_a_plan_prints_and_stops(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main([*command_line(QUICK | {"batch_size": 80}), "--plan"]) == 2
     assert "--batch-size 80 exceeds the 40 training images" in capsys.readouterr().err
+    assert main([*command_line(QUICK | {"model": "resnet_50"}), "--plan"]) == 2
+    assert "--model resnet_50: timm has no such model; near it: resnet" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_model_elsewhere(tmp_path, capsys):
+    save_for_hf(models.timm.create_model("resnet10t"), tmp_path, model_config={"num_classes": 1000})
+    options = {"model": f"local-dir:{tmp_path}", "batch_norm": "train"}
+    assert main([*command_line(QUICK | options), "--plan"]) == 0
+    size = models.timm.get_pretrained_cfg("resnet10t").input_size[-1]
+    assert f"on the device {20 * 3 * size**2 / 1e9:.2g} GB" in capsys.readouterr().out
 
 
 # Images
@@ -355,7 +418,7 @@ def source(count: int, size: tuple[int, int], calls: list[int] | None = None) ->
         return Image.new("RGB", size, (i % 256, 0, 0))
 
     labels = np.arange(count) % 2
-    return Images(Source(image, labels, str), np.arange(count), labels)
+    return Images(Source(range(count), image, labels, "colours"), np.arange(count), labels)
 
 
 INPUT = {
@@ -377,7 +440,7 @@ def test_a_small_training_set_is_decoded_once(monkeypatch):
     large = source(12, (40, 40))
     assert in_memory(large) is large
     broken = source(3, (8, 8))
-    broken.source.image = lambda i: 1 / 0
+    broken.source.read = lambda i: 1 / 0
     with pytest.raises(UnreadableImageError, match="cannot read image"):
         in_memory(broken)
 
@@ -417,7 +480,7 @@ def test_the_crop_of_evaluation_is_the_models(mode, seen):
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :16] = 255
     images = Images(
-        Source(lambda i: Image.fromarray(picture), np.zeros(1, int), str), np.zeros(1, int), np.zeros(1, int)
+        Source([picture], Image.fromarray, np.zeros(1, int), "one"), np.zeros(1, int), np.zeros(1, int)
     )
     config = quick_config(Path("nowhere"))
     ((found, _),) = evaluation_loader(images, config, INPUT | {"crop_mode": mode, "mean": (0, 0, 0)})
@@ -442,7 +505,7 @@ from clce_ext.train.trainer import Trainer
 
 picture = Image.new("RGB", (224, 224))
 labels = np.arange(8192) % 16
-images = Images(Source(lambda i: picture, labels, str), np.arange(8192), labels)
+images = Images(Source(range(8192), lambda i: picture, labels, "black"), np.arange(8192), labels)
 config = TrainConfig(data="DIR", model="test_resnet", image_size=224, batch_size=4096, workers=8,
     augment=False, micro_batch_size=64, tensorboard=False, device="cpu")
 model = models.create_model(config, 16, False)

@@ -192,17 +192,22 @@ def _unpacked_bytes(path: Path) -> int:
 
 
 def read_classes(path: str | Path) -> list[str]:
-    """The names of the classes that a run wrote into its weights; none where another has written the file.
+    """The names of the classes that a run wrote into its weights; none where another has written the file."""
+    return json.loads(read_metadata(path).get("classes", "[]"))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """What is said of the weights in a .safetensors, or in a run's directory; of another file, nothing.
 
     Raises:
         TrainingError: a damaged file.
     """
     path = _weights_file(path)
     if path.suffix != ".safetensors":
-        return []
+        return {}
     try:
         with safetensors.safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("classes", "[]"))
+            return file.metadata() or {}
     except (safetensors.SafetensorError, OSError) as error:
         raise TrainingError(f"--checkpoint {path.parent}: {path.name} is damaged ({error})") from error
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 
-from .config import TrainConfig, add_options, read_yaml
+from .config import TrainConfig, add_options, command_parser, read_yaml
 from .errors import run_command
 
 _EPILOG = """\
@@ -19,12 +18,7 @@ examples:
 
 def parse(arguments: Sequence[str] | None = None) -> TrainConfig:
     """Options of the command line over those of --config over the defaults."""
-    parser = argparse.ArgumentParser(
-        prog="clce-train",
-        description=__doc__.partition(": ")[2],
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, _EPILOG)
     parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the options below")
     add_options(parser)
     given = vars(parser.parse_args(arguments))

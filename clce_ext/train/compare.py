@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 import yaml
 
 from .checkpoint import read_classes
-from .config import TrainConfig, add_options, flag, read_yaml
+from .config import TrainConfig, add_options, command_parser, flag, read_yaml
 from .errors import TrainingError, run_command
 from .evaluate import FinishedRun
 from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .page import interval_of, spread
 from .processes import processes
-from .report import accuracy_columns, with_untouched, write_comparison_report
+from .report import ACCURACIES, OF_ONE_RUN, accuracy_columns, with_untouched, write_comparison_report
 from .results import RunRecord, read_run, write_figures, write_rows
 from .start import versions
 
-OF_THE_RUNS = ("objective", "seed", "output", "resume", "overwrite", "plan")  # what compare itself decides
 _EPILOG = """\
 Every run is a directory DIR/runs/OBJECTIVE-seedN as clce-train leaves it. Runs that have finished are kept:
 the same command again goes on where it was interrupted, and makes the report again.
@@ -53,12 +52,8 @@ class Comparison(NamedTuple):
 
 
 def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
-    """With all options; ``text`` is "command: what it does"."""
-    command, _, description = text.partition(": ")
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog=command, description=description, epilog=epilog, formatter_class=layout
-    )
+    """With all options of a comparison."""
+    parser = command_parser(text, epilog)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
     parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
@@ -72,7 +67,7 @@ def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
     parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
-    add_options(parser, exclude=OF_THE_RUNS)
+    add_options(parser, exclude=OF_ONE_RUN)
     return parser
 
 
@@ -112,7 +107,7 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
             )
         if owner in objectives:
             own.setdefault(owner, {}).setdefault(option, value)
-    options = {k: v for k, v in options.items() if k not in OF_THE_RUNS}
+    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
     if options.get("eval_embeddings") == "never":
         raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
     return Comparison(options, objectives, seeds, baseline, output, split, own)
@@ -135,7 +130,7 @@ def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[
             raise TrainingError(
                 f"--set {text}: OBJECTIVE.OPTION=VALUE is wanted, with one of {', '.join(objectives)}"
             )
-        if option in OF_THE_RUNS:
+        if option in OF_ONE_RUN:
             raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
         own.setdefault(objective, {})[option] = value
     return own
@@ -148,7 +143,7 @@ def compare(asked: Comparison) -> Path | None:
         o: [asked.config(o, s, asked.output / "runs" / f"{o}-seed{s}") for s in asked.seeds]
         for o in asked.objectives
     }
-    if not train_all({f"{o}, seed {config.seed}": config for o, of in configs.items() for config in of}):
+    if not train_all(configs):
         return None
     runs = {o: [judged(config, asked.split) for config in of] for o, of in configs.items()}
     shown = with_untouched(runs)
@@ -166,34 +161,42 @@ def compare(asked: Comparison) -> Path | None:
     return path
 
 
-def train_all(configs: Mapping[str, TrainConfig]) -> bool:
-    """Trains what has not been trained; the keys say on the terminal what each is. Returns whether this is
-    the main process, which goes on."""
+def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
+    """Trains what has not been trained, and says the means of each group, the same runs but for their seeds,
+    as it goes; the keys name the groups. Returns whether this is the main process, which goes on."""
     from .loop import train
 
-    start = time.perf_counter()
-    with processes(next(iter(configs.values()))) as group:  # joined once: for all runs
-        if problem := group.from_main(_mixed_versions(configs)):
+    start, done, count = time.perf_counter(), 0, sum(map(len, groups.values()))
+    with processes(next(iter(groups.values()))[0]) as group:  # joined once: for all runs
+        if problem := group.from_main(_mixed_versions(groups)):
             raise TrainingError(problem)
-        for done, (name, config) in enumerate(configs.items()):
-            elapsed = time.perf_counter() - start
-            left = f", about {elapsed / done * (len(configs) - done):.0f} s left" if done else ""
+        for name, configs in groups.items():
+            found = []
+            for config in configs:
+                elapsed = time.perf_counter() - start
+                left = f", about {elapsed / done * (count - done):.0f} s left" if done else ""
+                if group.is_main:
+                    print(f"[{done + 1}/{count}] {name}, seed {config.seed}{left}", flush=True)
+                # The comparison draws the maps that it shows.
+                found.append(RunRecord(config.objective, config.seed, train(config, with_map=False), []))
+                done += 1
             if group.is_main:
-                print(f"[{done + 1}/{len(configs)}] {name}{left}", flush=True)
-            train(config, with_map=False)  # the comparison draws the maps that it shows
+                means = [f"{c} {spread(interval_of(found, c))}" for c in ACCURACIES if c in found[0].results]
+                print(f"{name}: {', '.join(means)} % of {found[0].results['split']}", flush=True)
     return group.is_main
 
 
-def _mixed_versions(configs: Mapping[str, TrainConfig]) -> str:
+def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     """What is wrong where finished runs were made by other versions than each other, or than those that would
     train the rest now; nothing is deleted for it."""
     now = versions()
     made: dict[str, str] = {}  # by versions, a run that they made
-    for name, config in configs.items():
+    for name, config in ((name, config) for name, configs in groups.items() for config in configs):
         found = now
         with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: it will be made now
             found = json.loads((Path(config.output) / "results.json").read_text())
-        made.setdefault(", ".join(f"{k} {found.get(k, 'unknown')}" for k in now), name)
+        version = ", ".join(f"{k} {found.get(k, 'unknown')}" for k in now)
+        made.setdefault(version, f"{name}, seed {config.seed}")
     if len(made) == 1:
         return ""
     which = "; ".join(f"{name} by {version}" for version, name in made.items())
@@ -214,7 +217,7 @@ def judged(config: TrainConfig, split: str | None) -> RunRecord:
             return read_run(folder, split)
     run = FinishedRun(folder, workers=config.workers, device=config.device)
     figures, outputs, correct = run.figures(split)
-    write_figures(folder, split, figures, run.judge.part(outputs), correct)
+    write_figures(folder, figures, run.judge.part(outputs), correct, split)
     return read_run(folder, split)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -315,12 +315,25 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return {str(name).replace("-", "_"): value for name, value in options.items()}
 
 
-def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) -> None:
-    """Every field of TrainConfig as an option without a default, so that a recipe is not overruled by it.
+def command_parser(text: str, epilog: str) -> argparse.ArgumentParser:
+    """Of a command whose module says "command: what it does"."""
+    command, _, description = text.partition(": ")
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=command, description=description, epilog=epilog, formatter_class=layout
+    )
+
+
+def add_options(
+    parser: argparse._ActionsContainer, only: Collection[str] = (), exclude: Collection[str] = ()
+) -> None:
+    """Fields of TrainConfig as options without a default, so that a recipe is not overruled by it.
 
     Their values stay text, which TrainConfig reads as it reads a recipe's.
     """
     for field in dataclasses.fields(TrainConfig):
+        if field.name in exclude or (only and field.name not in only):
+            continue
         text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
         options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
         if field.type == "bool":
@@ -332,8 +345,7 @@ def add_options(parser: argparse.ArgumentParser, exclude: Sequence[str] = ()) ->
                 options["nargs"] = "*"
             elif field.default is not None and "default:" not in text:
                 text += f" (default: {field.default})"
-        if field.name not in exclude:
-            parser.add_argument(flag(field.name), help=text, **options)
+        parser.add_argument(flag(field.name), help=text, **options)
 
 
 def flag(name: str) -> str:

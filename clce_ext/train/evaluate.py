@@ -15,13 +15,12 @@ import torch
 
 from . import metrics, models
 from .checkpoint import read_classes, write_text
-from .config import TrainConfig, flag, read_yaml
-from .data import Images, load_classes, load_data
+from .config import TrainConfig, add_options, command_parser, flag, read_yaml
+from .data import load_classes, load_data
 from .errors import TrainingError, listing, run_command
-from .judge import Judge, Outputs, accuracies, quality
+from .judge import Judge, Outputs, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
-from .results import correct_tensors
 
 _LOADING = ("data", "data_dir", "workers", "device")
 _EPILOG = """\
@@ -40,12 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="clce-eval",
-        description=__doc__.partition(": ")[2],
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser(__doc__, _EPILOG)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
     parser.add_argument(
         "--split",
@@ -62,11 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of the episodes")
     parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
     own = parser.add_argument_group("in place of the run's own")
-    own.add_argument("--data", help="judge on this data set")
-    own.add_argument("--data-dir", help="where torchvision and Hugging Face data sets are kept")
     own.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass")
-    own.add_argument("--workers", type=int, help="processes that load images")
-    own.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
+    add_options(own, only=_LOADING)
     return parser
 
 
@@ -92,7 +83,7 @@ def _command(arguments: Sequence[str] | None) -> None:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
-    given = {name: value for name, value in vars(options).items() if name in _LOADING and value is not None}
+    given = {name: value for name, value in vars(options).items() if name in _LOADING}
     if options.batch_size is not None:
         given["micro_batch_size"] = options.batch_size
     run = FinishedRun(Path(options.checkpoint), **given)
@@ -105,8 +96,10 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
     if set(names) != set(run.classes) or options.classes:
         return _episodes(run, options.classes, options), []
     images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
-    figures, outputs = run.figures_of(images, "data")
-    return {"data": run.config.data} | figures, outputs.by_class(run.classes)
+    outputs = run.judge.outputs(run.model, images)
+    figures = {"data": run.config.data, "images": len(images)}
+    figures |= outputs.classification(len(names), "data") | quality(run.judge.part(outputs))
+    return figures, outputs.by_class(run.classes)
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -158,8 +151,7 @@ class FinishedRun:
         self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
 
     def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs, dict[str, torch.Tensor]]:
-        """Accuracy, neighbours and geometry on a split of the run's own data, by default the one that
-        training watched; the outputs; and of which images the class was found (results.correct_tensors)."""
+        """Judge.figures on a split of the run's own data, by default the one that training watched."""
         data = load_data(self.config)
         if data.classes != self.classes:
             differ = sorted(set(data.classes) ^ set(self.classes)) or ["their order"]
@@ -167,21 +159,11 @@ class FinishedRun:
                 f"{self.config.data} has {len(data.classes)} classes, the model was trained on "
                 f"{len(self.classes)}; what differs: {listing(differ, 8)}"
             )
-        split = split or data.watched
-        images = data.split(split)
-        figures, outputs = self.figures_of(images, split)
-        found, before = self.judge.frozen(self.model, data.train, outputs), None
-        figures = {"split": split, **figures, **accuracies(found)}
+        split, before = split or data.watched, None
         if (backbone := self._untouched_backbone()) is not None:
-            before = self.judge.frozen(backbone, data.train, self.judge.outputs(backbone, images))
-            figures[UNTOUCHED] = accuracies(before)
-        return figures, outputs, correct_tensors(images, {"top1": outputs.correct(), **found}, before)
-
-    def figures_of(self, images: Images, name: str) -> tuple[dict[str, Any], Outputs]:
-        """Accuracy and geometry, with the loss as ``{name}_loss``; and the outputs."""
-        outputs = self.judge.outputs(self.model, images)
-        figures = {"images": len(images), **outputs.classification(len(self.classes), name)}
-        return figures | quality(self.judge.part(outputs)), outputs
+            of_split = self.judge.outputs(backbone, data.split(split))
+            before = self.judge.frozen(backbone, data.train, of_split)
+        return self.judge.figures(self.model, data, split, before)
 
     def _untouched_backbone(self) -> models.FineTuner | None:
         """What the run started from, where it started from weights that can still be read."""

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from . import metrics
 from .config import TrainConfig
-from .data import Images, evaluation_loader
+from .data import Data, Images, evaluation_loader
 from .models import FineTuner
+from .objectives import UNTOUCHED
 from .processes import Processes
 
 _KEPT_PIXELS = 64 << 20  # of decoded images, per split
@@ -122,6 +123,36 @@ class Judge:
             fitted = Outputs.join(gather(share.at(torch.isin(share.rows, chosen))))
             found["probe"] = metrics.probe_correct(*_arrays(fitted), *_arrays(test))
         return {name: torch.from_numpy(of) for name, of in found.items()}
+
+    def figures(
+        self,
+        model: FineTuner,
+        data: Data,
+        split: str,
+        before: dict[str, Tensor] | None,
+        outputs: Outputs | None = None,
+    ) -> tuple[dict[str, Any], Outputs, dict[str, Tensor]]:
+        """What results.json and correct.safetensors hold of ``split``, and the ``outputs`` for it, which may
+        be known already.
+
+        That is accuracies and the geometry of the embeddings, ``before`` (what `frozen` found of the given
+        backbone) as figures of their own; and which images were judged, with, by figure, whether each one's
+        class was found. The latter is empty where only a part of the images was judged: every seed draws
+        another part, so they do not pair.
+        """
+        images, found = data.split(split), {}
+        outputs = outputs or self.outputs(model, images)
+        figures = {"split": split, "images": len(images), **outputs.classification(len(data.classes), split)}
+        if self.config.eval_embeddings != "never":
+            found = self.frozen(model, data.train, outputs)
+            figures |= accuracies(found) | quality(self.part(outputs))
+        correct = {"top1": outputs.correct(), **found}
+        if before is not None:
+            figures[UNTOUCHED] = accuracies(before)
+            correct |= {f"{UNTOUCHED}.{name}": of for name, of in before.items()}
+        if any(len(of) != len(images) for of in correct.values()):
+            return figures, outputs, {}
+        return figures, outputs, {"images": torch.from_numpy(images.indices.astype(np.int64)), **correct}
 
     def _loaded(self, images: Images) -> Iterable:
         """This process's share of the images; small splits are decoded once and kept."""

@@ -19,10 +19,10 @@ from .config import TrainConfig
 from .data import Data, data_digest, in_memory, load_data
 from .errors import TrainingError, differences, first_line
 from .losses import RunningLosses
-from .objectives import OBJECTIVES, UNTOUCHED
+from .objectives import OBJECTIVES
 from .processes import Processes, processes
 from .records import Records, epoch_line, progress_bar
-from .results import correct_tensors
+from .results import write_figures
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
@@ -80,10 +80,7 @@ class _Run:
         self.config, self.group, self.folder, self.with_map = config, group, folder, with_map
         self.is_shown = config.progress and group.is_main
         seed_all(config.seed)  # the same weights in every process
-        if config.download and group.is_main:
-            load_data(config)
-        group.from_main(None)  # the others wait for what it fetches
-        self.data: Data = load_data(config)
+        self.data = self._load_data()
         self.digest = data_digest(self.data)
         group.agree("found other data", self.digest)
         self._check_that_test_chooses_nothing()
@@ -111,6 +108,16 @@ class _Run:
         if group.is_main:
             rows = self.state.rows
             self.records = Records(folder, config.tensorboard, rows, config.tracker, config.to_dict())
+
+    def _load_data(self) -> Data:
+        """What --download fetches, the main process fetches; the others wait for it."""
+        config, group = self.config, self.group
+        if config.download and not group.is_main:
+            group.from_main(None)
+        data = load_data(config)
+        if config.download and group.is_main:
+            group.from_main(None)
+        return data
 
     def _check_that_test_chooses_nothing(self) -> None:
         if self.data.watched != "test":
@@ -271,44 +278,35 @@ class _Run:
                 self._write_backbone("last.safetensors")
             self.model.load_state_dict(state.best)
             self.val_outputs = None
-        val = self.val_outputs or self.judge.outputs(self.model, data.val)
+        figures, val, correct = self.judge.figures(
+            self.model, data, data.watched, state.untouched, self.val_outputs
+        )
         results: dict[str, Any] = {
             **{name: getattr(config, name) for name in ("objective", "model", "data", "seed")},
             **versions(),
             "classes": len(data.classes),
             "train_images": len(data.train),
-            "split": data.watched,
-            "images": len(data.val),
             "epochs": len(state.rows),
             "steps": state.step,
             "seconds": round(state.seconds, 3),
             "seconds_per_epoch": round(state.seconds / max(1, len(state.rows)), 4),
-            **val.classification(len(data.classes), data.watched),
         }
         if config.best_metric and state.rows:  # --epochs 0 leaves nothing to choose from
             best = best_row(self._rows_to_choose_from(), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": state.rows.index(best) + 1}
-        part, found = None, {}
-        if config.eval_embeddings != "never":
-            part = self.judge.part(val)
-            found = self.judge.frozen(self.model, data.train, val)
-            results |= judge.accuracies(found) | judge.quality(part)
-        if state.untouched is not None:
-            results[UNTOUCHED] = judge.accuracies(state.untouched)
+        results |= figures
         if self.group.is_main:
-            (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
-            correct = correct_tensors(data.val, {"top1": val.correct(), **found}, state.untouched)
-            checkpoint.write_weights(self.folder / "correct.safetensors", correct)
-            self._write_results(results, part)
+            part = None if config.eval_embeddings == "never" else self.judge.part(val)
+            self._write_results(results, part, correct)
         return results
 
-    def _write_results(self, results: dict[str, Any], val: judge.Outputs | None) -> None:
+    def _write_results(
+        self, results: dict[str, Any], val: judge.Outputs | None, correct: dict[str, Tensor]
+    ) -> None:
         data, rows = self.data, self.state.rows
+        (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
         self._write_backbone("model.safetensors")
-        if val is not None:
-            tensors = {"embeddings": val.embeddings, "labels": val.labels}
-            checkpoint.write_weights(self.folder / "embeddings.safetensors", tensors)
-        checkpoint.write_text(self.folder / "results.json", json.dumps(results, indent=2) + "\n")
+        write_figures(self.folder, results, val, correct)
         report.write_run_report(
             self.folder, self.config, results, rows, data.classes, val, data.val, self.with_map
         )

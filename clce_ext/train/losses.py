@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from .processes import Processes
@@ -32,13 +31,9 @@ class RunningLosses:
     def not_finite(self) -> tuple[int, dict[str, float]] | None:
         """The first step at which some process's losses were not finite, and these losses. All processes
         call this together; waits for the device."""
-        latest = self.odd[0].clone()
-        if self.group.world_size > 1:
-            dist.all_reduce(latest, dist.ReduceOp.MAX)
-        if int(latest) < 0:
-            return None
-        found = self.group.gather((int(self.odd[0]), self._named(self.odd[1:])))
-        return min((one for one in found if one[0] >= 0), key=lambda one: one[0])
+        step, *values = self.odd.tolist()
+        found = self.group.gather((int(step), dict(zip(self.names, values, strict=False))))
+        return min((one for one in found if one[0] >= 0), key=lambda one: one[0], default=None)
 
     def last(self) -> dict[str, float]:
         """Of the last step; waits for the device."""

@@ -144,20 +144,12 @@ def silhouette(x: np.ndarray, labels: np.ndarray) -> float:
     return float(silhouette_score(np.asarray(x, dtype=np.float64), labels, metric="cosine"))
 
 
-def cosine_histograms(x: np.ndarray, labels: np.ndarray, bins: int = 60) -> dict[str, np.ndarray]:
-    """Densities of the cosines of pairs of one class and of two classes: edges [bins + 1], within,
-    between."""
-    edges = np.linspace(-1, 1, bins + 1)
-    within, between = np.zeros(bins), np.zeros(bins)
-    for rows, cosines in _cosines(x):
-        cosines = cosines.clip(-1, 1)
-        same = labels[rows, None] == labels
-        between += np.histogram(cosines[~same], edges)[0]
-        same[np.arange(len(rows)), rows] = False  # no image with itself
-        within += np.histogram(cosines[same], edges)[0]
-    width = edges[1] - edges[0]
-    densities = {k: v / max(v.sum() * width, 1e-12) for k, v in (("within", within), ("between", between))}
-    return {"edges": edges, **densities}
+def pair_cosines(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines of all pairs of images of one class, and of all pairs of two classes."""
+    x = normalized(x)
+    i, j = np.triu_indices(len(x), 1)
+    cosines, same = (x @ x.T)[i, j], labels[i] == labels[j]
+    return cosines[same], cosines[~same]
 
 
 def retrieval(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -41,11 +41,6 @@ class Objective:
         return self.outputs == "contrast"
 
     @property
-    def soft_targets(self) -> bool:
-        """Whether the first stage can compare with the mixed labels of mixup and CutMix."""
-        return not self.two_stage
-
-    @property
     def temperature(self) -> float | None:
         """The default of the loss, where it has one."""
         return None if self.loss is None else inspect.signature(self.loss).parameters["temperature"].default

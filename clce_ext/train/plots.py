@@ -113,20 +113,20 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return _svg(axes, shown if len(classes) <= 12 else {}, f"map of the embeddings: {title}")
 
 
-def cosine_histogram(histogram: Mapping[str, np.ndarray], name: str, title: str, low: float = -1.0) -> str:
+def cosine_histogram(within: np.ndarray, between: np.ndarray, name: str, low: float) -> str:
     """Densities of the cosines within and between classes, from ``low`` to 1."""
-    axes = _axes(title, 2.6, 4.0, **{"axes.grid": False})
-    kinds = {"two classes": ("between", "#c3cad0", 0.9), "one class": ("within", color(name), 0.6)}
-    shown = {
-        label: axes.stairs(histogram[kind], histogram["edges"], fill=True, color=tint, alpha=alpha)
-        for label, (kind, tint, alpha) in kinds.items()
-    }
+    axes, shown = _axes(name, 2.6, 4.0, **{"axes.grid": False}), {}
+    kinds = {"two classes": (between, "#c3cad0", 0.9), "one class": (within, color(name), 0.6)}
+    for label, (cosines, tint, alpha) in kinds.items():
+        if len(cosines):
+            style = {"histtype": "stepfilled", "color": tint, "alpha": alpha}
+            shown[label] = axes.hist(cosines, np.linspace(low, 1, 60), density=True, **style)[2][0]
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlim(low, 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
     axes.set_xlabel("cosine of two images of …")
-    return _svg(axes, shown, f"cosines within and between classes: {title}")
+    return _svg(axes, shown, f"cosines within and between classes: {name}")
 
 
 def confusion(counts: np.ndarray, classes: Sequence[str]) -> str:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import timm
 
 from . import models, plots
-from .checkpoint import read_weights
-from .config import TrainConfig
+from .checkpoint import read_metadata, read_weights
+from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
-from .data.sources import file_image, image_files, sample_name
+from .data.sources import image_files, open_image
 from .errors import TrainingError, run_command
 from .judge import run_model
 from .page import Section, write_page
@@ -27,7 +26,7 @@ from .results import write_rows
 
 _ON_SHEET = 500  # thumbnails at most; the table has all images
 _SAID = 3  # classes of each image
-_LOADING = ("batch_size", "workers", "max_image_pixels", "device")
+_LOADING = ("workers", "max_image_pixels", "device")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,22 +34,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="clce-predict",
-        description=__doc__.partition(": ")[2],
-        epilog="example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    example = "example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions"
+    parser = command_parser(__doc__, example)
     parser.add_argument("images", nargs="+", help="image files, and folders of them")
     parser.add_argument(
         "--checkpoint", required=True, help="a run's directory, or its model.safetensors alone"
     )
     parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
-    most, text = TrainConfig.max_image_pixels, "refuse larger images (default: %(default)s)"
-    parser.add_argument("--max-image-pixels", type=int, default=most, metavar="N", help=text)
-    parser.add_argument("--device", help="cpu | cuda (default: cuda where there is one)")
+    add_options(parser, only=_LOADING)
     return parser.parse_args(arguments)
 
 
@@ -58,15 +50,16 @@ def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
-    config = TrainConfig.from_dict({k: v for k, v in vars(options).items() if k in _LOADING})
-    image = functools.partial(file_image, paths, config.max_image_pixels)
+    given = {k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)}
+    config = TrainConfig.from_dict(given)
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
-    source = Source(image, unknown, functools.partial(sample_name, paths))
-    loader = evaluation_loader(Images(source, np.arange(len(paths)), unknown), config, input_config)
+    source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
+    images = Images(source, np.arange(len(paths)), unknown)
+    loader = evaluation_loader(images, config, input_config)
     device = choose_device(config.device)
     outputs = run_model(model.to(device), loader, device)
     rows = []
-    for (path, _), top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
+    for path, top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
         row: dict[str, Any] = {"image": path}
         for place, (label, share) in enumerate(zip(top[:_SAID], shares, strict=False), 1):
             row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
@@ -77,7 +70,7 @@ def predict(options: argparse.Namespace) -> Path:
     photos = []
     for i, row in enumerate(rows[:_ON_SHEET]):
         text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}"
-        photos.append(([plots.photograph(image(i))], text))
+        photos.append(([plots.photograph(images.decode(i))], text))
     write_page(
         folder / "contact-sheet.html",
         [Section("Images", photos=photos)],
@@ -93,12 +86,7 @@ def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str,
     Raises:
         TrainingError: no such file, a damaged one, or one that clce-train did not write.
     """
-    path = Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
-    state = read_weights(path)
-    about = {}
-    if path.suffix == ".safetensors":
-        with safetensors.safe_open(path, "pt") as file:
-            about = file.metadata() or {}
+    state, about = read_weights(path), read_metadata(path)
     if missing := {"model", "classes", "input", "arguments"} - set(about):
         raise TrainingError(
             f"--checkpoint {path}: does not say its {', '.join(sorted(missing))}, as the model.safetensors "
@@ -112,17 +100,17 @@ def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str,
     return models.FineTuner(backbone).eval(), classes, json.loads(about["input"])
 
 
-def _paths(given: Sequence[str]) -> list[tuple[str, str]]:
-    """(path, name of its folder) of the files, and of the images in the folders."""
-    found: list[tuple[str, str]] = []
+def _paths(given: Sequence[str]) -> list[str]:
+    """The files, and the images in the folders."""
+    found: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = image_files(path)[0]
+            inside = [file for file, _ in image_files(path)[0]]
             if not inside:
                 raise TrainingError(f"{path}: no images in this folder")
             found += inside
         elif path.is_file():
-            found.append((str(path), path.parent.name))
+            found.append(str(path))
         else:
             raise TrainingError(f"{path}: no such file or folder")
     return found

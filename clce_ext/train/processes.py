@@ -48,11 +48,7 @@ class Processes:
 
     def from_main(self, value: Any) -> Any:
         """The main process's ``value``."""
-        if self.world_size == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, src=0, device=self.device if self.device.type == "cuda" else None)
-        return values[0]
+        return self.gather(value)[0]
 
 
 def choose_device(wanted: str | None) -> torch.device:

@@ -41,9 +41,16 @@ GEOMETRY = {
 }
 _CURVES = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
 _LOSSES = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
-_MAP_POINTS = 1500
+_SHOWN = 1500
 _MISTAKES, _PAIRS, _CLASSES, _CONFUSED = 12, 8, 12, 20  # shown at most
-_OF_ONE_RUN = ("objective", "seed", "output", "resume", "overwrite")
+OF_ONE_RUN = (
+    "objective",
+    "seed",
+    "output",
+    "resume",
+    "overwrite",
+    "plan",
+)  # options that no comparison shares
 _STEADY = 1.15  # the longest over the shortest epoch of a stage where nothing else kept the machine busy
 
 
@@ -152,7 +159,7 @@ def _write(
     """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
     those own ones."""
     varied = {option for of in (own or {}).values() for option in of}
-    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *_OF_ONE_RUN}}
+    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *OF_ONE_RUN}}
     setting = [str(options["model"])] if "model" in options else []
     if options.get("shots"):
         setting.append(f"{config.shots} training images of each class")
@@ -335,7 +342,7 @@ def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | 
 
 
 def _photograph(images: Images, val: Outputs, i: int) -> str:
-    return plots.photograph(images.source.image(int(images.indices[val.rows[i]])))
+    return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
 
 
 # Sections of curves, embeddings and cost
@@ -366,24 +373,23 @@ def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np
 
 
 def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
-    shown = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
+    shown = {name: _shown(records[0]) for name, records in runs.items() if records[0].embeddings is not None}
     if not shown:
         return []
     maps = []
-    for name, record in shown.items():
-        points, labels, method = map_points(record.embeddings, record.labels)
+    for name, (x, labels) in shown.items():
+        points, method = map_points(x)
         maps.append((plots.embedding_map(points, labels, classes, name), ()))
-    counts = {name: metrics.cosine_histograms(r.embeddings, r.labels, 100) for name, r in shown.items()}
-    # One axis for all: from the lowest cosine that occurs.
-    low = min(h["edges"][:-1][h["within"] + h["between"] > 0].min() for h in counts.values())
-    histograms = [(plots.cosine_histogram(h, name, name, low), ()) for name, h in counts.items()]
+    cosines = {name: metrics.pair_cosines(x, labels) for name, (x, labels) in shown.items()}
+    low = min([0.9, *(of.min() for kinds in cosines.values() for of in kinds if len(of))])
+    histograms = [(plots.cosine_histogram(*kinds, name, low), ()) for name, kinds in cosines.items()]
     rows = {name: [cell(spread(interval_of(of, c), 1, 3)) for c in GEOMETRY] for name, of in runs.items()}
-    seed = next(iter(shown.values())).seed
+    seed = next(iter(runs.values()))[0].seed
     return [
         Section(
             "Embeddings",
-            f"The images judged on, seed {seed}, {method} of the normalised embeddings. Only neighbourhoods "
-            "mean something on such a map; distances across it do not.",
+            f"{len(labels)} of the images judged on, seed {seed}, {method} of the normalised embeddings. "
+            "Only neighbourhoods mean something on such a map; distances across it do not.",
             figures=maps,
         ),
         Section(
@@ -404,20 +410,24 @@ def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
     ]
 
 
-def map_points(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
-    """(points [n, 2], labels [n], name of the method): t-SNE, or PCA of fewer than 30 images."""
+def _shown(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
+    """(embeddings, labels) of as many images as maps and histograms show."""
+    count = len(record.labels)
+    chosen = np.sort(np.random.default_rng(0).choice(count, min(count, _SHOWN), replace=False))
+    return record.embeddings[chosen], record.labels[chosen]
+
+
+def map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
+    """(points [n, 2], name of the method): t-SNE, or PCA of fewer than 30 images."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     x = metrics.normalized(x)
-    if len(x) > _MAP_POINTS:
-        chosen = np.sort(np.random.default_rng(0).choice(len(x), _MAP_POINTS, replace=False))
-        x, labels = x[chosen], labels[chosen]
     if len(x) < 30:
-        return PCA(2, random_state=0).fit_transform(x), labels, "principal components"
+        return PCA(2, random_state=0).fit_transform(x), "principal components"
     x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
     tsne = TSNE(2, init="pca", perplexity=min(30, len(x) // 4), max_iter=500, random_state=0)
-    return tsne.fit_transform(x), labels, "t-SNE"
+    return tsne.fit_transform(x), "t-SNE"
 
 
 def _cost(runs: Runs) -> Section:

@@ -12,13 +12,11 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import torch
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from .checkpoint import write_text, write_weights
 from .config import TrainConfig
-from .data import Images
 from .errors import TrainingError, first_line
 from .judge import Outputs
 from .metrics import Interval
@@ -91,28 +89,20 @@ def read_run(folder: Path, split: str | None = None) -> RunRecord:
         ) from error
 
 
-def correct_tensors(
-    images: Images, found: dict[str, Tensor], untouched: dict[str, Tensor] | None
-) -> dict[str, Tensor]:
-    """What correct.safetensors holds: which ``images`` were judged, and by figure, the untouched backbone's
-    too, whether each one's class was found.
-
-    Nothing where only a part of the images was judged: every seed draws another part, so they do not pair.
-    """
-    found = found | {f"{UNTOUCHED}.{name}": of for name, of in (untouched or {}).items()}
-    if any(len(of) != len(images) for of in found.values()):
-        return {}
-    return {"images": torch.from_numpy(images.indices.astype(np.int64)), **found}
-
-
 def write_figures(
-    folder: Path, split: str, figures: dict[str, Any], outputs: Outputs, correct: dict[str, Tensor]
+    folder: Path,
+    figures: dict[str, Any],
+    outputs: Outputs | None,
+    correct: dict[str, Tensor],
+    split: str | None = None,
 ) -> None:
-    """Keeps a finished run's figures on another split beside its own."""
-    write_weights(folder / f"correct-{split}.safetensors", correct)
-    tensors = {"embeddings": outputs.embeddings, "labels": outputs.labels}
-    write_weights(folder / f"embeddings-{split}.safetensors", tensors)
-    write_text(folder / f"results-{split}.json", json.dumps(figures, indent=2) + "\n")
+    """What `read_run` reads: of a run's own split, or of another ``split`` beside it."""
+    suffix = f"-{split}" if split else ""
+    write_weights(folder / f"correct{suffix}.safetensors", correct)
+    if outputs is not None:
+        tensors = {"embeddings": outputs.embeddings, "labels": outputs.labels}
+        write_weights(folder / f"embeddings{suffix}.safetensors", tensors)
+    write_text(folder / f"results{suffix}.json", json.dumps(figures, indent=2) + "\n")
 
 
 def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:

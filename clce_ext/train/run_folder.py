@@ -4,6 +4,7 @@ deleted, as the options say."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -12,11 +13,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import filelock
-
-from .checkpoint import checkpoints, damage, write_checksums, write_text
+from .checkpoint import checkpoints, damage, write_checksums
 from .config import TrainConfig, flag, read_yaml
 from .errors import TrainingError, differences
 from .records import MLFLOW_RUN
@@ -26,11 +25,11 @@ FREE_TO_CHANGE = {
     "checkpoint_epochs", "checkpoint_steps", "data_dir", "device", "download", "keep_checkpoints",
     "output", "overwrite", "plan", "progress", "resume", "tensorboard", "timeout", "tracker", "workers",
 }  # fmt: skip
-# What evaluations, comparisons and tables read of a finished run.
+# What evaluations, comparisons and tables read of a finished run. Nothing reads its report, and one that was
+# deleted must not make the run finish again.
 _OF_A_FINISHED = (
     "model.safetensors", "embeddings.safetensors", "correct.safetensors", "metrics.csv", "results.json"
 )  # fmt: skip
-_LOADERS_END = 10  # seconds after which loader processes have noticed that a killed run is gone
 
 
 def lasting_options(config: TrainConfig) -> dict[str, Any]:
@@ -57,13 +56,9 @@ def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]
             deletes, or whose parts do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock, holder = filelock.FileLock(folder / ".lock"), folder / ".holder"
-    try:  # the lock goes with the process, however it ends; the name of its holder is for messages
-        _acquire(lock, folder, holder)
-        write_text(holder, json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+    with (folder / ".lock").open("a+") as file:
+        _lock(file, folder)
         yield _prepared(folder, config)
-    finally:
-        lock.release()
 
 
 def write_finished(folder: Path, config: TrainConfig) -> None:
@@ -71,33 +66,22 @@ def write_finished(folder: Path, config: TrainConfig) -> None:
     write_checksums(folder, run_id(config), [name for name in _OF_A_FINISHED if (folder / name).exists()])
 
 
-def _acquire(lock: filelock.BaseFileLock, folder: Path, holder: Path) -> None:
+def _lock(file: TextIO, folder: Path) -> None:
+    """Until ``file`` is closed. POSIX's locks belong to a process: they end with it, however it ends, and
+    loader processes that outlive it for a while have no part in them."""
     try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout:
-        try:
-            found = json.loads(holder.read_text())
-            pid, host = found["pid"], found["host"]
-        except (OSError, ValueError, KeyError):
-            pid, host = "unknown", "unknown host"
-        try:
-            # A killed run's loader processes keep the lock until they notice.
-            lock.acquire(timeout=_LOADERS_END if host == socket.gethostname() and _is_gone(pid) else 0)
-        except filelock.Timeout:
-            raise TrainingError(
-                f"--output {folder}: process {pid} on {host} is at work there: wait for its end, or give "
-                "another --output"
-            ) from None
-    except NotImplementedError:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise TrainingError(
+            f"--output {folder}: {file.read() or 'another process'} is at work there: wait for its end, or "
+            "give another --output"
+        ) from None
+    except OSError:
         print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
-
-
-def _is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:  # another user's process is there
-        return isinstance(error, ProcessLookupError)
-    return False
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")  # for the message above
+    file.flush()
 
 
 def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:

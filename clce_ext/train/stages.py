@@ -21,7 +21,7 @@ class Stage:
     classifier_lr: float
     warmup_epochs: float
     criterion: Criterion
-    mixing: bool  # mixup and CutMix apply
+    mixing: bool  # mixup and CutMix apply: the criterion has a cross-entropy that takes mixed labels
 
 
 def stages(config: TrainConfig, world_size: int = 1) -> list[Stage]:
@@ -40,7 +40,7 @@ def stages(config: TrainConfig, world_size: int = 1) -> list[Stage]:
         config.resolved_head_lr,
         min(config.warmup_epochs, first_epochs / 2),
         _criterion(objective, config, world_size),
-        mixing=objective.soft_targets,
+        mixing=not objective.two_stage,
     )
     if not objective.two_stage:
         return [first]

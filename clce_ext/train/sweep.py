@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import compare
-from .compare import OF_THE_RUNS, Comparison, assignment, judged, train_all
+from .compare import Comparison, assignment, judged, train_all
 from .errors import TrainingError, run_command
 from .objectives import LOSS_OPTIONS, OBJECTIVES
 from .page import interval_of
-from .report import write_sweep_report
+from .report import OF_ONE_RUN, write_sweep_report
 from .results import Setting, write_rows
 
 _EPILOG = """\
@@ -63,7 +63,7 @@ def _grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
     grid: dict[str, list[Any]] = {}
     for text in assignments:
         name, _ = assignment(text, "--grid")
-        if name in OF_THE_RUNS or name in grid:
+        if name in OF_ONE_RUN or name in grid:
             why = "is given twice" if name in grid else "is what the comparison itself decides"
             raise TrainingError(f"--grid {text}: {name} {why}")
         grid[name] = [assignment(f"{name}={v}", "--grid")[1] for v in text.partition("=")[2].split(",")]
@@ -81,7 +81,7 @@ def sweep(asked: Sweep) -> Path | None:
         folders = {seed: c.output / "runs" / name / f"{objective}-seed{seed}" for seed in c.seeds}
         configs = [c.config(objective, seed, folder, **own) for seed, folder in folders.items()]
         settings[f"{objective}, {name}"] = Setting(objective, own, configs)
-    if not train_all({f"{name}, seed {run.seed}": run for name, s in settings.items() for run in s.configs}):
+    if not train_all({name: s.configs for name, s in settings.items()}):
         return None
     for s in settings.values():
         s.records = [judged(run, None) for run in s.configs]

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_class
 from timm.scheduler import create_scheduler_v2
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3
@@ -25,12 +25,15 @@ from .models import FineTuner, parameter_groups
 from .processes import Processes
 from .stages import Stage
 
+# Optimizers that torch has as one kernel for every device of ours.
+_FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
+
 
 class Trainer:
     """Updates ``model`` as ``stage`` asks.
 
     An epoch is ``start_epoch``, then for every batch ``gradients`` and ``update``. None of these waits for a
-    GPU (but for float16's scaler): what they return lies on the device.
+    GPU, but for optimizers that torch does not fuse in float16: what they return lies on the device.
     """
 
     def __init__(
@@ -76,7 +79,13 @@ class Trainer:
         decay, name = config.weight_decay, config.opt
         groups = parameter_groups(self.model, stage.lr, decay, config.layer_decay, stage.classifier_lr)
         with timm_makes(f"--opt {name}"):
-            return create_optimizer_v2(groups, name, lr=stage.lr, weight_decay=decay)
+            options: dict[str, Any] = {"lr": stage.lr, "weight_decay": decay}
+            if config.amp == "float16":
+                # Fused optimizers pass over gradients that are not finite by themselves; for others the host
+                # has to read whether they are.
+                made = get_optimizer_class(name.lower().removeprefix("lookahead_"), bind_defaults=False)
+                options |= {"fused": True} if made in _FUSED else {}
+            return create_optimizer_v2(groups, name, **options)
 
     def _scheduler(self) -> Scheduler:
         stage, config = self.stage, self.config

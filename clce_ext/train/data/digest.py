@@ -36,14 +36,16 @@ def _parts(images: Images) -> Iterable[bytes]:
     sampled = set(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int).tolist())
     for position, index in enumerate(images.indices.tolist()):
         name = source.name(index)
-        yield os.fsencode("/".join(Path(name).parts[-2:])) if source.in_files else name.encode()
-        if source.in_files:
-            yield str(os.stat(name).st_size).encode()
-        if position in sampled and source.in_files:
+        if source.title:
+            yield name.encode()
+            if position in sampled:
+                yield images.decode(index).tobytes()[:_BYTES]
+            continue
+        yield os.fsencode("/".join(Path(name).parts[-2:]))
+        yield str(os.stat(name).st_size).encode()
+        if position in sampled:
             with open(name, "rb") as file:
                 yield file.read(_BYTES)
-        elif position in sampled:
-            yield images.decode(index).tobytes()[:_BYTES]
 
 
 def _hash(parts: Iterable[bytes]) -> str:

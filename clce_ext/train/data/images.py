@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 from ..errors import UnreadableImageError
 from ..seeds import seeded
@@ -20,13 +19,17 @@ from ..seeds import seeded
 
 @dataclass
 class Source:
-    """One split: image(i) decodes, labels[i] is a class index, name(i) is for messages."""
+    """One split: ``read(items[i])`` decodes an image, whose class is ``labels[i]``."""
 
-    image: Callable[[int], Image.Image]
+    items: Any  # of N images: paths of files, arrays, or samples of the data set ``title``
+    read: Callable[[Any], Image.Image]
     labels: np.ndarray  # [N] int64
-    name: Callable[[int], str]
+    title: str = ""  # none where the items are paths
     passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
-    in_files: bool = False  # whether name(i) is the path of a file
+
+    def name(self, i: int) -> str:
+        """Of an image, for messages; its path, where it lies in a file."""
+        return f"{self.title}[{i}]" if self.title else self.items[i]
 
 
 def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
@@ -53,19 +56,10 @@ def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
 
 
 def joined(sources: Sequence[Source]) -> Source:
-    """One source after another, as one."""
-    starts = np.cumsum([0, *(len(source.labels) for source in sources)])
-    return Source(
-        image=functools.partial(_of_joined, [source.image for source in sources], starts),
-        labels=np.concatenate([source.labels for source in sources]),
-        name=functools.partial(_of_joined, [source.name for source in sources], starts),
-        in_files=all(source.in_files for source in sources),
-    )
-
-
-def _of_joined(functions: Sequence[Callable[[int], Any]], starts: np.ndarray, i: int) -> Any:
-    part = int(np.searchsorted(starts, i, side="right")) - 1
-    return functions[part](i - int(starts[part]))
+    """Splits of one data set, one after another."""
+    items = ConcatDataset([source.items for source in sources])
+    labels = np.concatenate([source.labels for source in sources])
+    return Source(items, sources[0].read, labels, sources[0].title)
 
 
 @dataclass(eq=False)
@@ -79,11 +73,12 @@ class Images(Dataset):
     source: Source
     indices: np.ndarray  # [N] into the source
     labels: np.ndarray  # [N] int64
+    decoded: Mapping[int, Image.Image] | None = None  # by index into the source, where they are kept
     transform: Callable[[Image.Image], Tensor] | None = None
     views: int = 1
 
     def take(self, positions: np.ndarray | slice) -> Images:
-        return Images(self.source, self.indices[positions], self.labels[positions])
+        return Images(self.source, self.indices[positions], self.labels[positions], self.decoded)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -99,8 +94,10 @@ class Images(Dataset):
 
     def decode(self, index: int) -> Image.Image:
         """The source's image ``index``; raises UnreadableImageError."""
+        if self.decoded is not None:
+            return self.decoded[index]
         try:
-            return self.source.image(index)
+            return self.source.read(self.source.items[index])
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
             reason = f"{type(error).__name__}: {error}"
             raise UnreadableImageError(f"cannot read image {self.source.name(index)} ({reason})") from None

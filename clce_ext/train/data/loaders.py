@@ -29,9 +29,7 @@ def in_memory(images: Images, world_size: int = 1) -> Images:
     sizes = [3 * image.width * image.height for image in map(images.decode, few.tolist())]
     if np.mean(sizes) * len(images) * world_size > KEPT_BYTES:
         return images
-    decoded = {i: images.decode(i) for i in images.indices.tolist()}
-    source = dataclasses.replace(images.source, image=decoded.__getitem__)
-    return Images(source, images.indices, images.labels)
+    return dataclasses.replace(images, decoded={i: images.decode(i) for i in images.indices.tolist()})
 
 
 def epoch_sampler(labels: np.ndarray, config: TrainConfig, rank: int, world_size: int) -> EpochSampler:

@@ -6,7 +6,7 @@ import functools
 import inspect
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,9 +117,9 @@ def _open_digits() -> DataSet:
 
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
-    labels = digits.target
+    labels = digits.target.astype(np.int64)
     parts = train_test_split(np.arange(len(labels)), test_size=600, stratify=labels, random_state=0)
-    train, val = (_of_arrays("digits", pixels[part], labels[part]) for part in parts)
+    train, val = (Source(pixels[part], _array_image, labels[part], "digits") for part in parts)
     return DataSet([str(i) for i in range(10)], train, val)
 
 
@@ -129,7 +129,7 @@ def _open_letters(characters: str, config: TrainConfig) -> DataSet:
     splits = {}
     for split, count in (("train", config.letter_images), ("val", judged), ("test", judged)):
         drawn = letters.draw(split, characters, count, config.letter_size, folder=config.fonts)
-        splits[split] = _of_arrays(config.data, drawn.pixels, drawn.labels)
+        splits[split] = Source(drawn.pixels, _array_image, drawn.labels, config.data)
     return DataSet(list(characters), **splits)
 
 
@@ -150,15 +150,6 @@ def _open_folder_split(config: TrainConfig, name: str, classes: list[str] | None
             f"it holds {listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
             f"{root}/val/CLASS/*.jpg"
         )
-    if classes is not None:
-        found = set(_class_folders(folder))
-        train = next(root / n for n in _split_names(config)["train"] if (root / n).is_dir())
-        sides = {folder: set(classes) - found, train: found - set(classes)}
-        missing = [f"missing in {place}: {listing(sorted(odd))}" for place, odd in sides.items() if odd]
-        if missing:
-            raise TrainingError(
-                f"--data {root}: the splits must have the same class folders; {'; '.join(missing)}"
-            )
     return open_folder(folder, config.max_image_pixels, classes)
 
 
@@ -192,6 +183,9 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         )
     if not found:
         raise TrainingError(f"{folder}: empty: no class folders in it")
+    sides = {"missing": set(classes) - set(found), "only": set(found) - set(classes)} if classes else {}
+    if odd := [f"{side} in {folder}: {listing(sorted(of))}" for side, of in sides.items() if of]:
+        raise TrainingError(f"the splits must have the same class folders; {'; '.join(odd)}")
     tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
     if empty := [name for name in found if name not in tops]:
         raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
@@ -204,8 +198,8 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         )
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([index[name] for _, name in files], dtype=np.int64)
-    image, name = functools.partial(file_image, files, max_pixels), functools.partial(sample_name, files)
-    return Source(image, labels, name, passed_over, in_files=True), names
+    read = functools.partial(open_image, max_pixels)
+    return Source([path for path, _ in files], read, labels, passed_over=passed_over), names
 
 
 def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
@@ -270,8 +264,8 @@ def _torchvision(name: str, config: TrainConfig) -> _Opener:
             raise TrainingError(
                 f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
             ) from None
-        image = functools.partial(_item_image, dataset, config.max_image_pixels)
-        source = _numbered_source(name, image, _torchvision_labels(dataset, name))
+        read = functools.partial(_sample_image, config.max_image_pixels)
+        source = Source(dataset, read, _torchvision_labels(dataset, name), name)
         return source, [str(c) for c in getattr(dataset, "classes", [])]
 
     return opener
@@ -282,7 +276,7 @@ def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
     listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels", "y")]
     for labels in (*listed, [label for _, label in samples or []]):
         if labels is not None and len(labels) == len(dataset):
-            return np.asarray(labels)
+            return np.asarray(labels, dtype=np.int64)
     raise TrainingError(
         f"--data torchvision:{name}: its labels cannot be listed without decoding every image"
     )
@@ -306,14 +300,14 @@ def _timm(name: str, config: TrainConfig) -> _Opener:
             mapping = getattr(reader, "class_to_idx", None) or {}
             names = sorted(mapping, key=mapping.get)
             if prefix == "hfds/":
-                labels = np.asarray(reader.dataset[reader.label_key])
-                return _numbered_source(name, functools.partial(_reader_image, reader, most), labels), names
+                labels = np.asarray(reader.dataset[reader.label_key], dtype=np.int64)
+                return Source(reader, functools.partial(_reader_image, most), labels, name), names
             # It can only be read from its beginning to its end: all its images are kept in memory.
             images = [(np.asarray(rgb(image, most)), int(label)) for image, label in dataset]
             if not images:
                 raise TrainingError(f"--data {name}: no images in it")
             pixels, labels = zip(*images, strict=True)
-            return _of_arrays(name, pixels, np.array(labels)), names
+            return Source(pixels, _array_image, np.array(labels, dtype=np.int64), name), names
         except TrainingError:
             raise
         except ImportError as error:
@@ -343,38 +337,22 @@ def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
     return {"input_key": image, "target_key": label}
 
 
-# Sources are made of functions of this module: closures cannot be sent to loader processes that are spawned.
+# What reads an image is a function of this module: closures cannot be sent to processes that are spawned.
 
 
-def _numbered_source(name: str, image: Callable[[int], Image.Image], labels: np.ndarray) -> Source:
-    return Source(image, labels.astype(np.int64), functools.partial("{}[{}]".format, name))
-
-
-def _of_arrays(name: str, pixels: Sequence[np.ndarray], labels: np.ndarray) -> Source:
-    return _numbered_source(name, functools.partial(_array_image, pixels), labels)
-
-
-def _array_image(pixels: Sequence[np.ndarray], i: int) -> Image.Image:
-    return Image.fromarray(pixels[i]).convert("RGB")
-
-
-def file_image(samples: Sequence[tuple[str, str]], max_pixels: int, i: int) -> Image.Image:
-    return _opened(samples[i][0], max_pixels)
-
-
-def sample_name(samples: Sequence[tuple[str, str]], i: int) -> str:
-    return samples[i][0]
-
-
-def _reader_image(reader: Any, max_pixels: int, i: int) -> Image.Image:
-    return _opened(reader[i][0], max_pixels)
-
-
-def _opened(file: Any, max_pixels: int) -> Image.Image:
+def open_image(max_pixels: int, file: Any) -> Image.Image:
     Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
     with Image.open(file) as image:
         return rgb(image, max_pixels)
 
 
-def _item_image(dataset: Any, max_pixels: int, i: int) -> Image.Image:
-    return rgb(dataset[i][0], max_pixels)
+def _array_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels).convert("RGB")
+
+
+def _reader_image(max_pixels: int, sample: tuple[Any, Any]) -> Image.Image:
+    return open_image(max_pixels, sample[0])
+
+
+def _sample_image(max_pixels: int, sample: tuple[Image.Image, Any]) -> Image.Image:
+    return rgb(sample[0], max_pixels)
