@@ -304,6 +304,21 @@ def test_kept_logits_give_the_bits_of_new_ones(count, beta, monkeypatch):
     assert all(torch.equal(grad, kept_ones[0]) for grad in [*kept_ones, *new_ones])
 
 
+def test_kept_logits_are_found_by_another_number_of_threads():
+    x, labels = torch.randn(1000, 24, requires_grad=True), torch.randint(40, (1000,))
+    threads, grads = torch.get_num_threads(), []
+    try:
+        with backends.engine("portable"):
+            for others in (1, 8):
+                torch.set_num_threads(1)
+                loss = clce_ext.hard_negative_contrastive_loss(x, labels)
+                torch.set_num_threads(others)
+                grads += torch.autograd.grad(loss, x)
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(grads[1], grads[0], rtol=1e-4, atol=1e-8)
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_one_kind_of_pair_does_not_overflow_into_the_other(beta, engine):
     """Bounded logits at both ends of their range, and an upstream gradient as mixed precision scales it."""
