@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clce_ext.arguments import Statistics
 
-# 4 MiB of float32.
+# 4 MiB of float32, 8 of float64.
 MOST = 2**20
 
 

@@ -83,7 +83,9 @@ class Side:
 class Panel:
     rows: slice
     columns: slice
-    first: int  # of its logits among those of all panels
+    # Where its logits begin among those of all panels, and how far apart their rows lie there.
+    first: int
+    stride: int
     # The columns of the panel from here on stand for pairs below the diagonal too.
     mirror: int
     # The columns of the panel where some row has positives, or None; and of these pairs, 1 where labels
@@ -190,10 +192,10 @@ class Contrast:
             selves = torch.stack([torch.stack(self.itself[block].aminmax()) for block in rows]).tolist()
         for i, block in enumerate(rows):
             start = block.start if self.symmetric else 0
+            stride = _stride(self.keys.count - start)
             for columns in _blocks(start, self.keys.count, self.panel_columns):
                 width = columns.stop - columns.start
-                panel = Panel(block, columns, first, width)
-                first += panel.shape[0] * _stride(width)
+                panel = Panel(block, columns, first + columns.start - start, stride, width)
                 if self.symmetric:
                     panel.on_diagonal = columns.start == block.start
                     panel.mirror = max(0, min(block.stop - columns.start, width))
@@ -204,6 +206,7 @@ class Contrast:
                     panel.near = slice(begin, end)
                     panel.positive = self._positive(panel)
                 yield panel
+            first += (block.stop - block.start) * stride
 
     def _positive(self, panel: Panel) -> Tensor:
         of_keys = self.key_classes[panel.columns][panel.near]
@@ -231,13 +234,15 @@ class Contrast:
         self.anchors.rows = self.keys.rows = None
 
     def num_logits(self) -> int:
-        """Of all panels, with the gaps between their rows."""
+        """Of all panels, with the gaps between their rows.
+
+        A block's rows lie there in whole: a backward in another number of threads, whose panels have other
+        columns, finds them too.
+        """
         total = 0
         for block in _blocks(0, self.anchors.count, self.panel_rows):
             columns = self.keys.count - (block.start if self.symmetric else 0)
-            whole, rest = divmod(columns, self.panel_columns)
-            stride = whole * _stride(self.panel_columns) + _stride(rest)
-            total += (block.stop - block.start) * stride
+            total += (block.stop - block.start) * _stride(columns)
         return total
 
     def logits(self, panel: Panel) -> Tensor:
@@ -248,8 +253,8 @@ class Contrast:
         if self.kept is None:
             out = self.scratch(0, panel)
         else:
-            stride = (_stride(panel.shape[1]), 1)
-            out = self.kept.as_strided(panel.shape, stride, self.kept.storage_offset() + panel.first)
+            first = self.kept.storage_offset() + panel.first
+            out = self.kept.as_strided(panel.shape, (panel.stride, 1), first)
             if self.is_backward:
                 return out
         a, b = self.anchors.rows[panel.rows], self.keys.rows[panel.columns]
