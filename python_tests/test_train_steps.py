@@ -179,6 +179,27 @@ def test_gradients_of_float16_that_overflow_move_nothing(opt):
     assert not torch.equal(before["backbone.head.weight"], trainer.model.backbone.head.weight)
 
 
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+def test_checkpoints_of_optimizers_that_were_not_fused_are_gone_on_with(opt, monkeypatch):
+    options = {"objective": "ce", "amp": "float16", "opt": opt}
+    with monkeypatch.context() as patch:
+        patch.setattr("clce_ext.train.trainer._FUSED", ())
+        before = make_trainer(**options)
+    fused = make_trainer(**options)
+    assert not before.optimizer.param_groups[0]["fused"] and fused.optimizer.param_groups[0]["fused"]
+    before.gradients(0)
+    before.update()
+    fused.restore(copy.deepcopy(before.state()))
+    fused.model.load_state_dict(before.model.state_dict())
+    for trainer in (before, fused):
+        torch.manual_seed(1)  # of dropout
+        trainer.start_epoch(0, 1)
+        trainer.gradients(1)
+        trainer.update()
+    for one, other in zip(before.model.parameters(), fused.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_losses_that_nobody_looked_at():
     losses = RunningLosses(Processes(torch.device("cpu")))
     for step, value in enumerate((1.0, 2.0, float("inf"), 3.0, float("nan"))):

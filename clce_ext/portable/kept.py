@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clce_ext.arguments import Statistics
 
-# Pairs: 4 MiB of logits in float32.
+# Pairs: 4 MiB of logits in float32, 8 in float64.
 MOST_KEPT = 2**20
 
 
