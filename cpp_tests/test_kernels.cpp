@@ -919,6 +919,18 @@ void add(const std::string& group, const Case& c) {
   if (group != "large") add_case<Format>("panels/" + group, with_panels(c));
 }
 
+// Of the anchors' rows and of the keys' there are so few that several blocks share each of them, and not as
+// many of both.
+Case shared_on_both_sides(DType dtype) {
+  Case c;
+  c.geometry = Geometry::kOffset;
+  c.m = dtype == DType::kFloat64 ? 129 : 257;  // of smaller tiles
+  c.n = dtype == DType::kFloat64 ? 225 : 450;
+  c.d = 72;
+  c.labels = Labels::kIgnoreSome;
+  return c;
+}
+
 template <class Format>
 void add_all() {
   // Sizes that no tile divides, and those that some do.
@@ -944,14 +956,7 @@ void add_all() {
       add<Format>("keys", with_options(c, i++));
     }
   }
-  // Both sides shared by several blocks, not by as many of each, which one launch holds all the same.
-  Case shared;
-  shared.geometry = Geometry::kOffset;
-  shared.m = Format::kDType == DType::kFloat64 ? 129 : 257;  // of smaller tiles
-  shared.n = Format::kDType == DType::kFloat64 ? 225 : 450;
-  shared.d = 72;
-  shared.labels = Labels::kIgnoreSome;
-  add_case<Format>("keys", shared);
+  add_case<Format>("keys", shared_on_both_sides(Format::kDType));
   Case none;
   none.d = 5;
   add<Format>("self", none);
@@ -1648,6 +1653,14 @@ TEST("plan/scratch is linear in the batch") {
 }
 
 // Sizes whose plans docs/cuda.md speaks of.
+TEST("plan/a case of keys has both sides shared") {
+  for (DType dtype : kDTypes) {
+    const Case c = shared_on_both_sides(dtype);
+    const auto plan = cuda::plan_backward(plan_args(dtype, c.m, c.n, c.d, false), Architecture::kSm80);
+    CHECK(plan.anchors.splits > 1 && plan.keys.splits > 1 && plan.anchors.splits != plan.keys.splits);
+  }
+}
+
 TEST("plan/known sizes") {
   const auto forward = [](const ContrastArgs& args) { return cuda::plan_forward(args, Architecture::kSm80); };
   const auto backward = [](const ContrastArgs& args) {

@@ -166,8 +166,9 @@ def test_no_time_left(check):
 @pytest.mark.parametrize(("rehearse", "status"), [(False, "failed"), (True, "skipped")])
 def test_what_is_missing(check, rehearse, status):
     check.machine, check.rehearse = MACHINE | {"gpu": None}, rehearse
-    check.run_all([[python("pass", needs=("gpu",))]])
+    check.run_all([[python("pass", needs=("gpu", "kernels"))]])
     assert check.steps[0]["status"] == status
+    assert not (check.results / "kernels.log").exists()  # which nobody would have to try
 
 
 @pytest.mark.parametrize(

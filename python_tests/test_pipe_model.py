@@ -310,7 +310,8 @@ def test_the_plans_constants_are_read_from_its_source():
 
 
 def test_the_temperatures_gradient_by_hand():
-    """For each number that is read there is one addition in double precision, two numbers a row."""
+    """Each number that is read is converted to double precision and added there, two numbers a row. In the
+    loops that the compiler has unrolled, nothing else of a multiprocessor is as busy as what converts."""
     kernel = next(k for k in kernels_of("contrast") if k.name.startswith("temperature_gradient_kernel<float"))
     flow = sass_flow.flow_of(kernel)
     loops = 0
@@ -322,15 +323,17 @@ def test_the_temperatures_gradient_by_hand():
         ]
         sums = ops.count("DADD") + ops.count("DFMA")
         if sums:
-            assert ops.count("LDG") == ops.count("DADD") + 2 * ops.count("DFMA")
-            assert len(ops) <= 17 * sums
+            assert ops.count("LDG") == ops.count("F2F") == ops.count("DADD") + 2 * ops.count("DFMA")
+        if sums > 1:
+            converting = ops.count("F2F") / (H100.half_alu / 32)
+            assert converting > sums / (H100.fp64 / 32) and converting > len(ops) / H100.issue
             loops += 1
     assert loops >= 2
     model, fixed = pipe_model.Model([]), pipe_model.Case(32768, 128)
     learnable = pipe_model.Case(32768, 128, learnable=True)
     assert model.temperature_gradient(fixed, H100) == 0
     seconds = model.temperature_gradient(learnable, H100)
-    assert seconds == pytest.approx(H100.launch + 2 * 32768 / 64 / H100.clock)
+    assert seconds == pytest.approx(H100.launch + 2 * 32768 / 16 / H100.clock)
 
 
 def test_a_learnable_temperature_by_hand():

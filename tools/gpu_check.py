@@ -309,7 +309,8 @@ class Check:
             self.note(step, *self.verdict(step, status, time.monotonic() - begin, limit))
 
     def has(self, need: str) -> bool:
-        if need == "kernels" and need not in self.machine:  # not before: an earlier step may have built them
+        # Not before: an earlier step may have built them.
+        if need == "kernels" and need not in self.machine and self.machine.get("gpu"):
             step = Step(need, [sys.executable, "-c", KERNELS], KERNELS_SECONDS)
             process = self.start(step, step.limit)
             self.machine[need] = self.wait(process, time.monotonic() + step.limit) == 0

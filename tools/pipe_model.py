@@ -247,8 +247,8 @@ class Model:
         return sum(self.around(case, gpu)) + 3 * gpu.launch + self.temperature_gradient(case, gpu)
 
     def temperature_gradient(self, case: Case, gpu: Gpu) -> float:
-        """One block adds two numbers a row, in double precision."""
-        return 2 * case.batch / gpu.fp64 / gpu.clock + gpu.launch if case.learnable else 0.0
+        """One block adds two numbers a row in double precision; it waits for their conversion to that."""
+        return 2 * case.batch / gpu.half_alu / gpu.clock + gpu.launch if case.learnable else 0.0
 
 
 def effective_tflops(case: Case, seconds: float) -> float:

@@ -316,7 +316,7 @@ Replay replay_goldens(const std::string& folder, const std::vector<int>& sums) {
   const auto compare = [&](const std::vector<std::string>& names, auto with_executor) {
     bool any = false;
     for (const auto& name : names) any = left.erase(name) > 0 || any;
-    if (!any) return;
+    if (!any) return replay.missing.push_back("there is no " + names[0] + ".bin");
     try {
       with_executor();
     } catch (const std::exception& error) {
@@ -336,7 +336,7 @@ Replay replay_goldens(const std::string& folder, const std::vector<int>& sums) {
   });
   compare({probe::kExp2Errors}, [&] { replay_errors(folder, replay); });
   for (const auto& name : left) replay.faults.push_back(name + ".bin: nothing is known of this file");
-  for (auto* lines : {&replay.notes, &replay.faults}) {
+  for (auto* lines : {&replay.notes, &replay.faults, &replay.missing}) {
     for (auto& line : *lines) line = fs::path(folder).filename().string() + ": " + line;
   }
   return replay;

@@ -8,9 +8,10 @@
 namespace clce::executor {
 
 struct Replay {
-  std::vector<std::string> files;   // that were compared
-  std::vector<std::string> notes;   // what else the answers tell
-  std::vector<std::string> faults;  // file, operation, and the first operands that are answered otherwise
+  std::vector<std::string> files;    // that were compared
+  std::vector<std::string> notes;    // what else the answers tell
+  std::vector<std::string> faults;   // file, operation, and the first operands that are answered otherwise
+  std::vector<std::string> missing;  // what the probe asks and the folder has no answers to
 };
 
 // All answers in the folder. `sums`: which of the 16 sums over all inputs of a conversion are compared; each

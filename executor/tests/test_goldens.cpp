@@ -94,6 +94,10 @@ TEST("goldens/the executor's own answers are found right") {
   const Replay replay = replay_goldens(nearest().path.string(), {kSum});
   check_none(replay);
   CHECK_EQ(replay.files.size(), 3u * 5 + 1 + 6 + 1 + 1);
+  // Sums over all inputs of the five other functions take a GPU.
+  CHECK_EQ(replay.missing.size(), 5u);
+  const std::string folder = nearest().path.filename().string();
+  CHECK_EQ(replay.missing[0], folder + ": there is no exp2_sums.bin");
 }
 
 TEST("goldens/another rounding of sums and exponentials is within what is allowed") {
@@ -116,7 +120,7 @@ TEST("goldens/wrong sums are found") {
   check_none(one_more(-0x1p-21f));
   check_found(one_more(0x1p-18f), {"mma_bf16_d.bin: mma.m16n8k16 of bfloat16",
                                    "case 35 (kind 3), row 9, column 4", "is allowed; a = [", "(1 elements)"});
-  // What has no rounding in it, in its last place: rows whose operands are 0 from some column on.
+  // What has no rounding in it: the left factor's last eight rows are zeros where the factors are swapped.
   for (const std::string name : {"mma_bf16", "mma_f16", "mma_tf32"}) {
     const auto replay = replay_changed<float>(name, name + "_swapped", kResults, [&](auto& d) {
       d[place(3, 12, 2)] = 0x1p-149f;
@@ -201,6 +205,8 @@ TEST("goldens/files that are not as the probe writes them are found") {
   fs::remove(chip / "ldmatrix.bin");
   fs::copy(nearest().path / "mma_f16_d.bin", chip / "mma_f16_d.bin");
   check_found(replay_goldens(chip.string(), {}), {"there is no", "mma_f16_a.bin"});
+  // All but the one product: two others, ldmatrix, six functions, their sums, and errors.
+  CHECK_EQ(replay_goldens(chip.string(), {}).missing.size(), 2u + 1 + 6 + 6 + 1);
   fs::rename(chip / "mma_f16_d.bin", chip / "mma_f8_d.bin");
   check_found(replay_goldens(chip.string(), {}), {"mma_f8_d.bin: nothing is known of this file"});
 }
