@@ -2,7 +2,8 @@
 
 It computes what the compiled backends compute, as they do: many rows ordered by label, so that nearly all
 panels of logits hold negatives only; of self-contrast only the panels on and above the diagonal, each for
-both its sides. A panel is the largest thing that it holds: memory is O(B D) and a constant.
+both its sides. A panel is the largest thing that it holds, but for a small problem's logits: memory is
+O(B D) and a constant.
 
     rows.py      embeddings to rows of length 1, and their gradients back
     panels.py    which panels there are; a panel's logits
