@@ -216,7 +216,8 @@ def hard_negative_contrastive_loss(
     ``"in"`` is SCHaNe (2308.14893) and the contrastive half of CLCE (2402.14551); ``debias`` > 0 is HCL
     (2010.04592); ``denominator="negatives"`` is DCL (2110.06848).
 
-    No matrix of size B x B is ever held: memory is O(B D). The same input gives the same bits.
+    No matrix of size B x B is ever held, but for one of at most 2**20 logits by the portable backend: memory
+    is O(B D). The same input gives the same bits.
 
     With ``distributed``, the batch is that of all ranks: the loss is what one process computes from the
     ranks' embeddings, labels, keys and key labels laid end to end in rank order; shares may differ in

@@ -304,6 +304,25 @@ def test_kept_logits_give_the_bits_of_new_ones(count, beta, monkeypatch):
     assert all(torch.equal(grad, kept_ones[0]) for grad in [*kept_ones, *new_ones])
 
 
+@pytest.mark.parametrize(("anchors", "keys"), [(1000, None), (64, 3000)])
+def test_kept_logits_are_found_by_another_number_of_threads(anchors, keys):
+    x, labels, more = torch.randn(anchors, 24, requires_grad=True), torch.arange(anchors) % 40, {}
+    if keys is not None:
+        more = {"keys": torch.randn(keys, 24), "key_labels": torch.arange(keys) % 50}
+    threads, grads = torch.get_num_threads(), []
+    try:
+        with backends.engine("portable"):
+            for forward, backward in ((1, 1), (1, 8), (8, 1)):
+                torch.set_num_threads(forward)
+                loss = clce_ext.hard_negative_contrastive_loss(x, labels, **more)
+                torch.set_num_threads(backward)
+                grads += torch.autograd.grad(loss, x)
+    finally:
+        torch.set_num_threads(threads)
+    for grad in grads[1:]:
+        assert (grad - grads[0]).norm() < 1e-6 * grads[0].norm()
+
+
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
 def test_one_kind_of_pair_does_not_overflow_into_the_other(beta, engine):
     """Bounded logits at both ends of their range, and an upstream gradient as mixed precision scales it."""

@@ -315,7 +315,7 @@ def test_folder_without_splits_serves_for_episodes(folder):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (lambda f: shutil.rmtree(f / "val" / "digit_1"), "same class folders; missing in .*val: digit_1"),
+        (lambda f: shutil.rmtree(f / "val" / "digit_1"), "--data .*same class.*; missing in .*val: digit_1"),
         (lambda f: shutil.rmtree(f / "train" / "digit_1"), "same class folders; only in .*val: digit_1"),
         (lambda f: shutil.rmtree(f / "val"), "no val/valid/.* folder in it; it holds train"),
         (lambda f: [p.unlink() for p in (f / "train" / "digit_2").iterdir()], "digit_2: no images"),

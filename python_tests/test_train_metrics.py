@@ -68,6 +68,9 @@ def test_every_pair_has_its_cosine_once(generator):
     within, between = metrics.pair_cosines(x, labels)
     assert np.allclose(sorted(within), sorted(wanted[True]))
     assert np.allclose(sorted(between), sorted(wanted[False]))
+    # Of images that all look alike, which rounding must not put beyond the end of a histogram.
+    within, _ = metrics.pair_cosines(np.repeat(x, 3, 0), np.repeat(np.arange(25), 3))
+    assert within.shape == (75,) and np.allclose(within, 1) and within.max() <= 1
 
 
 def test_neighbours_and_centroids(generator):

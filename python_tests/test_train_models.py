@@ -480,6 +480,19 @@ def test_pooling_by_another_rule():
         create(global_pool="median")
 
 
+@pytest.mark.parametrize("name", ["hf-hub:owner/name", "hf_hub:owner/name", "local-dir:somewhere"])
+def test_models_of_elsewhere_are_timms_to_find(name, monkeypatch):
+    make, asked = timm.create_model, []
+
+    def create_elsewhere(name, pretrained, **options):
+        asked.append((name, pretrained))
+        return make("resnet10t", **options)
+
+    monkeypatch.setattr("timm.create_model", create_elsewhere)
+    create(model=name, pretrained=True)
+    assert set(asked) == {(name, True)}
+
+
 def test_models_of_a_directory(tmp_path):
     from timm.models import save_for_hf
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.models import save_for_hf
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -176,6 +177,27 @@ def test_gradients_of_float16_that_overflow_move_nothing(opt):
     trainer.gradients(1)
     trainer.update()
     assert not torch.equal(before["backbone.head.weight"], trainer.model.backbone.head.weight)
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd"])
+def test_checkpoints_of_optimizers_that_were_not_fused_are_gone_on_with(opt, monkeypatch):
+    options = {"objective": "ce", "amp": "float16", "opt": opt}
+    with monkeypatch.context() as patch:
+        patch.setattr("clce_ext.train.trainer._FUSED", ())
+        before = make_trainer(**options)
+    fused = make_trainer(**options)
+    assert not before.optimizer.param_groups[0]["fused"] and fused.optimizer.param_groups[0]["fused"]
+    before.gradients(0)
+    before.update()
+    fused.restore(copy.deepcopy(before.state()))
+    fused.model.load_state_dict(before.model.state_dict())
+    for trainer in (before, fused):
+        torch.manual_seed(1)  # of dropout
+        trainer.start_epoch(0, 1)
+        trainer.gradients(1)
+        trainer.update()
+    for one, other in zip(before.model.parameters(), fused.model.parameters(), strict=True):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_losses_that_nobody_looked_at():
@@ -395,6 +417,16 @@ def test_a_plan_prints_and_stops(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert main([*command_line(QUICK | {"batch_size": 80}), "--plan"]) == 2
     assert "--batch-size 80 exceeds the 40 training images" in capsys.readouterr().err
+    assert main([*command_line(QUICK | {"model": "resnet_50"}), "--plan"]) == 2
+    assert "--model resnet_50: timm has no such model; near it: resnet" in capsys.readouterr().err
+
+
+def test_a_plan_of_a_model_elsewhere(tmp_path, capsys):
+    save_for_hf(models.timm.create_model("resnet10t"), tmp_path, model_config={"num_classes": 1000})
+    options = {"model": f"local-dir:{tmp_path}", "batch_norm": "train"}
+    assert main([*command_line(QUICK | options), "--plan"]) == 0
+    size = models.timm.get_pretrained_cfg("resnet10t").input_size[-1]
+    assert f"on the device {20 * 3 * size**2 / 1e9:.2g} GB" in capsys.readouterr().out
 
 
 # Images

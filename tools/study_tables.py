@@ -39,8 +39,11 @@ def records(name: str, objective: str, folder: Path | None = None) -> list[RunRe
 
 
 def figure(values: Iterable[float]) -> str:
-    """Percent: mean ± half of the 95 % interval."""
-    interval = confidence_interval(np.array(list(values)))
+    """Percent: mean ± half of the 95 % interval; of two values, whose interval would say nothing, both."""
+    values = np.array(list(values))
+    interval = confidence_interval(values)
+    if len(values) == 2:
+        return f"{100 * interval.mean:.1f} ({', '.join(f'{100 * v:.1f}' for v in values)})"
     half = "" if np.isnan(interval.half_width) else f" ± {100 * interval.half_width:.1f}"
     return f"{100 * interval.mean:.1f}{half}"
 
@@ -185,8 +188,11 @@ def shots_plot(path: Path, runs: Mapping[int, Mapping[str, list[RunRecord]]], ti
 
 
 def _points(values: Iterable[float]) -> tuple[float, float]:
-    """Percent: (mean, half of the 95 % interval or 0)."""
-    interval = confidence_interval(np.array(list(values)))
+    """Percent: (mean, half of the 95 % interval), or 0 for what fewer than three values say of it."""
+    values = np.array(list(values))
+    interval = confidence_interval(values)
+    if len(values) < 3:
+        return 100 * interval.mean, 0.0
     return 100 * interval.mean, float(np.nan_to_num(100 * interval.half_width))
 
 

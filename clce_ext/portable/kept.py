@@ -11,28 +11,21 @@ from torch import Tensor
 
 from clce_ext.arguments import Statistics
 
-# 4 MiB of float32.
-MOST = 2**20
+# Pairs: 4 MiB of logits in float32, 8 in float64.
+MOST_KEPT = 2**20
 
 
-def with_room(rows: Tensor, total: int, numbers: int) -> tuple[Tensor, Tensor | None]:
-    """New statistics [9, total] and, unless they are too many, room for so many numbers."""
+def with_room(rows: Tensor, total: int, numbers: int) -> tuple[Tensor, Tensor]:
+    """New statistics [9, total], and room for so many numbers."""
     shape = (len(Statistics._fields), total)
-    if not is_small(numbers):
-        return rows.new_empty(shape), None
     size = shape[0] * total
     memory = rows.new_empty(size + numbers)
     return memory[:size].view(shape), memory[size:]
 
 
 def found(statistics: Tensor, numbers: int) -> Tensor | None:
-    """What :func:`with_room` gave room for, with these statistics."""
+    """What :func:`with_room` gave room for, with these statistics; None behind a copy of them."""
     size, storage = statistics.numel(), statistics.untyped_storage()
-    is_whole = storage.nbytes() == (size + numbers) * statistics.itemsize
-    if not is_small(numbers) or not is_whole or statistics.storage_offset() != 0:
+    if storage.nbytes() != (size + numbers) * statistics.itemsize or statistics.storage_offset() != 0:
         return None
     return statistics.as_strided((numbers,), (1,), size)
-
-
-def is_small(numbers: int) -> bool:
-    return 0 < numbers <= MOST

@@ -69,7 +69,7 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         beta=inputs.beta, normalized=inputs.normalize, ignore_index=inputs.ignore_index,
         key_offset=inputs.key_offset,
     )  # fmt: skip
-    if contrast.bounded:
+    if contrast.bounded and contrast.is_small:
         contrast.kept = kept.found(inputs.statistics, contrast.num_logits())
         contrast.is_backward = True
     upstream = inputs.grad_loss.to(acc)

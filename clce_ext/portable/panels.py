@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from clce_ext.portable.kept import MOST_KEPT
 from clce_ext.portable.rows import acc_dtype
 
 # Largest (1 + beta) / temperature at which sums of plain exponentials of logits are safe in float32.
@@ -32,14 +33,15 @@ def _scratch_for(rows: Tensor) -> dict[int, Tensor]:
     return _kept.scratch.setdefault(rows.dtype, {})
 
 
-def panel_shape(device_type: str) -> tuple[int, int]:
+def panel_shape(device_type: str, is_small: bool) -> tuple[int, int]:
     """Rows and columns of a panel: on a CPU its parts fit the cores' caches, elsewhere launches shall be few.
 
     Fewer rows would leave more below the diagonal out, but are more calls. Columns are never fewer than rows.
+    Where logits are kept, both passes must cut them alike, whatever the number of threads is meanwhile.
     """
     if device_type != "cpu":
         return 2048, 2048
-    return 384, 384 * min(max(torch.get_num_threads(), 2), 8)
+    return 384, 384 * (2 if is_small else min(max(torch.get_num_threads(), 2), 8))
 
 
 class Side:
@@ -149,7 +151,8 @@ class Contrast:
         self.key_classes = (
             self.classes if self.symmetric else torch.searchsorted(key_labels, self.keys.labels).to(acc)
         )
-        self.panel_rows, self.panel_columns = panel_shape(z.device.type)
+        self.is_small = 0 < self.anchors.count * self.keys.count <= MOST_KEPT
+        self.panel_rows, self.panel_columns = panel_shape(z.device.type, self.is_small)
         columns = min(self.panel_columns, self.keys.count) + _GAP
         self._area = min(self.panel_rows, self.anchors.count) * columns
         self._scratch = _scratch_for(self.anchors.rows)

@@ -17,7 +17,7 @@ def statistics(c: Contrast, keep: bool = False) -> Tensor:
     ``keep``: of a small problem with the logits behind it, for the backward.
     """
     rows, out = c.anchors.rows, None
-    if keep and c.bounded:
+    if keep and c.bounded and c.is_small:
         out, c.kept = kept.with_room(rows, c.anchors.total, c.num_logits())
     n_pos, n_neg = c.counts()
     wide = torch.zeros((6, c.anchors.count), dtype=wide_dtype(rows.device.type), device=rows.device)

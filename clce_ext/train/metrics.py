@@ -148,7 +148,7 @@ def pair_cosines(x: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndar
     """Cosines of all pairs of images of one class, and of all pairs of two classes."""
     x = normalized(x)
     i, j = np.triu_indices(len(x), 1)
-    cosines, same = (x @ x.T)[i, j], labels[i] == labels[j]
+    cosines, same = (x @ x.T)[i, j].clip(-1, 1), labels[i] == labels[j]
     return cosines[same], cosines[~same]
 
 

@@ -41,16 +41,10 @@ GEOMETRY = {
 }
 _CURVES = {"top1": "Top-1, classifier", "centroid": "Nearest centroid", "knn": "Nearest neighbours"}
 _LOSSES = {"loss": "Training loss", "ce": "Cross-entropy half", "contrast": "Contrastive half"}
-_SHOWN = 1500
+_SHOWN = 1500  # images on a map and in a histogram
 _MISTAKES, _PAIRS, _CLASSES, _CONFUSED = 12, 8, 12, 20  # shown at most
-OF_ONE_RUN = (
-    "objective",
-    "seed",
-    "output",
-    "resume",
-    "overwrite",
-    "plan",
-)  # options that no comparison shares
+# Options that no comparison shares.
+OF_ONE_RUN = ("objective", "seed", "output", "resume", "overwrite", "plan")
 _STEADY = 1.15  # the longest over the shortest epoch of a stage where nothing else kept the machine busy
 
 

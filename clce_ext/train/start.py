@@ -3,8 +3,10 @@ and which code it is that runs."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from .config import TrainConfig
 from .data import Data, Images, epoch_sampler, load_data
 from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
-from .models import FineTuner
+from .models import FineTuner, create_model, input_config
 from .stages import stages
 
 
@@ -45,17 +47,19 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
     """What a run of ``world_size`` processes would do, in lines; no weights are read.
 
     Raises:
-        TrainingError: data or batches that the run itself would refuse.
+        TrainingError: data, batches or a model that the run itself would refuse.
     """
-    labels = load_data(config).train.labels
+    data = load_data(config)
+    labels = data.train.labels
     samplers = [epoch_sampler(labels, config, rank, world_size) for rank in range(world_size)]
     steps, shares = samplers[0].steps, sorted({sampler.share for sampler in samplers})
     k, counts = config.images_per_class, np.bincount(labels)
     reach = "within the batch" if world_size == 1 else f"with all ({config.distributed_loss or 'gather'})"
     if world_size > 1 and config.distributed_loss == "none":
         reach = "within a process"
-    size = config.image_size or timm.get_pretrained_cfg(config.model).input_size[-1]
-    image = 3 * size * size * config.resolved_views
+    without_weights = dataclasses.replace(config, pretrained=False, checkpoint=None)
+    model = create_model(without_weights, len(data.classes), with_projection=False)
+    image = math.prod(input_config(model, config)["input_size"]) * config.resolved_views
     ahead = max(1, config.workers * PREFETCH) * samplers[0].item_size * image
     lines = {
         "training images": f"{len(labels):,}: {len(counts)} classes of {counts.min()} to {counts.max()}",

@@ -185,7 +185,9 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         raise TrainingError(f"{folder}: empty: no class folders in it")
     sides = {"missing": set(classes) - set(found), "only": set(found) - set(classes)} if classes else {}
     if odd := [f"{side} in {folder}: {listing(sorted(of))}" for side, of in sides.items() if of]:
-        raise TrainingError(f"the splits must have the same class folders; {'; '.join(odd)}")
+        raise TrainingError(
+            f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(odd)}"
+        )
     tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
     if empty := [name for name in found if name not in tops]:
         raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
