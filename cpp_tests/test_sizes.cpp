@@ -53,7 +53,7 @@ ContrastArgs contrast_of(DType dtype, int64_t rows, int64_t dim, bool symmetric)
   return args;
 }
 
-// Of keys that are not the anchors.
+// Which gradients are asked for, where the keys are not the anchors.
 enum class Wanted { kBoth, kAnchors, kKeys };
 
 // All steps of a loss: each pass in one call, or each step in its own.

@@ -197,8 +197,8 @@ def test_sources_without_their_repository_and_without_git(monkeypatch):
 
 
 def test_sanitizers(tmp_path):
-    """All at once, deaf to errors of the API, with lines of the source. What a library writes is looked at
-    where it counts that it was written."""
+    """All at once, deaf to errors of the API, with lines of the source. Only initcheck looks at a library's
+    kernels too: what they write must not count as unwritten."""
     parts = steps_for_a_gpu(tmp_path)
     (group,) = parts["sanitizers"]
     assert [step.name for step in group] == list(gpu_check.SANITIZERS)

@@ -1,5 +1,5 @@
-// The files of answers: raw little-endian numbers, NAME.bin in one folder. What lies in each says
-// questions.cuh, where it is asked for, and for people answers.json, which run.py writes beside them.
+// The files of answers: raw little-endian numbers, NAME.bin in one folder. questions.cuh says what lies in
+// each, and so does answers.json, which run.py writes beside them.
 #pragma once
 
 #include <cstdio>

@@ -87,7 +87,7 @@ struct BackwardBlock {
     const uint32_t i = p.gradients.block_of_side(block);
     return {i % mine.row_tiles * kM, i / mine.row_tiles};
   }
-  // Of a share.
+  // The first of the tiles of the other side that a share has.
   CLCE_DEVICE int first_tile(int64_t share) const {
     return part_begin(uint32_t(ceil_div(mine.other.rows.count, Traits::kN)), mine.splits, uint32_t(share));
   }

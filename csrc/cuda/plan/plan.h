@@ -39,8 +39,8 @@ struct BackwardPlan {
   PanelShape shape;  // of the largest panel
   int tile;          // which of EngineTiles::backward
   int64_t chunks;    // of a row of the gradient
-  // Both in one launch, of their wanted row_tiles x splits blocks for each chunk. Self-contrast: only the
-  // anchors'.
+  // One launch makes both: for each chunk it has row_tiles x splits blocks of each side whose gradient is
+  // wanted. Self-contrast: only the anchors'.
   GradientPlan anchors, keys;
   // float16: whether a launch of its own finds the unit, and where in the workspace it lies.
   bool finds_unit;

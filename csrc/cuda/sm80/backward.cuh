@@ -53,7 +53,7 @@ void launch_find_unit(const BackwardArgs& args, const BackwardPlan& plan, void* 
          kUnitThreads / 32 * 2 * sizeof(T), stream, params);
 }
 
-// No blocks, unless it is wanted.
+// Of one side. If its gradient is not wanted, it has no blocks.
 template <class Element, class T>
 GradientParams<Element, T> gradient_params(const BackwardArgs& args, const GradientPlan& plan,
                                            bool owner_is_keys) {
