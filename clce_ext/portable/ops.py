@@ -90,14 +90,14 @@ def contrastive_loss_backward(*args) -> tuple[Tensor, Tensor, Tensor]:
         dots = torch.linalg.vecdot(rows, dz)
         dtemperature = temperature_gradient(dots, by_scale, contrast.symmetric, t)
         del rows, dz
-    contrast.release()
+    spare, key_spare = contrast.release()
     if inputs.need_embeddings:
-        dx = prepare_backward(danchors, z, inputs.norms, inputs.dim, contrast.anchors.order)
+        dx = prepare_backward(danchors, z, inputs.norms, inputs.dim, contrast.anchors.order, spare)
     else:
         dx = z.new_empty((0, inputs.dim))
     if dkeys is None:
         return dx, z.new_empty((0, inputs.dim)), dtemperature
-    dk = prepare_backward(dkeys, key_z, inputs.key_norms, inputs.dim, contrast.keys.order)
+    dk = prepare_backward(dkeys, key_z, inputs.key_norms, inputs.dim, contrast.keys.order, key_spare)
     return dx, dk, dtemperature
 
 

@@ -228,10 +228,15 @@ class Contrast:
                 memory = self._scratch[which] = self.anchors.rows.new_empty(self._area)
         return memory.as_strided((height, width), (_stride(width), 1))
 
-    def release(self) -> None:
-        """Gives rows and scratch back: what follows the walks over panels needs memory too."""
+    def release(self) -> tuple[Tensor | None, Tensor | None]:
+        """Gives scratch and rows back, as what follows the walks over panels needs memory too.
+
+        Returned are the anchors' and the keys' rows, unless they are those that the caller gave.
+        """
         self._scratch = {}
+        spare = tuple(None if side.order is None else side.rows for side in (self.anchors, self.keys))
         self.anchors.rows = self.keys.rows = None
+        return spare
 
     def num_logits(self) -> int:
         """Of all panels, with the gaps between their rows."""

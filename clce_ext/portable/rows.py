@@ -45,11 +45,13 @@ def prepare(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     return z, norms
 
 
-def prepare_backward(dz: Tensor, z: Tensor, norms: Tensor, dim: int, order: Tensor | None = None) -> Tensor:
+def prepare_backward(
+    dz: Tensor, z: Tensor, norms: Tensor, dim: int, order: Tensor | None = None, spare: Tensor | None = None
+) -> Tensor:
     """The gradient [M, dim] of what :func:`prepare` was given, by that of its rows, which is overwritten.
 
     Empty ``norms`` say that rows were not normalised. ``dz[i]`` belongs to row ``order[i]``, or to row i;
-    other rows have none.
+    other rows have none. The gradient may be written to ``spare``.
     """
     grad, z, total, dtype = dz[:, :dim], z[:, :dim], z.shape[0], z.dtype
     count = grad.shape[0]
@@ -60,6 +62,8 @@ def prepare_backward(dz: Tensor, z: Tensor, norms: Tensor, dim: int, order: Tens
 
     if order is None and dz.dtype == dtype and grad.is_contiguous():
         out = grad  # no other memory has to be fetched for it
+    elif spare is not None and spare.dtype == dtype and spare.shape == (total, dim):
+        out = spare
     else:
         new = dz.new_empty if count == total else dz.new_zeros
         out = new((total, dim), dtype=dtype)
