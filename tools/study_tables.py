@@ -147,10 +147,11 @@ def comparison_plot(path: Path, runs: Mapping[str, list[RunRecord]], title: str)
             figures = [f for f in FIGURES if f in of[0].results]
             x = [list(FIGURES).index(f) + 0.13 * (place - (len(shown) - 1) / 2) for f in figures]
             _bars(left, x, [_points(r.results[f] for r in of) for f in figures], name, name)
-        left.set_xticks(range(len(FIGURES)), FIGURES.values())
+        ticks = [name.replace(" ", "\n") for name in FIGURES.values()]
+        left.set_xticks(range(len(FIGURES)), ticks)
         left.set_ylabel("% of the test images")
         left.legend(
-            frameon=False, fontsize=9, ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, -0.1)
+            frameon=False, fontsize=9, ncols=len(shown), loc="upper center", bbox_to_anchor=(0.5, -0.17)
         )
         right.axhline(0, color="#9aa3ab", linewidth=1)
         for x, name in enumerate(FIGURES):
@@ -159,7 +160,7 @@ def comparison_plot(path: Path, runs: Mapping[str, list[RunRecord]], title: str)
                 [x] * len(d.by_seed), 100 * np.array(d.by_seed), "o", color=color("clce"), alpha=0.25, ms=4
             )
             _bars(right, [x], [(100 * d.mean, 100 * d.half_width)], "clce", None)
-        right.set_xticks(range(len(FIGURES)), FIGURES.values(), rotation=20)
+        right.set_xticks(range(len(FIGURES)), ticks)
         right.set_title("clce − ce, percentage points", fontsize=10)
         _save(picture, path, title)
 
@@ -231,7 +232,8 @@ def sections(folder: Path) -> dict[str, str]:
     for kind, shots in (("photographs", PHOTO_SHOTS), ("digits", SHOTS)):
         runs = by_shots(kind, shots)
         if "clce" in runs.get(5, {}):
-            title = f"{kind}, 5 training images a class, {len(runs[5]['ce'])} seeds"
+            seeds = " or ".join(map(str, sorted({len(of) for of in runs[5].values()})))
+            title = f"{kind}, 5 training images a class, {seeds} seeds"
             comparison_plot(folder / f"study-{kind}.svg", runs[5], title)
             picture = f"![What each objective reaches, {kind}](study-{kind}.svg)\n\n"
             found[kind] = picture + accuracy_table(runs[5])
