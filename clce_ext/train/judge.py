@@ -182,7 +182,10 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
             logits = model.classify(embeddings).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices
         confidence = logits.softmax(dim=1).gather(1, top)
-        losses = F.cross_entropy(logits, labels.to(device), reduction="none")
+        # Of other data than the model was trained on, a label may be none of the classifier's: no loss then.
+        foreign = (labels < 0) | (labels >= logits.shape[1])
+        goals = labels.masked_fill(foreign, -100).to(device)
+        losses = F.cross_entropy(logits, goals, ignore_index=-100, reduction="none")
         parts.append([x.cpu() for x in (top, confidence, losses, embeddings.float(), labels)])
     model.train(was_training)
     # A process without images has outputs of no shape, which join leaves out.
