@@ -48,9 +48,12 @@ def _refuse_non_tensors(**arguments: Tensor | None) -> None:
 
 
 def number(name: str, value: object) -> float:
-    """Refuses what only looks like a number, such as "0.1" (TypeError)."""
+    """Refuses what only looks like a number, such as "0.1" or True (TypeError)."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise TypeError(f"{name} must be a number, got a tensor of shape {list(value.shape)}")
     # Most are of these types; what torch 2.10 puts in their place while it traces has no hasattr.
-    if not isinstance(value, (int, float)) and (isinstance(value, str) or not hasattr(value, "__float__")):
+    is_number = isinstance(value, (int, float)) or hasattr(value, "__float__")
+    if isinstance(value, (bool, str)) or not is_number:
         raise TypeError(f"{name} must be a number, got {value!r}")
     return float(value)
 
@@ -336,6 +339,8 @@ def _cross_entropy(
     if not isinstance(logits, Tensor) or logits.dim() not in (2, 3):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"logits must have shape [images, classes] or [images, views, classes], got {got}")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating-point, got {logits.dtype}")
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
     _refuse_non_tensors(targets=targets, class_weights=class_weights)

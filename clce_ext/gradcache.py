@@ -41,7 +41,8 @@ class GradCache:
     mode it normalises by its running averages, and gradient caching is exact, as it is with LayerNorm.
 
     Raises:
-        TypeError: the model's outputs are not tensors, or the criterion's value is not one.
+        TypeError: no module for the model, or a class for the criterion; the model's outputs are not tensors,
+            or the criterion's value is not one.
         ValueError: ``micro_batch_size`` < 1, inputs of different lengths, or a loss that is not a scalar.
 
     Example::
@@ -66,6 +67,10 @@ class GradCache:
             or micro_batch_size < 1
         ):
             raise ValueError(f"micro_batch_size must be an integer >= 1, got {micro_batch_size!r}")
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model must be a module, got {model!r}")
+        if isinstance(criterion, type) or not callable(criterion):
+            raise TypeError(f"criterion must be a loss to call, such as CLCELoss(), got {criterion!r}")
         self.model = model
         self.criterion = criterion
         self.micro_batch_size = micro_batch_size

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from clce_ext.arguments import CLCE_DEFAULTS, DEFAULTS
-from clce_ext.functional import check_clce_options, check_options, clce_loss, hard_negative_contrastive_loss
+from clce_ext.functional import (
+    check_clce_options,
+    check_options,
+    clce_loss,
+    hard_negative_contrastive_loss,
+    number,
+)
 from clce_ext.queue import EmbeddingQueue
 
 __all__ = [
@@ -31,6 +37,8 @@ class _Criterion(nn.Module):
     def __init__(self, temperature: float | Tensor, learnable_temperature: bool, **options):
         super().__init__()
         self._check(temperature=temperature, **options)
+        if not isinstance(learnable_temperature, bool):
+            raise TypeError(f"learnable_temperature must be True or False, got {learnable_temperature!r}")
         if learnable_temperature:
             self.temperature = nn.Parameter(
                 torch.as_tensor(temperature, dtype=torch.float32).detach().clone()
@@ -250,10 +258,15 @@ class MatryoshkaLoss(nn.Module):
 
     def __init__(self, loss: nn.Module, dims: Sequence[int], weights: Sequence[float] | None = None):
         super().__init__()
-        dims = tuple(dims)
-        if not dims or not all(isinstance(dim, int) and dim >= 1 for dim in dims):
+        if not isinstance(loss, nn.Module):
+            raise TypeError(f"loss must be a module, such as SupConLoss(), got {loss!r}")
+        dims = tuple(dims) if isinstance(dims, Sequence) else dims
+        if not isinstance(dims, tuple) or not dims or not all(isinstance(d, int) and d >= 1 for d in dims):
             raise ValueError(f"dims must be at least one number of columns, each at least 1, got {dims}")
-        weights = (1.0,) * len(dims) if weights is None else tuple(float(weight) for weight in weights)
+        if weights is not None and not isinstance(weights, Sequence):
+            raise TypeError(f"weights must be numbers, one for each of dims, or None, got {weights!r}")
+        weights = [1.0] * len(dims) if weights is None else weights
+        weights = tuple(number("each of weights", weight) for weight in weights)
         if len(weights) != len(dims):
             raise ValueError(f"weights must be {len(dims)}, one for each of dims, got {len(weights)}")
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights):

@@ -41,6 +41,7 @@ class EmbeddingQueue(nn.Module):
         dtype, device: of ``embeddings``. The losses take them in the batch's dtype.
 
     Raises:
+        TypeError: size, dim or ignore_index that is no integer, a dtype that is not floating-point.
         ValueError: size or dim below 1.
     """
 
@@ -54,6 +55,11 @@ class EmbeddingQueue(nn.Module):
         device: torch.device | str | None = None,
     ):
         super().__init__()
+        for name, value in (("size", size), ("dim", dim), ("ignore_index", ignore_index)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+        if dtype is not None and not dtype.is_floating_point:
+            raise TypeError(f"dtype must be floating-point, got {dtype}")
         if size < 1 or dim < 1:
             raise ValueError(f"size and dim must be at least 1, got size={size}, dim={dim}")
         self.ignore_index = ignore_index

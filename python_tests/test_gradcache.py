@@ -325,4 +325,4 @@ def test_outputs_for_a_queue():
     assert losses[0] != losses[1]
     single = nn.Linear(12, WIDTH)
     _, embeddings = GradCache(single, SCHaNeLoss(), 5, return_outputs=True)(images, labels)
-    assert torch.equal(embeddings, single(images))
+    assert torch.allclose(embeddings, single(images), atol=1e-6)  # micro-batches may round otherwise
