@@ -218,9 +218,21 @@ def test_weights_with_code_are_refused(tmp_path):
 def test_names_that_timm_does_not_have():
     with pytest.raises(TrainingError, match=r"timm has no such model; near it: .*beit"):
         create("beit_enormous")
-    for wrong, meant in (("tf_efficientnet_light0", "tf_efficientnet_lite0"), ("resnet_50", "resnet50")):
+    for wrong, meant in (
+        ("tf_efficientnet_light0", "tf_efficientnet_lite0"),
+        ("resnet_50", "resnet50"),
+        ("beit3_base", "beit3_base_patch16_224"),
+        ("vit-base", "vit_base_patch16_224"),
+        ("google/vit-base-patch16-224", "vit_base_patch16_224"),
+        ("deit_tiny", "deit_tiny_patch16_224"),
+        ("swin_tiny", "swin_tiny_patch4_window7_224"),
+        ("BEiT_Base", "beit_base_patch16_224"),
+    ):
         with pytest.raises(TrainingError, match=rf"near it: .*\b{meant}\b"):
             create(wrong)
+    for pretrained in (False, True):
+        with pytest.raises(TrainingError, match=r"resnet18 has no weights a1_in1; it has .*resnet18.a1_in1k"):
+            create("resnet18.a1_in1", pretrained=pretrained)
     with pytest.raises(TrainingError, match="give one"):
         create(pretrained=True, checkpoint="x.pth")
 

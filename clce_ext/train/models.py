@@ -217,12 +217,16 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
     name = config.model.partition(".")[0]
     is_elsewhere = config.model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not is_elsewhere and not timm.is_model(name):
-        near = difflib.get_close_matches(name, timm.list_models(), 5) or timm.list_models(f"{name[:4]}*")[:5]
+        near = _models_near(name)
         raise TrainingError(
             f"--model {config.model}: timm has no such model"
             + (f"; near it: {', '.join(near)}" if near else "")
             + ". hf-hub:OWNER/NAME and local-dir:DIR are accepted too"
         )
+    tag = "" if is_elsewhere else config.model.partition(".")[2]
+    if tag and config.model not in timm.models.get_arch_pretrained_cfgs(name):
+        there = timm.list_pretrained(f"{name}.*")
+        raise TrainingError(f"--model {config.model}: {name} has no weights {tag}; it has {listing(there)}")
     try:
         return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
     except TypeError as error:
@@ -239,6 +243,16 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
             f"elsewhere (timm.create_model({config.model!r}, pretrained=True), then "
             "safetensors.torch.save_file of its state_dict()) and pass --checkpoint FILE"
         ) from error
+
+
+def _models_near(name: str, most: int = 5) -> list[str]:
+    """timm's names that may have been meant: first those that go on where ``name`` ends, then those that are
+    spelt alike. Case, - and an owner before / do not count; nor does _ where names only go on."""
+    name, known = name.rpartition("/")[2].lower().replace("-", "_"), timm.list_models()
+    plain = name.replace("_", "")
+    longer = [one for one in known if plain and one.replace("_", "").startswith(plain)]
+    near = [*sorted(longer, key=len), *difflib.get_close_matches(name, known, most)]
+    return list(dict.fromkeys(near))[:most] or timm.list_models(f"{name[:4]}*")[:most] * bool(name)
 
 
 @torch.no_grad()
