@@ -20,7 +20,7 @@ import timm
 import torch
 from safetensors.torch import load_file
 
-from clce_ext.train import compare, evaluate
+from clce_ext.train import compare, evaluate, predict
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
@@ -262,6 +262,10 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--lr", "fast"], "--lr must be a number, got 'fast'"),
         (["--layer-decay", "-0.5"], "--layer-decay must be a number in (0, 1], got -0.5"),
         (["--scale", "1", "0.5"], "--scale must be two numbers, the smaller first"),
+        (["--clip-grad", "-1"], "--clip-grad must be a number > 0, got -1.0"),
+        (["--min-lr", "-1"], "--min-lr must be a number >= 0, got -1.0"),
+        (["--warmup-lr", "-1"], "--warmup-lr must be a number >= 0, got -1.0"),
+        (["--color-jitter", "-0.4"], "--color-jitter must be a number >= 0, got -0.4"),
         (["--opt", "adamx"], "--opt adamx: timm refuses"),
         (["--sched", "cosinus"], "--sched cosinus: timm refuses"),
         (["--auto-augment", "nonsense"], "--auto-augment and other augmentation: timm refuses"),
@@ -278,16 +282,39 @@ def test_wrong_options(arguments, message, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (main, ["--temprature", "0.1"], "unknown option --temprature (did you mean --temperature?)"),
+        (main, ["--batchsize=4"], "unknown option --batchsize (did you mean --batch-size?)"),
+        (main, ["photos"], "unknown option photos"),
+        (compare.main, ["--objectives", "ce", "clcee"], "--objectives: invalid choice: 'clcee' (choose from"),
+        (evaluate.main, ["--checkpoint", "x", "--wayss", "2"], "--wayss (did you mean --ways?)"),
+        (predict.main, ["--checkpoint", "x", "a.jpg", "--batch-size", "x"], "--batch-size: invalid int"),
+        (predict.main, ["a.jpg"], "required: --checkpoint"),
+    ],
+)
+def test_what_a_command_does_not_know_is_one_line(command, arguments, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(arguments)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and message in said and said.endswith("; --help lists the options\n")
+    assert said.count("\n") == 1
+
+
 def test_options_in_a_recipe(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
     for content, message in (
         (b"\xff\xfe\x00", "not YAML"),
+        (b"epochs: 3\n  lr: [1", "not YAML (mapping values are not allowed here"),
+        (b"temprature: 0.1", "unknown option temprature (did you mean temperature?); known are amp, augment"),
         (b"output:", "--output must be a string, got nothing"),
         (b"epochs: .inf", "--epochs must be an integer, got inf"),
     ):
         recipe.write_bytes(content)
         assert main(["--config", str(recipe)]) == 2
-        assert message in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1
 
 
 def test_an_output_that_cannot_be(tmp_path, capsys):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
@@ -81,7 +82,7 @@ class TrainConfig:
     scale: list[float] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)", _RANGE)  # noqa: RUF009
     hflip: float | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)", _SHARE)
     color_jitter: float | None = option(
-        None, "strength of colour jitter (default: 0.4, digits and letters 0)"
+        None, "strength of colour jitter (default: 0.4, digits and letters 0)", _NOT_NEGATIVE
     )
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: float = option(0.0, "probability of erasing a rectangle", _SHARE)
@@ -164,9 +165,9 @@ class TrainConfig:
     warmup_epochs: float = option(
         0.0, "epochs of linear warm-up of each stage, at most half of it", _NOT_NEGATIVE
     )
-    warmup_lr: float = option(1e-6, "where the warm-up starts")
-    min_lr: float = option(1e-6, "where the schedule ends")
-    clip_grad: float | None = option(None, "largest norm of the gradients")
+    warmup_lr: float = option(1e-6, "where the warm-up starts", _NOT_NEGATIVE)
+    min_lr: float = option(1e-6, "where the schedule ends", _NOT_NEGATIVE)
+    clip_grad: float | None = option(None, "largest norm of the gradients", _POSITIVE)
     ema: float | None = option(None, "decay of averaged weights, which are evaluated and kept", _FRACTION)
 
     # Machine
@@ -296,9 +297,8 @@ class TrainConfig:
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
         known = sorted(field.name for field in dataclasses.fields(cls))
         if unknown := sorted(set(options) - set(known)):
-            raise TrainingError(
-                f"{source}: unknown option {', '.join(unknown)}; known are {', '.join(known)}"
-            )
+            said = ", ".join(_unknown(name, known).removeprefix("unknown option ") for name in unknown)
+            raise TrainingError(f"{source}: unknown option {said}; known are {', '.join(known)}")
         return cls(**options)
 
 
@@ -309,19 +309,37 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise TrainingError(f"--config {path}: cannot be read ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise TrainingError(f"--config {path}: not YAML ({error})") from None
+        reason = " ".join(str(error).split())  # YAML's are of several lines
+        raise TrainingError(f"--config {path}: not YAML ({reason})") from None
     if not isinstance(options, dict):
         raise TrainingError(f"--config {path}: must map option names to values, got {type(options).__name__}")
     return {str(name).replace("-", "_"): value for name, value in options.items()}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line: the usage of this many options would hide it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(_unknown(unknown[0].partition("=")[0], self._option_string_actions))
+        return parsed
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    """What is said of an option that there is not; and the one that was probably meant."""
+    near = difflib.get_close_matches(name, known, 1)
+    return f"unknown option {name}" + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def command_parser(text: str, epilog: str) -> argparse.ArgumentParser:
     """Of a command whose module says "command: what it does"."""
     command, _, description = text.partition(": ")
     layout = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(
-        prog=command, description=description, epilog=epilog, formatter_class=layout
-    )
+    return _Parser(prog=command, description=description, epilog=epilog, formatter_class=layout)
 
 
 def add_options(
