@@ -35,7 +35,12 @@ def own():
 
 def test_tensors_are_paired_by_order_without_counters(own, package, tmp_path):
     foreign = {f"layer{i}": torch.rand_like(w) for i, w in enumerate(own.values())}
-    package(foreign)
+    # The package's file has counters too, among the others.
+    package(
+        {"_bn0.num_batches_tracked": torch.tensor(3)}
+        | foreign
+        | {"_bn1.num_batches_tracked": torch.tensor(3)}
+    )
     efficientnet_lite0.convert(tmp_path / "out" / "lite0.safetensors")
     written = read_weights(tmp_path / "out" / "lite0.safetensors")
     model = timm.create_model(efficientnet_lite0.MODEL)

