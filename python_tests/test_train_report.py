@@ -157,6 +157,18 @@ def test_prediction(finished, tmp_path, capsys):
     ):
         assert predict.main([*arguments, *wrong]) == 2
         assert message in capsys.readouterr().err
+    # One broken file among others does not cost the others their classes.
+    broken = folder / "digit_0" / "broken.png"
+    broken.write_bytes(single.read_bytes()[:60])
+    assert predict.main([*arguments, "--workers", "1", str(folder)]) == 0
+    assert f"warning: cannot read image {broken} (" in capsys.readouterr().err
+    with (tmp_path / "out" / "predictions.csv").open(newline="") as file:
+        again = {row["image"]: row for row in csv.DictReader(file)}
+    assert again[str(broken)]["class_1"] == "" and len(again) == 7
+    assert again[str(single)]["class_1"] == rows[-1]["class_1"]
+    assert (tmp_path / "out" / "contact-sheet.html").read_text().count("<img") == 6
+    assert predict.main([*arguments[:2], "--output", str(single), str(single)]) == 2
+    assert "File exists" in capsys.readouterr().err
     torch.save(model.backbone.state_dict(), tmp_path / "plain.pth")
     assert predict.main(["--checkpoint", str(tmp_path / "plain.pth"), str(single)]) == 2
     assert "does not say its arguments, classes, input, model" in capsys.readouterr().err

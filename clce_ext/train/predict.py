@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 import timm
+from PIL import Image
+from torch import Tensor
 
 from . import models, plots
 from .checkpoint import read_metadata, read_weights
 from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
 from .data.sources import image_files, open_image
-from .errors import TrainingError, run_command
+from .errors import TrainingError, UnreadableImageError, run_command
 from .judge import run_model
 from .page import Section, write_page
 from .processes import choose_device
@@ -27,6 +29,7 @@ from .results import write_rows
 _ON_SHEET = 500  # thumbnails at most; the table has all images
 _SAID = 3  # classes of each image
 _LOADING = ("workers", "max_image_pixels", "device")
+_UNREADABLE = -1  # label of an image that cannot be decoded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,36 +49,59 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+class _Readable(Images):
+    """A blank image, labelled as unreadable, stands for each that cannot be decoded."""
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        try:
+            return super().__getitem__(item)
+        except UnreadableImageError:
+            return self.transform(Image.new("RGB", (64, 64))), _UNREADABLE
+
+
 def predict(options: argparse.Namespace) -> Path:
-    """Writes predictions.csv and contact-sheet.html; returns the former's path."""
+    """Writes predictions.csv and contact-sheet.html; returns the former's path. Images that cannot be decoded
+    are named on stderr and have no class in the table.
+
+    Raises:
+        TrainingError: none of the images can be decoded.
+    """
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
     given = {k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)}
     config = TrainConfig.from_dict(given)
+    folder = Path(options.output)
+    folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what cannot be written
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
     source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
-    images = Images(source, np.arange(len(paths)), unknown)
+    images = _Readable(source, np.arange(len(paths)), unknown)
     loader = evaluation_loader(images, config, input_config)
     device = choose_device(config.device)
     outputs = run_model(model.to(device), loader, device)
-    rows = []
+    rows, photos = [], []
     for path, top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
         row: dict[str, Any] = {"image": path}
         for place, (label, share) in enumerate(zip(top[:_SAID], shares, strict=False), 1):
             row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
         rows.append(row)
-    folder = Path(options.output)
-    folder.mkdir(parents=True, exist_ok=True)
+    for i in (outputs.labels == _UNREADABLE).nonzero().flatten().tolist():
+        rows[i] = {"image": paths[i]}
+        try:
+            images.decode(i)
+        except UnreadableImageError as error:
+            if not any("class_1" in row for row in rows):
+                raise
+            print(f"clce-predict: warning: {error}", file=sys.stderr)
     write_rows(folder / "predictions.csv", rows)
-    photos = []
-    for i, row in enumerate(rows[:_ON_SHEET]):
-        text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}"
+    shown = [i for i, row in enumerate(rows) if "class_1" in row]
+    for i in shown[:_ON_SHEET]:
+        text = f"{rows[i]['class_1']}, {100 * rows[i]['probability_1']:.0f} % – {Path(paths[i]).name}"
         photos.append(([plots.photograph(images.decode(i))], text))
     write_page(
         folder / "contact-sheet.html",
         [Section("Images", photos=photos)],
-        title=f"{len(rows)} images, {len(classes)} classes",
-        lead=f"By {options.checkpoint}." + f" The first {_ON_SHEET} are shown." * (len(rows) > _ON_SHEET),
+        title=f"{len(shown)} images, {len(classes)} classes",
+        lead=f"By {options.checkpoint}." + f" The first {_ON_SHEET} are shown." * (len(shown) > _ON_SHEET),
     )
     return folder / "predictions.csv"
 

@@ -78,7 +78,7 @@ class Images(Dataset):
     views: int = 1
 
     def take(self, positions: np.ndarray | slice) -> Images:
-        return Images(self.source, self.indices[positions], self.labels[positions], self.decoded)
+        return type(self)(self.source, self.indices[positions], self.labels[positions], self.decoded)
 
     def __len__(self) -> int:
         return len(self.indices)
