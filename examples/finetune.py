@@ -7,6 +7,7 @@
 """
 
 import argparse
+from pathlib import Path
 
 import timm
 import torch
@@ -57,6 +58,7 @@ def balanced_batches(labels: list[int], batch_size: int, per_class: int) -> list
 
 def train(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
+    Path(options.output).parent.mkdir(parents=True, exist_ok=True)  # before hours are spent
     source = {"pretrained_cfg_overlay": {"file": options.weights}} if options.weights else {}
     train_set, val_set = ImageFolder(f"{options.data}/train"), ImageFolder(f"{options.data}/val")
     assert train_set.classes == val_set.classes, "train and val must hold the same class folders"
@@ -132,14 +134,8 @@ if __name__ == "__main__":
     command.set_defaults(run=train)
     command.add_argument("data", help="folder with train/CLASS/ and val/CLASS/")
     command.add_argument("--weights", help="file of weights that timm saved (default: timm's own)")
-    defaults = {
-        "model": "resnet50",
-        "output": "finetuned.pt",
-        "epochs": 20,
-        "batch-size": 256,
-        "per-class": 4,
-    }
-    defaults |= {"micro-batch-size": 32, "lr": 1e-4, "weight": 0.9, "workers": 4}
+    defaults = {"model": "resnet50", "output": "finetuned.pt", "epochs": 20, "batch-size": 256}
+    defaults |= {"per-class": 4, "micro-batch-size": 32, "lr": 1e-4, "weight": 0.9, "workers": 4}
     for name, value in defaults.items():
         command.add_argument(f"--{name}", type=type(value), default=value)
     command = commands.add_parser("predict")

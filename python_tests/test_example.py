@@ -34,7 +34,7 @@ def test_the_example_trains_and_predicts(tmp_path):
     torch.manual_seed(0)
     weights = tmp_path / "weights.pth"  # of other classes than the data's
     torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), weights)
-    saved = tmp_path / "saved.pt"
+    saved = tmp_path / "not there yet" / "saved.pt"
     options = {"model": "test_resnet", "weights": weights, "output": saved, "epochs": 4, "batch-size": 8}
     options |= {"micro-batch-size": 3, "lr": 1e-3, "workers": 0}
     printed = run(
