@@ -106,6 +106,11 @@ def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_names_in_any_script_are_drawn_without_complaints(recwarn):
+    assert "\u8863\u670d" in plots._svg(plots._axes("\u8863\u670d"))
+    assert not recwarn.list
+
+
 def test_every_class_and_what_it_is_taken_for():
     counts = np.array([[3, 0, 1], [0, 4, 0], [2, 0, 5]])
     labels, said = (np.repeat(np.indices((3, 3))[axis].ravel(), counts.ravel()) for axis in (0, 1))

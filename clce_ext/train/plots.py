@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -170,7 +171,9 @@ def _svg(axes: Axes, legend: Mapping[str, Artist] | None = None, description: st
         for text, name in zip(below.get_texts(), legend, strict=True):  # a class's name is no formula
             text.set(text=name, parse_math=False)
     out = io.StringIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # Text stays text, and a browser has the characters that matplotlib's font lacks.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         axes.figure.savefig(out, format="svg", metadata={"Date": None})
     text = out.getvalue()
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
