@@ -253,6 +253,7 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
             "--weight is an option of clce; --objective supcon has",
         ),
         (["--mixup", "0.5", "--objective", "clce", "--views", "2"], "use --views 1"),
+        (["--mixup", "0.5", "--micro-batch-size", "1"], "micro-batch: --micro-batch-size 1 has one"),
         (["--config", "nowhere.yaml"], "--config nowhere.yaml: cannot be read"),
         (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
         (["--device", "mps"], "--device must be cpu or cuda, got 'mps'"),

@@ -254,6 +254,10 @@ class TrainConfig:
         if (self.mixup or self.cutmix) and self.resolved_views != 1:
             single = _objectives(lambda o: o.views == 1)
             raise TrainingError(f"mixup and CutMix mix single views: use --views 1 with one of {single}")
+        if (self.mixup or self.cutmix) and self.micro_batch_size == 1:
+            raise TrainingError(
+                "mixup and CutMix mix the images of a micro-batch: --micro-batch-size 1 has one"
+            )
 
     @property
     def data_is_folder(self) -> bool:
