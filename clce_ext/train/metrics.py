@@ -202,6 +202,13 @@ class Interval(NamedTuple):
     half_width: float
     count: int
 
+    def text(self, scale: float = 100.0, digits: int = 1) -> str:
+        """Mean and half width, by default in percent: ``91.2 ± 0.3``."""
+        if not math.isfinite(self.mean):
+            return "n/a"
+        half = f" ± {scale * self.half_width:.{digits}f}" if math.isfinite(self.half_width) else ""
+        return f"{scale * self.mean:.{digits}f}{half}"
+
 
 def confidence_interval(values: np.ndarray) -> Interval:
     """Student's t interval of the mean; the half width of a single value is NaN."""

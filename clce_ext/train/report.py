@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 import yaml
+from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
+from sklearn.utils import resample
 
 from . import metrics, plots
 from .config import TrainConfig
 from .data import Images
-from .intervals import SIGNIFICANT, Difference, difference, differences_of
+from .intervals import SIGNIFICANT, Difference, difference
 from .judge import Outputs
 from .objectives import UNTOUCHED
-from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
-from .results import RunRecord, Setting, untouched_records
+from .page import Section, cell, name_cell, table_of, write_page
+from .results import RunRecord, interval_of, untouched_records
 from .start import versions
 
 Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
@@ -64,9 +66,9 @@ def write_run_report(
     runs = {config.objective: [RunRecord(config.objective, config.seed, results, rows, *tensors)]}
     sections = [_accuracies(runs), _curves(runs, _CURVES | _LOSSES)]
     if val is not None and images is not None:
-        sections += [_classes(val, classes), _mistakes(val, images, classes), _hardest(val, images, classes)]
+        sections += [_classes(val, classes), *_photographs(val, images, classes)]
     sections += _embeddings(runs, classes) if with_map else []
-    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
+    lead = f"Top-1 {100 * results['top1']:.2f} % on {judged_on(results)} after {results['epochs']} epochs."
     _write(folder / "report.html", config, config.objective, lead, sections)
 
 
@@ -76,15 +78,13 @@ def write_comparison_report(
     runs: Runs,
     classes: Sequence[str],
     baseline: str,
+    differences: Sequence[Difference],
     own: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Objectives x seeds, the same seeds everywhere; ``own`` are options of one objective alone."""
-    first = next(iter(runs.values()))
     records = [record for of in runs.values() for record in of]
-    differences = differences_of(runs, untouched_records(first), baseline)
-    links = [
-        (f"{r.objective}, seed {r.seed}", f"runs/{r.objective}-seed{r.seed}/report.html") for r in records
-    ]
+    link = Markup('<a href="runs/{0}-seed{1}/report.html">{0}, seed {1}</a>')
+    links = Markup(" · ").join(link.format(r.objective, r.seed) for r in records)
     photographs = "Photographs of the worst mistakes and the hardest negatives are in each run's own report."
     sections = [
         _accuracies(runs),
@@ -93,12 +93,13 @@ def write_comparison_report(
         _classes_by_objective(runs, classes),
         *_embeddings(runs, classes),
         _cost(runs),
-        Section("Runs", photographs, links=links),
+        Section("Runs", links, note=photographs),
     ]
+    first, seeds = records[0].results, len({r.seed for r in records})
     lead = (
-        f"{len(runs)} objectives, {len(first)} seed{'s' * (len(first) > 1)}, "
-        f"{max(r.results['epochs'] for r in records)} epochs each on {first[0].results['train_images']} "
-        f"training images; judged on {_judged_on(first[0].results)}."
+        f"{len(runs)} objectives, {seeds} seed{'s' * (seeds > 1)}, "
+        f"{max(r.results['epochs'] for r in records)} epochs each on {first['train_images']} "
+        f"training images; judged on {judged_on(first)}."
         f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
     _write(path, config, " · ".join(runs), lead, sections, own)
@@ -107,37 +108,36 @@ def write_comparison_report(
 def write_sweep_report(
     path: Path,
     config: TrainConfig,
-    settings: Sequence[Setting],
+    settings: Sequence[Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],
-    metric: str,
+    figure: str,
+    columns: Mapping[tuple[str, str], str],
 ) -> None:
-    """A table of the settings and, per option of the grid, how the metric follows it."""
-    names = list(dict.fromkeys(s.objective for s in settings))
-    figure, watched = ACCURACIES[metric], settings[0].records[0].results["split"]
-    table = [["", *grid, f"{figure}, {watched}"]]
-    for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean)):
-        values = [str(s.point.get(option, "–")) for option in grid]
-        table.append([name_cell(s.objective), *values, cell(spread(s.interval), bold=s.chosen)])
-    svgs = []
+    """A table of the ``settings``, the rows of sweep.csv, and, per option of the grid, how the figure follows
+    it. ``columns`` are the figure's mean and half width in these rows, on the split that chose and perhaps on
+    another one, with what it was judged on."""
+    mean, half = next(iter(columns))
+    names = list(dict.fromkeys(s["objective"] for s in settings))
+    table = [["", *grid, *(f"{figure}, {images}" for images in columns.values())]]
+    for s in sorted(settings, key=lambda s: (names.index(s["objective"]), -s[mean])):
+        values = [str(s.get(option, "–")) for option in grid]
+        found = [
+            metrics.Interval(*map(s.get, names), s["seeds"]) if names[0] in s else None for names in columns
+        ]
+        values += [cell(of.text(), bold=s["chosen"]) if of else "–" for of in found]
+        table.append([name_cell(s["objective"]), *values])
+    figures = []
     for option, values in grid.items():
-        lines: dict[str, dict[Any, list[metrics.Interval]]] = {}
-        for s in settings:
-            if option in s.point:
-                lines.setdefault(s.objective, {}).setdefault(s.point[option], []).append(s.interval)
-        if any(len(points) > 1 for points in lines.values()):
-            svgs.append(plots.sweep_curves(lines, values, f"{figure} by {option}"))
-    judged = [
-        (s.objective, f"{spread(interval_of(s.judged, metric))} %, {_judged_on(s.judged[0].results)}")
-        for s in settings
-        if s.judged
-    ]
+        points: dict[str, list[tuple[int, float, float]]] = {}
+        for s in (s for s in settings if option in s):
+            point = values.index(s[option]), 100 * s[mean], 100 * s[half]
+            points.setdefault(s["objective"], []).append(point)
+        if any(len({place for place, *_ in of}) > 1 for of in points.values()):
+            figures.append(plots.sweep_curves(points, values, f"{figure} by {option}"))
     note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
     joined = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals."
-    sections = [
-        Section("Settings", table=table, note=note),
-        Section("What was chosen, on a split that chose nothing", said=judged) if judged else None,
-        Section("By option", figures=[(svg, ()) for svg in svgs], note=joined) if svgs else None,
-    ]
+    sections = [Section("Settings", table=table, note=note)]
+    sections += [Section("By option", figures=figures, note=joined)] if figures else []
     lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {figure.lower()}."
     _write(path, config, "Sweep", lead, sections, {"grid": grid})
 
@@ -152,14 +152,14 @@ def _write(
 ) -> None:
     """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
     those own ones."""
-    varied = {option for of in (own or {}).values() for option in of}
-    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *OF_ONE_RUN}}
-    setting = [str(options["model"])] if "model" in options else []
-    if options.get("shots"):
-        setting.append(f"{config.shots} training images of each class")
-    if "batch_size" in options:
-        balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
-        setting.append(f"batches of {config.batch_size} images{balanced}")
+    hidden = () if own is None else {*OF_ONE_RUN, *(option for of in own.values() for option in of)}
+    options = {k: v for k, v in config.to_dict().items() if k not in hidden}
+    balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
+    setting = {
+        "model": config.model,
+        "shots": config.shots and f"{config.shots} training images of each class",
+        "batch_size": f"batches of {config.batch_size} images{balanced}",
+    }
     comments = {name: ", ".join(f"{k} {v}" for k, v in of.items()) for name, of in (own or {}).items()}
     comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
     write_page(
@@ -167,13 +167,13 @@ def _write(
         sections,
         title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
         lead=lead,
-        setting="; ".join(setting) + "." * bool(setting),
+        setting="; ".join(text for name, text in setting.items() if text and name in options),
         options_title="Options of the run" if own is None else "Options shared by the runs",
         options=yaml.safe_dump(options, sort_keys=False) + comments,
     )
 
 
-def _judged_on(results: Mapping[str, Any]) -> str:
+def judged_on(results: Mapping[str, Any]) -> str:
     return f"{results['images']} images of the {results['split']} split"
 
 
@@ -195,7 +195,7 @@ def _accuracies(runs: Runs) -> Section:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
     winners = {column: _winner(shown, column) for column in columns}
     rows = {
-        name: [cell(spread(interval_of(records, c)), bold=winners[c] == name) for c in columns]
+        name: [cell(interval_of(records, c).text(), bold=winners[c] == name) for c in columns]
         for name, records in shown.items()
     }
     note = "Percent. "
@@ -217,11 +217,9 @@ def _accuracies(runs: Runs) -> Section:
 def _winner(shown: Runs, column: str) -> str | None:
     """Who is ahead of every other by more than chance explains, if anybody."""
     having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
-    if len(having) < 2:
-        return None
     best = max(having, key=lambda name: interval_of(having[name], column).mean)
     against = [difference(having[best], records, column) for name, records in having.items() if name != best]
-    return best if all(d.mean - d.half_width > 0 for d in against) else None
+    return best if against and all(d.mean - d.half_width > 0 for d in against) else None
 
 
 def _differences(differences: Sequence[Difference]) -> Section | None:
@@ -229,10 +227,11 @@ def _differences(differences: Sequence[Difference]) -> Section | None:
     groups: dict[str, list[Difference]] = {}
     for d in differences:
         groups.setdefault(f"{ACCURACIES[d.figure]} against {d.reference}, paired", []).append(d)
-    figures = []
+    figures, item = [], Markup("<li><b>{}</b>: {}</li>")
     for title, group in groups.items():
         rows = [(d.objective, 100 * np.array(d.by_seed), 100 * d.mean, 100 * d.half_width) for d in group]
-        figures.append((plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group]))
+        words = Markup().join(item.format(d.objective, _verdict(d)) for d in group)
+        figures.append(plots.differences(rows, title) + Markup("<ul>{}</ul>").format(words))
     images = {d.images for d in differences}
     what = (
         "of the seeds, not that of the images"
@@ -268,21 +267,16 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
 
 def _classes(val: Outputs, classes: Sequence[str]) -> Section:
     """The worst, and of few classes which is taken for which."""
-    rows = val.by_class(classes)
-    worst = sorted(rows, key=lambda row: row["accuracy"])[:_CLASSES]
+    rows = sorted(val.by_class(classes), key=lambda row: row["accuracy"])
     table = [["Class", "Top-1", "Images", "Most often taken for"]]
-    for row in worst:
+    for row in rows[:_CLASSES]:
         taken = f"{row['taken_for']} ({row['times']})" if row["times"] else "–"
         table.append([row["class"], f"{100 * row['accuracy']:.1f}", str(row["images"]), taken])
-    which = (
-        f"The {len(worst)} of {len(rows)} classes that are found least often."
-        if len(worst) < len(rows)
-        else "Those that are found least often first."
-    )
+    which = f"{len(table) - 1} of {len(rows)}, those that are found least often first."
     figures = []
     if len(classes) <= _CONFUSED:
         counts = confusion_matrix(val.labels, val.top[:, 0], labels=range(len(classes)))
-        figures.append((plots.confusion(counts, classes), ()))
+        figures.append(plots.confusion(counts, classes))
     return Section("Classes", which, table=table, figures=figures)
 
 
@@ -300,43 +294,28 @@ def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
     order = np.argsort(accuracy.mean(axis=0))[:_CLASSES]
     table = [["Class", *runs]]
     table += [[classes[present[i]], *(f"{100 * value:.1f}" for value in accuracy[:, i])] for i in order]
-    text = "Top-1 in percent, mean over seeds"
-    if len(order) < len(present):
-        text += f", of the {len(order)} of {len(present)} classes that are hardest for all together"
-    return Section("Classes", f"{text}.", table=table)
+    text = f"Top-1 in percent, mean over seeds: the hardest for all together, {len(order)} of {len(present)}."
+    return Section("Classes", text, table=table)
 
 
-# Sections of photographs
+def _photographs(val: Outputs, images: Images, classes: Sequence[str]) -> list[Section]:
+    """Those that the classifier is wrong about, and those of different classes that it finds alike."""
 
+    def shown(i: int) -> str:
+        return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
 
-def _mistakes(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
+    names = [classes[label] for label in val.labels]
     wrong = (~val.correct()).nonzero()[:, 0]
-    worst = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
-    photos = [
-        (
-            [_photograph(images, val, i)],
-            f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %; it is {classes[val.labels[i]]}",
-        )
-        for i in worst
-    ]
+    surest = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
+    said = {i: f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %" for i in surest}
+    mistakes = [([shown(i)], f"{text}; it is {names[i]}") for i, text in said.items()]
     text = "Wrong, and surest of it: what the classifier says, how sure it is, and what it is."
-    return Section("Worst mistakes", text, photos=photos) if photos else None
-
-
-def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
-    photos = [
-        (
-            [_photograph(images, val, i), _photograph(images, val, j)],
-            f"{classes[val.labels[i]]} and {classes[val.labels[j]]}, cosine {cosine:.3f}",
-        )
-        for i, j, cosine in metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
-    ]
+    sections = [Section("Worst mistakes", text, photos=mistakes)]
+    pairs = metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
+    alike = [([shown(i), shown(j)], f"{names[i]} and {names[j]}, cosine {c:.3f}") for i, j, c in pairs]
     text = "Images of different classes whose embeddings are most alike."
-    return Section("Hardest negatives", text, photos=photos) if photos else None
-
-
-def _photograph(images: Images, val: Outputs, i: int) -> str:
-    return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
+    sections.append(Section("Hardest negatives", text, photos=alike))
+    return [section for section in sections if section.photos]
 
 
 # Sections of curves, embeddings and cost
@@ -347,10 +326,13 @@ def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
     figures = []
     for column, title in columns.items():
         scale, unit = (1.0, "nats") if column in _LOSSES else (100.0, "%")
-        curves = {name: [_curve(r, column, scale) for r in records] for name, records in runs.items()}
-        curves = {name: of for name, of in curves.items() if all(len(epochs) for epochs, _ in of)}
+        curves = {
+            name: [scale * np.array([row.get(column, math.nan) for row in r.rows]) for r in records]
+            for name, records in runs.items()
+        }
+        curves = {name: of for name, of in curves.items() if all(np.isfinite(values).any() for values in of)}
         if curves:
-            figures.append((plots.learning_curves(curves, title, unit), ()))
+            figures.append(plots.learning_curves(curves, title, unit))
     return Section(
         "Learning curves",
         figures=figures,
@@ -359,30 +341,24 @@ def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
     )
 
 
-def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs counted through the stages, values) where the column has a value."""
-    points = [(i, scale * row[column]) for i, row in enumerate(record.rows, 1) if row.get(column) is not None]
-    epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
-    return epochs, values
-
-
 def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
-    shown = {name: _shown(records[0]) for name, records in runs.items() if records[0].embeddings is not None}
-    if not shown:
+    firsts = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
+    if not firsts:
         return []
-    maps = []
-    for name, (x, labels) in shown.items():
-        points, method = map_points(x)
-        maps.append((plots.embedding_map(points, labels, classes, name), ()))
-    cosines = {name: metrics.pair_cosines(x, labels) for name, (x, labels) in shown.items()}
+    maps, cosines = [], {}
+    for name, record in firsts.items():
+        count = min(_SHOWN, len(record.labels))
+        x, labels = resample(record.embeddings, record.labels, replace=False, n_samples=count, random_state=0)
+        points, method = _map_points(x)
+        maps.append(plots.embedding_map(points, labels, classes, name))
+        cosines[name] = metrics.pair_cosines(x, labels)
     low = min([0.9, *(of.min() for kinds in cosines.values() for of in kinds if len(of))])
-    histograms = [(plots.cosine_histogram(*kinds, name, low), ()) for name, kinds in cosines.items()]
-    rows = {name: [cell(spread(interval_of(of, c), 1, 3)) for c in GEOMETRY] for name, of in runs.items()}
-    seed = next(iter(runs.values()))[0].seed
+    histograms = [plots.cosine_histogram(*kinds, name, low) for name, kinds in cosines.items()]
+    rows = {name: [cell(interval_of(of, c).text(1, 3)) for c in GEOMETRY] for name, of in runs.items()}
     return [
         Section(
             "Embeddings",
-            f"{len(labels)} of the images judged on, seed {seed}, {method} of the normalised embeddings. "
+            f"{count} of the images judged on, seed {record.seed}, {method} of the normalised embeddings. "
             "Only neighbourhoods mean something on such a map; distances across it do not.",
             figures=maps,
         ),
@@ -404,34 +380,25 @@ def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
     ]
 
 
-def _shown(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
-    """(embeddings, labels) of as many images as maps and histograms show."""
-    count = len(record.labels)
-    chosen = np.sort(np.random.default_rng(0).choice(count, min(count, _SHOWN), replace=False))
-    return record.embeddings[chosen], record.labels[chosen]
-
-
-def map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
+def _map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
     """(points [n, 2], name of the method): t-SNE, or PCA of fewer than 30 images."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    x = metrics.normalized(x)
     if len(x) < 30:
-        return PCA(2, random_state=0).fit_transform(x), "principal components"
-    x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
+        return PCA(2).fit_transform(metrics.normalized(x)), "principal components"
     tsne = TSNE(2, init="pca", perplexity=min(30, len(x) // 4), max_iter=500, random_state=0)
-    return tsne.fit_transform(x), "t-SNE"
+    return tsne.fit_transform(metrics.normalized(x)), "t-SNE"
 
 
 def _cost(runs: Runs) -> Section:
-    if not all(is_steady(record.rows) for records in runs.values() for record in records):
+    if not all(_is_steady(record.rows) for records in runs.values() for record in records):
         return Section(
             "Cost",
             "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
             "must have kept the machine busy, or they are too few to tell.",
         )
-    rows = {name: [cell(spread(interval_of(of, "seconds_per_epoch"), 1, 2))] for name, of in runs.items()}
+    rows = {name: [cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
     return Section(
         "Cost",
         table=table_of(rows, ["Seconds per epoch"]),
@@ -441,11 +408,9 @@ def _cost(runs: Runs) -> Section:
     )
 
 
-def is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
+def _is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether the epochs of each stage took the same time, the first of all aside, which warms up."""
     stages: dict[str, list[float]] = {}
     for row in rows[1:]:
         stages.setdefault(row["stage"], []).append(row["seconds"])
-    return bool(stages) and all(
-        len(times) > 1 and max(times) <= _STEADY * min(times) for times in stages.values()
-    )
+    return bool(stages) and all(len(of) > 1 and max(of) <= _STEADY * min(of) for of in stages.values())
