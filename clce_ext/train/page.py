@@ -1,10 +1,10 @@
-"""A page of headings, tables, figures and photographs: what templates/report.html is filled with."""
+"""Fills templates/report.html: its words stand there, and what it shows comes from here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
@@ -13,25 +13,13 @@ from .checkpoint import write_text
 from .plots import color
 
 Table = Sequence[Sequence[str]]  # its head is the first row
+Photos = Sequence[tuple[Sequence[str], str]]  # data addresses of images, and a text
 
 
-@dataclass
-class Section:
-    """A heading and what follows it, in the order of the fields; text that is no Markup gets escaped."""
-
-    title: str
-    text: str = ""
-    table: Table = ()
-    figures: Sequence[Markup] = ()
-    photos: Sequence[tuple[Sequence[str], str]] = ()  # data addresses of images, and a text
-    note: str = ""
-
-
-def write_page(path: Path, sections: Iterable[Section | None], **texts: str) -> None:
-    """``texts``: title, lead and, where wanted, setting, options_title and options."""
+def write_page(path: Path, **shown: Any) -> None:
+    """A page of ``title``, ``lead`` and those sections that ``shown`` has something for; text is escaped."""
     environment = Environment(loader=PackageLoader("clce_ext.train"), autoescape=True, trim_blocks=True)
-    page = environment.get_template("report.html")
-    write_text(path, page.render(sections=[s for s in sections if s is not None], **texts) + "\n")
+    write_text(path, environment.get_template("report.html").render(shown) + "\n")
 
 
 def cell(text: str, bold: bool = False) -> Markup:

@@ -1,4 +1,7 @@
-"""One HTML file per run or comparison: no script, no network, readable on a phone."""
+"""One HTML file per run, comparison or sweep: no script, no network, readable on a phone.
+
+The functions for its parts give what templates/report.html shows, by the names that it has there.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 from sklearn.utils import resample
 
@@ -19,7 +21,7 @@ from .data import Images
 from .intervals import SIGNIFICANT, Difference, difference
 from .judge import Outputs
 from .objectives import UNTOUCHED
-from .page import Section, cell, name_cell, table_of, write_page
+from .page import Photos, cell, name_cell, table_of, write_page
 from .results import RunRecord, interval_of, untouched_records
 from .start import versions
 
@@ -62,14 +64,15 @@ def write_run_report(
 ) -> None:
     """``folder/report.html`` of one run; ``val`` are the outputs for those of ``images`` that it is judged
     on."""
-    tensors = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else ()
+    tensors = val.embedded() if val is not None else ()
     runs = {config.objective: [RunRecord(config.objective, config.seed, results, rows, *tensors)]}
-    sections = [_accuracies(runs), _curves(runs, _CURVES | _LOSSES)]
+    shown = _accuracies(runs) | {"curves": _curves(runs, _CURVES | _LOSSES)}
     if val is not None and images is not None:
-        sections += [_classes(val, classes), *_photographs(val, images, classes)]
-    sections += _embeddings(runs, classes) if with_map else []
+        shown |= _classes(val, classes) | _photographs(val, images, classes)
+    if with_map:
+        shown |= _embeddings(runs, classes)
     lead = f"Top-1 {100 * results['top1']:.2f} % on {judged_on(results)} after {results['epochs']} epochs."
-    _write(folder / "report.html", config, config.objective, lead, sections)
+    _write(folder / "report.html", config, config.objective, lead, shown)
 
 
 def write_comparison_report(
@@ -83,26 +86,17 @@ def write_comparison_report(
 ) -> None:
     """Objectives x seeds, the same seeds everywhere; ``own`` are options of one objective alone."""
     records = [record for of in runs.values() for record in of]
-    link = Markup('<a href="runs/{0}-seed{1}/report.html">{0}, seed {1}</a>')
-    links = Markup(" · ").join(link.format(r.objective, r.seed) for r in records)
-    photographs = "Photographs of the worst mistakes and the hardest negatives are in each run's own report."
-    sections = [
-        _accuracies(runs),
-        _differences(differences),
-        _curves(runs, _CURVES),
-        _classes_by_objective(runs, classes),
-        *_embeddings(runs, classes),
-        _cost(runs),
-        Section("Runs", links, note=photographs),
-    ]
-    first, seeds = records[0].results, len({r.seed for r in records})
+    names = {f"{r.objective}, seed {r.seed}": f"runs/{r.objective}-seed{r.seed}/report.html" for r in records}
+    shown = _accuracies(runs) | _differences(differences) | _classes_by_objective(runs, classes)
+    shown |= _embeddings(runs, classes) | {"curves": _curves(runs, _CURVES), "links": names, **_cost(runs)}
+    first, seeds = records[0].results, shown["seeds"]
     lead = (
         f"{len(runs)} objectives, {seeds} seed{'s' * (seeds > 1)}, "
         f"{max(r.results['epochs'] for r in records)} epochs each on {first['train_images']} "
         f"training images; judged on {judged_on(first)}."
         f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
-    _write(path, config, " · ".join(runs), lead, sections, own)
+    _write(path, config, " · ".join(runs), lead, shown, own)
 
 
 def write_sweep_report(
@@ -117,15 +111,14 @@ def write_sweep_report(
     it. ``columns`` are the figure's mean and half width in these rows, on the split that chose and perhaps on
     another one, with what it was judged on."""
     mean, half = next(iter(columns))
-    names = list(dict.fromkeys(s["objective"] for s in settings))
+    objectives = list(dict.fromkeys(s["objective"] for s in settings))
     table = [["", *grid, *(f"{figure}, {images}" for images in columns.values())]]
-    for s in sorted(settings, key=lambda s: (names.index(s["objective"]), -s[mean])):
-        values = [str(s.get(option, "–")) for option in grid]
-        found = [
-            metrics.Interval(*map(s.get, names), s["seeds"]) if names[0] in s else None for names in columns
-        ]
-        values += [cell(of.text(), bold=s["chosen"]) if of else "–" for of in found]
-        table.append([name_cell(s["objective"]), *values])
+    for s in sorted(settings, key=lambda s: (objectives.index(s["objective"]), -s[mean])):
+        cells = [str(s.get(option, "–")) for option in grid]
+        for column in columns:
+            found = metrics.Interval(*map(s.get, column), s["seeds"]) if column[0] in s else None
+            cells.append(cell(found.text(), bold=s["chosen"]) if found else "–")
+        table.append([name_cell(s["objective"]), *cells])
     figures = []
     for option, values in grid.items():
         points: dict[str, list[tuple[int, float, float]]] = {}
@@ -134,12 +127,8 @@ def write_sweep_report(
             points.setdefault(s["objective"], []).append(point)
         if any(len({place for place, *_ in of}) > 1 for of in points.values()):
             figures.append(plots.sweep_curves(points, values, f"{figure} by {option}"))
-    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
-    joined = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals."
-    sections = [Section("Settings", table=table, note=note)]
-    sections += [Section("By option", figures=figures, note=joined)] if figures else []
-    lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {figure.lower()}."
-    _write(path, config, "Sweep", lead, sections, {"grid": grid})
+    lead = f"{len(settings)} settings of {', '.join(objectives)}, chosen by {figure.lower()}."
+    _write(path, config, "Sweep", lead, {"settings": table, "by_option": figures}, {"grid": grid})
 
 
 def _write(
@@ -147,7 +136,7 @@ def _write(
     config: TrainConfig,
     what: str,
     lead: str,
-    sections: Sequence[Section | None],
+    shown: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
@@ -164,12 +153,12 @@ def _write(
     comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
     write_page(
         path,
-        sections,
         title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
         lead=lead,
         setting="; ".join(text for name, text in setting.items() if text and name in options),
         options_title="Options of the run" if own is None else "Options shared by the runs",
         options=yaml.safe_dump(options, sort_keys=False) + comments,
+        **shown,
     )
 
 
@@ -177,7 +166,7 @@ def judged_on(results: Mapping[str, Any]) -> str:
     return f"{results['images']} images of the {results['split']} split"
 
 
-# Sections of accuracy
+# Accuracy
 
 
 def with_untouched(runs: Runs) -> Runs:
@@ -191,27 +180,15 @@ def accuracy_columns(runs: Runs) -> dict[str, str]:
     return {k: v for k, v in ACCURACIES.items() if all(k in r.results for of in runs.values() for r in of)}
 
 
-def _accuracies(runs: Runs) -> Section:
+def _accuracies(runs: Runs) -> dict[str, Any]:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
     winners = {column: _winner(shown, column) for column in columns}
     rows = {
         name: [cell(interval_of(records, c).text(), bold=winners[c] == name) for c in columns]
         for name, records in shown.items()
     }
-    note = "Percent. "
-    if max(map(len, runs.values())) > 1:
-        note = (
-            "Percent, mean over seeds ± half of the 95 % interval (Student's t). Bold is ahead of all others "
-            "by more than the interval of the paired difference; where nothing is bold, nothing is. "
-        )
-    note += (
-        "Top-k is the trained classifier's. Neighbours (20, weighed by similarity), centroid (nearest class "
-        "mean) and probe (logistic regression) look only at the frozen embeddings, with the training images "
-        "as references."
-    )
-    if UNTOUCHED in shown:
-        note += " Untouched is the given backbone before the first step."
-    return Section("Accuracy", table=table_of(rows, columns.values()), note=note)
+    seeds = max(map(len, runs.values()))
+    return {"accuracies": table_of(rows, columns.values()), "seeds": seeds, "is_given": UNTOUCHED in shown}
 
 
 def _winner(shown: Runs, column: str) -> str | None:
@@ -222,28 +199,22 @@ def _winner(shown: Runs, column: str) -> str | None:
     return best if against and all(d.mean - d.half_width > 0 for d in against) else None
 
 
-def _differences(differences: Sequence[Difference]) -> Section | None:
+def _differences(differences: Sequence[Difference]) -> dict[str, Any]:
     """A figure for each column and reference, a line in it per objective, and what it says in words."""
     groups: dict[str, list[Difference]] = {}
     for d in differences:
         groups.setdefault(f"{ACCURACIES[d.figure]} against {d.reference}, paired", []).append(d)
-    figures, item = [], Markup("<li><b>{}</b>: {}</li>")
+    figures = []
     for title, group in groups.items():
         rows = [(d.objective, 100 * np.array(d.by_seed), 100 * d.mean, 100 * d.half_width) for d in group]
-        words = Markup().join(item.format(d.objective, _verdict(d)) for d in group)
-        figures.append(plots.differences(rows, title) + Markup("<ul>{}</ul>").format(words))
+        figures.append((plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group]))
     images = {d.images for d in differences}
-    what = (
-        "of the seeds, not that of the images"
-        if None in images
-        else f"of seeds and of images ({', '.join(map(str, sorted(images)))}), both drawn anew"
-    )
-    note = (
-        "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
-        f"intervals of each mean difference alone, and hold the variation {what}. Above and below are said "
-        f"where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons here."
-    )
-    return Section("Paired differences", figures=figures, note=note) if figures else None
+    return {
+        "differences": figures,
+        "comparisons": len(differences),
+        "significant": SIGNIFICANT,
+        "images": "" if None in images else ", ".join(map(str, sorted(images))),
+    }
 
 
 def _verdict(d: Difference) -> str:
@@ -265,26 +236,25 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
     return f" {ACCURACIES[figure]}: {said}." if said else ""
 
 
-def _classes(val: Outputs, classes: Sequence[str]) -> Section:
+def _classes(val: Outputs, classes: Sequence[str]) -> dict[str, Any]:
     """The worst, and of few classes which is taken for which."""
     rows = sorted(val.by_class(classes), key=lambda row: row["accuracy"])
     table = [["Class", "Top-1", "Images", "Most often taken for"]]
     for row in rows[:_CLASSES]:
         taken = f"{row['taken_for']} ({row['times']})" if row["times"] else "–"
         table.append([row["class"], f"{100 * row['accuracy']:.1f}", str(row["images"]), taken])
-    which = f"{len(table) - 1} of {len(rows)}, those that are found least often first."
-    figures = []
+    shown = {"classes": table, "of_classes": len(rows)}
     if len(classes) <= _CONFUSED:
         counts = confusion_matrix(val.labels, val.top[:, 0], labels=range(len(classes)))
-        figures.append(plots.confusion(counts, classes))
-    return Section("Classes", which, table=table, figures=figures)
+        shown["confusion"] = plots.confusion(counts, classes)
+    return shown
 
 
-def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
+def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> dict[str, Any]:
     """Mean over seeds, of the classes that are hardest for all together."""
     records = [record for of in runs.values() for record in of]
     if any(r.labels is None or len(r.correct.get("top1", ())) != len(r.labels) for r in records):
-        return None
+        return {}
     present = np.unique(records[0].labels)
 
     def by_class(record: RunRecord) -> list[float]:
@@ -294,34 +264,30 @@ def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
     order = np.argsort(accuracy.mean(axis=0))[:_CLASSES]
     table = [["Class", *runs]]
     table += [[classes[present[i]], *(f"{100 * value:.1f}" for value in accuracy[:, i])] for i in order]
-    text = f"Top-1 in percent, mean over seeds: the hardest for all together, {len(order)} of {len(present)}."
-    return Section("Classes", text, table=table)
+    return {"classes": table, "of_classes": len(present)}
 
 
-def _photographs(val: Outputs, images: Images, classes: Sequence[str]) -> list[Section]:
-    """Those that the classifier is wrong about, and those of different classes that it finds alike."""
+def _photographs(val: Outputs, images: Images, classes: Sequence[str]) -> dict[str, Photos]:
+    """Of what the classifier is wrong about, and of different classes that the model finds alike."""
 
-    def shown(i: int) -> str:
-        return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
+    def shown(*places: int) -> list[str]:
+        return [plots.photograph(images.decode(int(images.indices[val.rows[i]]))) for i in places]
 
     names = [classes[label] for label in val.labels]
     wrong = (~val.correct()).nonzero()[:, 0]
     surest = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
     said = {i: f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %" for i in surest}
-    mistakes = [([shown(i)], f"{text}; it is {names[i]}") for i, text in said.items()]
-    text = "Wrong, and surest of it: what the classifier says, how sure it is, and what it is."
-    sections = [Section("Worst mistakes", text, photos=mistakes)]
-    pairs = metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
-    alike = [([shown(i), shown(j)], f"{names[i]} and {names[j]}, cosine {c:.3f}") for i, j, c in pairs]
-    text = "Images of different classes whose embeddings are most alike."
-    sections.append(Section("Hardest negatives", text, photos=alike))
-    return [section for section in sections if section.photos]
+    pairs = metrics.hardest_pairs(*val.embedded(), _PAIRS)
+    return {
+        "mistakes": [(shown(i), f"{text}; it is {names[i]}") for i, text in said.items()],
+        "alike": [(shown(i, j), f"{names[i]} and {names[j]}, cosine {c:.3f}") for i, j, c in pairs],
+    }
 
 
-# Sections of curves, embeddings and cost
+# Curves, embeddings and cost
 
 
-def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
+def _curves(runs: Runs, columns: Mapping[str, str]) -> list[str]:
     """Of ``columns`` of metrics.csv, with their titles."""
     figures = []
     for column, title in columns.items():
@@ -333,51 +299,25 @@ def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
         curves = {name: of for name, of in curves.items() if all(np.isfinite(values).any() for values in of)}
         if curves:
             figures.append(plots.learning_curves(curves, title, unit))
-    return Section(
-        "Learning curves",
-        figures=figures,
-        note="Accuracy per epoch on the split that training watches: val, or test where there is no val. "
-        "Thin lines are seeds. Objectives of two stages have a classifier only in the second one.",
-    )
+    return figures
 
 
-def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
+def _embeddings(runs: Runs, classes: Sequence[str]) -> dict[str, Any]:
+    """Maps and cosines of each objective's first seed, and the geometry of all."""
     firsts = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
-    if not firsts:
-        return []
-    maps, cosines = [], {}
+    maps, cosines, shown = [], {}, {}
     for name, record in firsts.items():
         count = min(_SHOWN, len(record.labels))
-        x, labels = resample(record.embeddings, record.labels, replace=False, n_samples=count, random_state=0)
-        points, method = _map_points(x)
-        maps.append(plots.embedding_map(points, labels, classes, name))
-        cosines[name] = metrics.pair_cosines(x, labels)
+        drawn = resample(record.embeddings, record.labels, replace=False, n_samples=count, random_state=0)
+        points, method = _map_points(drawn[0])
+        maps.append(plots.embedding_map(points, drawn[1], classes, name))
+        cosines[name] = metrics.pair_cosines(*drawn)
+        shown = {"shown": count, "seed": record.seed, "method": method}
     low = min([0.9, *(of.min() for kinds in cosines.values() for of in kinds if len(of))])
     histograms = [plots.cosine_histogram(*kinds, name, low) for name, kinds in cosines.items()]
     rows = {name: [cell(interval_of(of, c).text(1, 3)) for c in GEOMETRY] for name, of in runs.items()}
-    return [
-        Section(
-            "Embeddings",
-            f"{count} of the images judged on, seed {record.seed}, {method} of the normalised embeddings. "
-            "Only neighbourhoods mean something on such a map; distances across it do not.",
-            figures=maps,
-        ),
-        Section(
-            "Cosines within and between classes",
-            "The further apart the two, the easier it is to tell classes by the embedding alone.",
-            figures=histograms,
-        ),
-        Section(
-            "Retrieval and geometry",
-            table=table_of(rows, GEOMETRY.values()),
-            note="Among the images judged on. Recall@K: one of the K nearest others is of the same class. "
-            "MAP@R: Musgrave et al., arXiv 2003.08505. Silhouette by cosine distance, in [-1, 1]. Alignment: "
-            "mean squared distance within a class. Uniformity: log mean exp(-2 · squared distance) over all "
-            "pairs (both: Wang & Isola, arXiv 2005.10242). Isotropy: smallest over largest partition "
-            "function along the principal directions (Mu & Viswanath, arXiv 1702.01417), 1 is isotropic. "
-            "Embeddings normalised.",
-        ),
-    ]
+    geometry = table_of(rows, GEOMETRY.values())
+    return shown | {"maps": maps, "histograms": histograms, "geometry": geometry}
 
 
 def _map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
@@ -391,21 +331,12 @@ def _map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
     return tsne.fit_transform(metrics.normalized(x)), "t-SNE"
 
 
-def _cost(runs: Runs) -> Section:
+def _cost(runs: Runs) -> dict[str, Any]:
+    """Nothing to show where something else may have kept the machine busy."""
     if not all(_is_steady(record.rows) for records in runs.values() for record in records):
-        return Section(
-            "Cost",
-            "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
-            "must have kept the machine busy, or they are too few to tell.",
-        )
+        return {"cost": []}
     rows = {name: [cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
-    return Section(
-        "Cost",
-        table=table_of(rows, ["Seconds per epoch"]),
-        note="Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
-        "double the images; a frozen backbone in the head stage makes its epochs cheap. Epochs of the same "
-        f"stage took the same time within {round(100 * (_STEADY - 1))} %.",
-    )
+    return {"cost": table_of(rows, ["Seconds per epoch"]), "steady": round(100 * (_STEADY - 1))}
 
 
 def _is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
