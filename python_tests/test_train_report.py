@@ -22,7 +22,6 @@ from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.judge import Judge, Outputs
 from clce_ext.train.loop import train
-from clce_ext.train.page import write_page
 from clce_ext.train.processes import Processes
 from clce_ext.train.records import Records
 from clce_ext.train.results import RunRecord
@@ -84,7 +83,7 @@ def test_time_per_epoch_is_shown_where_nothing_else_ran(tmp_path):
         return {"ce": [RunRecord("ce", 0, {"seconds_per_epoch": 1.0}, rows)]}
 
     def shown(*seconds):
-        write_page(tmp_path / "page.html", **report._cost(runs(*seconds)))
+        report.write_page(tmp_path / "page.html", **report._cost(runs(*seconds)))
         return (tmp_path / "page.html").read_text()
 
     assert "<td>1.00</td>" in shown(9.0, 2.0, 2.1, 2.2)

@@ -134,11 +134,11 @@ class FinishedRun:
 
     def __init__(self, folder: Path, device: str | None = None, **options: Any) -> None:
         """``options``, those of how images are loaded, in place of the run's."""
+        parts = {"config.yaml": "not the directory of a run", "model.safetensors": "the run has not finished"}
+        for name, lack in parts.items():
+            if not (folder / name).is_file():
+                raise TrainingError(f"--checkpoint {folder}: {lack} (no {name} in it)")
         saved = folder / "config.yaml"
-        if not saved.is_file():
-            raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
-        if not (folder / "model.safetensors").is_file():
-            raise TrainingError(f"--checkpoint {folder}: the run has not finished (no model.safetensors)")
         self.trained = TrainConfig.from_dict(read_yaml(saved), str(saved))
         if "data" in options:  # which may name its splits otherwise
             options |= {"train_split": None, "val_split": None, "test_split": None}

@@ -34,7 +34,6 @@ _STYLE = {
     "axes.grid.axis": "y",
     "grid.color": "#e6e9ec",
 }
-_RASTER_FROM = 3000  # points; more would make the page heavy
 
 
 def color(objective: str) -> str:
@@ -94,8 +93,7 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "turbo"]
     for label in np.unique(labels):
         tint = palette(int(label) if len(classes) <= 10 else label / (len(classes) - 1))
-        style = {"s": 9, "alpha": 0.75, "linewidths": 0, "rasterized": len(points) > _RASTER_FROM}
-        axes.scatter(*points[labels == label].T, color=tint, **style)
+        axes.plot(*points[labels == label].T, "o", color=tint, alpha=0.75, ms=3, mew=0)
         (shown[classes[label]],) = axes.plot([], [], "o", color=tint, alpha=0.75)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -20,8 +20,8 @@ from .data import Images, Source, evaluation_loader
 from .data.sources import image_files, open_image
 from .errors import TrainingError, run_command
 from .judge import run_model
-from .page import write_page
 from .processes import choose_device
+from .report import write_page
 from .results import write_rows
 
 _ON_SHEET = 500  # thumbnails at most; the table has all images
@@ -97,15 +97,12 @@ def _paths(given: Sequence[str]) -> list[str]:
     """The files, and the images in the folders."""
     found: list[str] = []
     for path in map(Path, given):
-        if path.is_dir():
-            inside = [file for file, _ in image_files(path)[0]]
-            if not inside:
-                raise TrainingError(f"{path}: no images in this folder")
-            found += inside
-        elif path.is_file():
-            found.append(str(path))
-        else:
+        if not (path.is_dir() or path.is_file()):
             raise TrainingError(f"{path}: no such file or folder")
+        inside = [file for file, _ in image_files(path)[0]] if path.is_dir() else [str(path)]
+        if not inside:
+            raise TrainingError(f"{path}: no images in this folder")
+        found += inside
     return found
 
 

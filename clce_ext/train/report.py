@@ -6,34 +6,32 @@ The functions for its parts give what templates/report.html shows, by the names 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
 from sklearn.utils import resample
 
 from . import metrics, plots
+from .checkpoint import write_text
 from .config import TrainConfig
 from .data import Images
 from .intervals import SIGNIFICANT, Difference, difference
 from .judge import Outputs
 from .objectives import UNTOUCHED
-from .page import Photos, cell, name_cell, table_of, write_page
 from .results import RunRecord, interval_of, untouched_records
 from .start import versions
 
 Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
+Table = Sequence[Sequence[str]]  # its head is the first row; cells are text, which gets escaped, or markup
+Photos = Sequence[tuple[Sequence[str], str]]  # data addresses of images, and a text
 
-ACCURACIES = {
-    "top1": "Top-1",
-    "top5": "Top-5",
-    "knn": "Neighbours",
-    "centroid": "Centroid",
-    "probe": "Probe",
-}
+ACCURACIES = {"top1": "Top-1", "top5": "Top-5", "knn": "Neighbours", "centroid": "Centroid", "probe": "Probe"}
 GEOMETRY = {
     "recall@1": "Recall@1 ↑",
     "recall@4": "Recall@4 ↑",
@@ -117,8 +115,8 @@ def write_sweep_report(
         cells = [str(s.get(option, "–")) for option in grid]
         for column in columns:
             found = metrics.Interval(*map(s.get, column), s["seeds"]) if column[0] in s else None
-            cells.append(cell(found.text(), bold=s["chosen"]) if found else "–")
-        table.append([name_cell(s["objective"]), *cells])
+            cells.append(_cell(found.text(), bold=s["chosen"]) if found else "–")
+        table.append([_name(s["objective"]), *cells])
     figures = []
     for option, values in grid.items():
         points: dict[str, list[tuple[int, float, float]]] = {}
@@ -162,6 +160,29 @@ def _write(
     )
 
 
+def write_page(path: Path, **shown: Any) -> None:
+    """A page of ``title``, ``lead`` and those parts of templates/report.html that ``shown`` has."""
+    environment = Environment(loader=PackageLoader("clce_ext.train"), autoescape=True, trim_blocks=True)
+    write_text(path, environment.get_template("report.html").render(shown) + "\n")
+
+
+def _cell(text: str, bold: bool = False) -> Markup:
+    """Of what Interval.text gives, with the interval small."""
+    mean, plus_minus, half = text.partition(" ± ")
+    shown = Markup("<b>{}</b>" if bold else "{}").format(mean)
+    return shown + Markup(" <small>± {}</small>").format(half) if plus_minus else shown
+
+
+def _name(objective: str) -> Markup:
+    style = Markup('<span class=dot style="background:{}"></span>{}')
+    return style.format(plots.color(objective), objective)
+
+
+def _table(rows: Mapping[str, Sequence[str]], columns: Iterable[str]) -> Table:
+    """A row per objective."""
+    return [["", *columns], *([_name(name), *cells] for name, cells in rows.items())]
+
+
 def judged_on(results: Mapping[str, Any]) -> str:
     return f"{results['images']} images of the {results['split']} split"
 
@@ -184,11 +205,11 @@ def _accuracies(runs: Runs) -> dict[str, Any]:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
     winners = {column: _winner(shown, column) for column in columns}
     rows = {
-        name: [cell(interval_of(records, c).text(), bold=winners[c] == name) for c in columns]
+        name: [_cell(interval_of(records, c).text(), bold=winners[c] == name) for c in columns]
         for name, records in shown.items()
     }
     seeds = max(map(len, runs.values()))
-    return {"accuracies": table_of(rows, columns.values()), "seeds": seeds, "is_given": UNTOUCHED in shown}
+    return {"accuracies": _table(rows, columns.values()), "seeds": seeds, "is_given": UNTOUCHED in shown}
 
 
 def _winner(shown: Runs, column: str) -> str | None:
@@ -315,8 +336,8 @@ def _embeddings(runs: Runs, classes: Sequence[str]) -> dict[str, Any]:
         shown = {"shown": count, "seed": record.seed, "method": method}
     low = min([0.9, *(of.min() for kinds in cosines.values() for of in kinds if len(of))])
     histograms = [plots.cosine_histogram(*kinds, name, low) for name, kinds in cosines.items()]
-    rows = {name: [cell(interval_of(of, c).text(1, 3)) for c in GEOMETRY] for name, of in runs.items()}
-    geometry = table_of(rows, GEOMETRY.values())
+    rows = {name: [_cell(interval_of(of, c).text(1, 3)) for c in GEOMETRY] for name, of in runs.items()}
+    geometry = _table(rows, GEOMETRY.values())
     return shown | {"maps": maps, "histograms": histograms, "geometry": geometry}
 
 
@@ -335,8 +356,8 @@ def _cost(runs: Runs) -> dict[str, Any]:
     """Nothing to show where something else may have kept the machine busy."""
     if not all(_is_steady(record.rows) for records in runs.values() for record in records):
         return {"cost": []}
-    rows = {name: [cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
-    return {"cost": table_of(rows, ["Seconds per epoch"]), "steady": round(100 * (_STEADY - 1))}
+    rows = {name: [_cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
+    return {"cost": _table(rows, ["Seconds per epoch"]), "steady": round(100 * (_STEADY - 1))}
 
 
 def _is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
