@@ -25,7 +25,7 @@ from .objectives import UNTOUCHED
 # What results.json says of how a run was made, whatever it is judged on.
 _OF_THE_RUN = (
     "objective", "model", "data", "seed", "classes", "train_images", "epochs", "steps", "seconds",
-    "seconds_per_epoch", "best_metric", "best_epoch", "code", "torch", "timm",
+    "seconds_per_epoch", "best_metric", "best_epoch", "code", "torch", "timm", "processes", "device",
 )  # fmt: skip
 
 
