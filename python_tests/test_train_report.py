@@ -89,6 +89,55 @@ def test_time_per_epoch_is_shown_where_nothing_else_ran():
         assert not section.table and "not shown" in section.text
 
 
+def test_time_per_epoch_is_compared_on_one_machine_alone():
+    def runs(of_clce=2.0, seeds=(2.0, 2.0), **machine):
+        rows = {"ce": seeds, "clce": (of_clce, of_clce)}
+        common = {"seconds_per_epoch": 1.0, "device": "cpu", "processes": 1}
+        return {
+            name: [
+                RunRecord(
+                    name,
+                    s,
+                    common | (machine if name == "clce" else {}),
+                    [{"stage": "joint", "seconds": t}] * 4,
+                )
+                for s, t in enumerate(of)
+            ]
+            for name, of in rows.items()
+        }
+
+    assert report._cost(runs(of_clce=5.0)).table
+    for unlike in (runs(processes=2), runs(device="NVIDIA H200"), runs(seeds=(2.0, 2.5))):
+        section = report._cost(unlike)
+        assert not section.table and "not shown" in section.text
+
+
+def test_a_comparison_says_what_is_shared_and_which_versions_made_it(tmp_path):
+    configs = {
+        "ce": TrainConfig(objective="ce", lr=1e-3),
+        "clce": TrainConfig(objective="clce", lr=3e-3, weight=0.7),
+    }
+    results = {
+        "top1": 0.5,
+        "knn": 0.5,
+        "epochs": 1,
+        "train_images": 9,
+        "images": 4,
+        "split": "val",
+        "torch": "1.0",
+    }
+    runs = {
+        name: [RunRecord(name, 0, results | {"seconds_per_epoch": 1.0, "torch": "1.0"}, [])]
+        for name in configs
+    }
+    own = report.own_values(configs, {"clce": {"lr": 3e-3, "weight": 0.7}})
+    report.write_comparison_report(tmp_path / "page.html", configs["ce"], runs, ["a", "b"], "ce", own)
+    page = (tmp_path / "page.html").read_text()
+    assert "\n# ce lr 0.001\n# clce weight 0.7, lr 0.003\n" in page and "\n# torch 1.0\n" in page
+    assert re.search("^epochs: 20$", page, re.M)
+    assert not re.search(r"^(lr|weight|temperature|beta|queue_size|seed|objective|output):", page, re.M)
+
+
 def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
     """Whatever they are: as text of the page, none is a formula, and none is hidden."""
     axes = []

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .data import Images
 from .intervals import SIGNIFICANT, Difference, difference, differences_of
 from .judge import Outputs
-from .objectives import UNTOUCHED
+from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
 from .results import RunRecord, Setting, untouched_records
 from .start import versions
@@ -67,7 +67,7 @@ def write_run_report(
         sections += [_classes(val, classes), _mistakes(val, images, classes), _hardest(val, images, classes)]
     sections += _embeddings(runs, classes) if with_map else []
     lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
-    _write(folder / "report.html", config, config.objective, lead, sections)
+    _write(folder / "report.html", config, config.objective, lead, sections, results)
 
 
 def write_comparison_report(
@@ -101,7 +101,7 @@ def write_comparison_report(
         f"training images; judged on {_judged_on(first[0].results)}."
         f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
-    _write(path, config, " · ".join(runs), lead, sections, own)
+    _write(path, config, " · ".join(runs), lead, sections, first[0].results, own)
 
 
 def write_sweep_report(
@@ -139,7 +139,23 @@ def write_sweep_report(
         Section("By option", figures=[(svg, ()) for svg in svgs], note=joined) if svgs else None,
     ]
     lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {figure.lower()}."
-    _write(path, config, "Sweep", lead, sections, {"grid": grid})
+    own = own_values({s.objective: s.configs[0] for s in settings}, {})
+    own = {name: {k: v for k, v in of.items() if k not in grid} for name, of in own.items()}
+    _write(path, config, "Sweep", lead, sections, settings[0].records[0].results, {"grid": grid} | own)
+
+
+def own_values(
+    configs: Mapping[str, TrainConfig], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What objectives do not share: by objective, its loss's options, where they are set, and its values of
+    all others that were ``given`` to one of them alone."""
+    others = dict.fromkeys(option for of in given.values() for option in of if option not in LOSS_OPTIONS)
+    values = {}
+    for objective, config in configs.items():
+        of_loss = [n for n in LOSS_OPTIONS if n in OBJECTIVES[objective].options]
+        of_loss = [n for n in of_loss if getattr(config, n) is not None]
+        values[objective] = {n: getattr(config, n) for n in [*of_loss, *others]}
+    return values
 
 
 def _write(
@@ -148,20 +164,22 @@ def _write(
     what: str,
     lead: str,
     sections: Sequence[Section | None],
+    results: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
-    """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
-    those own ones."""
-    varied = {option for of in (own or {}).values() for option in of}
-    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *OF_ONE_RUN}}
+    """A page with the options of a run, and the versions that made its ``results``; or, where some options
+    are ``own`` to an objective, those that all share, and those own ones."""
+    hidden = {*OF_ONE_RUN, *LOSS_OPTIONS, *(option for of in own.values() for option in of)} if own else ()
+    options = {k: v for k, v in config.to_dict().items() if k not in hidden}
     setting = [str(options["model"])] if "model" in options else []
     if options.get("shots"):
         setting.append(f"{config.shots} training images of each class")
     if "batch_size" in options:
         balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
         setting.append(f"batches of {config.batch_size} images{balanced}")
-    comments = {name: ", ".join(f"{k} {v}" for k, v in of.items()) for name, of in (own or {}).items()}
-    comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
+    comments = {n: ", ".join(f"{k} {v}" for k, v in of.items()) for n, of in (own or {}).items() if of}
+    comments |= {name: results[name] for name in versions() if name in results}
+    comments = "".join(f"# {name} {text}\n" for name, text in comments.items())
     write_page(
         path,
         sections,
@@ -425,7 +443,11 @@ def map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _cost(runs: Runs) -> Section:
-    if not all(is_steady(record.rows) for records in runs.values() for record in records):
+    machines = {(r.results.get("device"), r.results.get("processes")) for of in runs.values() for r in of}
+    if len(machines) > 1:
+        text = "Time per epoch is not shown: not all runs had the same device and number of processes."
+        return Section("Cost", text)
+    if not all(is_steady([record.rows for record in records]) for records in runs.values()):
         return Section(
             "Cost",
             "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
@@ -441,10 +463,11 @@ def _cost(runs: Runs) -> Section:
     )
 
 
-def is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the epochs of each stage took the same time, the first of all aside, which warms up."""
+def is_steady(runs: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether the epochs of each stage took the same time, within a run and from one seed's to another's; the
+    first of each run aside, which warms up."""
     stages: dict[str, list[float]] = {}
-    for row in rows[1:]:
+    for row in (row for rows in runs for row in rows[1:]):
         stages.setdefault(row["stage"], []).append(row["seconds"])
     return bool(stages) and all(
         len(times) > 1 and max(times) <= _STEADY * min(times) for times in stages.values()
