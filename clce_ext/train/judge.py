@@ -111,8 +111,8 @@ class Judge:
         if odd := int((~outputs.losses.isfinite()).sum()):
             raise TrainingError(
                 f"the model's outputs for {odd} of {len(outputs.rows)} images are not finite: its weights "
-                "have diverged. Train with a lower --lr, --clip-grad 1 or longer --warmup-epochs, or without --amp "
-                "float16"
+                "have diverged. Train with a lower --lr, --clip-grad 1 or longer --warmup-epochs, or without "
+                "--amp float16"
             )
         return outputs
 
