@@ -342,6 +342,18 @@ def test_resuming_refuses_changed_data(tmp_path):
     assert train(quick_config(tmp_path / "run", resume=True, **options))["steps"] == 6
 
 
+def test_results_name_every_version_that_a_run_was_made_by(tmp_path, monkeypatch):
+    made = {"code": "0+a", "torch": "2", "timm": "1"}
+    monkeypatch.setattr(loop, "versions", lambda: made)
+    train(quick_config(tmp_path))
+    shutil.rmtree(sorted(tmp_path.glob("checkpoints/*"))[-1])
+    (tmp_path / "results.json").unlink()
+    now = made | {"code": "0+b"}
+    monkeypatch.setattr(loop, "versions", lambda: now)
+    assert train(quick_config(tmp_path, resume=True)).items() >= (now | {"code": "0+a, then 0+b"}).items()
+    assert train(quick_config(tmp_path, overwrite=True)).items() >= now.items()
+
+
 def test_no_epochs(tmp_path):
     """The given weights are judged as they are."""
     torch.manual_seed(0)

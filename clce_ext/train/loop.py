@@ -74,6 +74,7 @@ class State:
     # Of which images the given backbone finds the class, before the first step.
     untouched: dict[str, Tensor] | None = None
     best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
+    versions: list[dict[str, str]] = field(default_factory=list)  # that the run was made by, in their order
 
 
 class _Run:
@@ -103,6 +104,8 @@ class _Run:
             self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        if versions() not in self.state.versions:
+            self.state.versions.append(versions())
         if self.is_shown:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = None
@@ -296,7 +299,7 @@ class _Run:
         )
         results: dict[str, Any] = {
             **{name: getattr(config, name) for name in ("objective", "model", "data", "seed")},
-            **versions(),
+            **{k: ", then ".join(dict.fromkeys(v[k] for v in state.versions)) for k in versions()},
             "processes": self.group.world_size,
             "device": device_name(self.group.device),
             "data_digest": self.digest,
