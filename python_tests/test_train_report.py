@@ -155,6 +155,14 @@ def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_a_stage_of_one_epoch_has_a_dot_in_the_learning_curves(monkeypatch):
+    axes = []
+    monkeypatch.setattr(plots, "_svg", lambda of, *rest: axes.append(of))
+    for epochs in (1, 2):
+        plots.learning_curves({"supcon": [(np.arange(1.0, 1 + epochs), np.ones(epochs))]}, "Top-1")
+    assert [of.lines[-1].get_marker() for of in axes] == ["o", "None"]
+
+
 def test_every_class_and_what_it_is_taken_for():
     counts = np.array([[3, 0, 1], [0, 4, 0], [2, 0, 5]])
     labels, said = (np.repeat(np.indices((3, 3))[axis].ravel(), counts.ravel()) for axis in (0, 1))

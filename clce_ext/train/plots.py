@@ -51,14 +51,16 @@ def color(objective: str) -> str:
 def learning_curves(
     curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], title: str, unit: str = "%"
 ) -> str:
-    """Per objective and seed (epochs [E], values [E]): thin lines per seed, a thick one for their mean."""
+    """Per objective and seed (epochs [E], values [E]): thin lines per seed, a thick one for their mean; one
+    epoch is a dot."""
     axes, means = _axes(title), {}
     for name, runs in curves.items():
         for epochs, values in runs:
             axes.plot(epochs, values, color=color(name), alpha=0.25, linewidth=0.8)
         shared = min(len(values) for _, values in runs)
         mean = np.mean([values[:shared] for _, values in runs], axis=0)
-        (means[name],) = axes.plot(runs[0][0][:shared], mean, color=color(name), linewidth=2)
+        marker = "o" if shared == 1 else None
+        (means[name],) = axes.plot(runs[0][0][:shared], mean, color=color(name), linewidth=2, marker=marker)
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
