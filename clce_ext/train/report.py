@@ -131,7 +131,9 @@ def write_sweep_report(
         for s in settings
         if s.judged
     ]
-    note = "Percent, mean over seeds ± half of the 95 % interval. Bold is what was chosen, the largest mean of "
+    note = (
+        "Percent, mean over seeds ± half of the 95 % interval. Bold is what was chosen, the largest mean of "
+    )
     note += "each objective, which chance may have put ahead of the others."
     joined = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals."
     sections = [
