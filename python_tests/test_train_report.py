@@ -76,6 +76,10 @@ def test_bold_is_only_who_is_ahead_of_chance():
     assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
     assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
     assert table({"ce": [0], "clce": [0.03]}) == [False, False]
+    # Of two comparisons each has to be surer: p is 0.029 here.
+    ahead, same = {"clce": [0.02, 0.014, 0.026]}, [0, 0, 0]
+    assert table({"ce": same} | ahead) == [False, True]
+    assert table({"ce": same, "schane": same} | ahead) == [False] * 3
 
 
 def test_time_per_epoch_is_shown_where_nothing_else_ran():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from sklearn.metrics import confusion_matrix
 from . import metrics, plots
 from .config import TrainConfig
 from .data import Images
-from .intervals import SIGNIFICANT, Difference, difference, differences_of
+from .intervals import SIGNIFICANT, Difference, corrected, difference, differences_of
 from .judge import Outputs
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
@@ -214,16 +214,19 @@ def accuracy_columns(runs: Runs) -> dict[str, str]:
 
 def _accuracies(runs: Runs) -> Section:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
-    winners = {column: _winner(shown, column) for column in columns}
+    compared = _compared(shown, columns)
+    best = {d.figure: d.objective for d in compared}
+    best |= {d.figure: "" for d in compared if d.verdict != "above"}  # chance may have put it ahead
     rows = {
-        name: [cell(spread(interval_of(records, c)), bold=winners[c] == name) for c in columns]
+        name: [cell(spread(interval_of(records, c)), bold=best.get(c) == name) for c in columns]
         for name, records in shown.items()
     }
     note = "Percent. "
     if max(map(len, runs.values())) > 1:
         note = (
             "Percent, mean over seeds ± half of the 95 % interval (Student's t). Bold is ahead of all others "
-            "by more than the interval of the paired difference; where nothing is bold, nothing is. "
+            f"(p < {SIGNIFICANT} of each paired difference, with Holm's correction for {len(compared)} "
+            "comparisons); where nothing is bold, nothing is. "
         )
     note += (
         "Top-k is the trained classifier's. Neighbours (20, weighed by similarity), centroid (nearest class "
@@ -235,14 +238,14 @@ def _accuracies(runs: Runs) -> Section:
     return Section("Accuracy", table=table_of(rows, columns.values()), note=note)
 
 
-def _winner(shown: Runs, column: str) -> str | None:
-    """Who is ahead of every other by more than chance explains, if anybody."""
-    having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
-    if len(having) < 2:
-        return None
-    best = max(having, key=lambda name: interval_of(having[name], column).mean)
-    against = [difference(having[best], records, column) for name, records in having.items() if name != best]
-    return best if all(d.mean - d.half_width > 0 for d in against) else None
+def _compared(shown: Runs, columns: Iterable[str]) -> list[Difference]:
+    """In each column, who has the best mean against every other, corrected together."""
+    found = []
+    for column in columns:
+        having = {n: records for n, records in shown.items() if all(column in r.results for r in records)}
+        best = max(having, key=lambda name: interval_of(having[name], column).mean)
+        found += [difference(having[best], of, column) for name, of in having.items() if name != best]
+    return corrected(found)
 
 
 def _differences(differences: Sequence[Difference]) -> Section | None:
