@@ -342,6 +342,19 @@ def test_resuming_refuses_changed_data(tmp_path):
     assert train(quick_config(tmp_path / "run", resume=True, **options))["steps"] == 6
 
 
+def test_resuming_refuses_another_number_of_processes(tmp_path, monkeypatch):
+    train(quick_config(tmp_path))
+    (tmp_path / "results.json").unlink()
+
+    def of_two(folder, load=loop.checkpoint.load_checkpoint):
+        weights, state = load(folder)
+        return weights, state | {"world_size": 2}
+
+    monkeypatch.setattr(loop.checkpoint, "load_checkpoint", of_two)
+    with pytest.raises(TrainingError, match=r"written by 2 process\(es\); resume with as many, not 1"):
+        train(quick_config(tmp_path, resume=True))
+
+
 def test_results_name_every_version_that_a_run_was_made_by(tmp_path, monkeypatch):
     made = loop.versions() | {"code": "0+a"}
     monkeypatch.setattr(loop, "versions", lambda: made)
