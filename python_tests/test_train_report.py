@@ -75,6 +75,10 @@ def test_bold_is_only_who_is_ahead_of_chance():
     assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
     assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
     assert table({"ce": [0], "clce": [0.03]}) == [False, False]
+    # Of two comparisons each has to be surer: p is 0.029 here.
+    ahead, same = {"clce": [0.02, 0.014, 0.026]}, [0, 0, 0]
+    assert table({"ce": same} | ahead) == [False, True]
+    assert table({"ce": same, "schane": same} | ahead) == [False] * 3
 
 
 def test_time_per_epoch_is_shown_where_nothing_else_ran(tmp_path):
@@ -89,6 +93,49 @@ def test_time_per_epoch_is_shown_where_nothing_else_ran(tmp_path):
     assert "<td>1.00</td>" in shown(9.0, 2.0, 2.1, 2.2)
     for disturbed in ((9.0, 2.0, 3.0, 2.0), (9.0, 2.0)):
         assert "Time per epoch is not shown" in shown(*disturbed) and "<td>" not in shown(*disturbed)
+
+
+def test_time_per_epoch_is_compared_on_one_machine_alone(tmp_path):
+    def runs(of_clce=2.0, seeds=(2.0, 2.0), **machine):
+        rows = {"ce": seeds, "clce": (of_clce, of_clce)}
+        common = {"seconds_per_epoch": 1.0, "device": "cpu", "processes": 1}
+        return {
+            name: [
+                RunRecord(
+                    name,
+                    s,
+                    common | (machine if name == "clce" else {}),
+                    [{"stage": "joint", "seconds": t}] * 4,
+                )
+                for s, t in enumerate(of)
+            ]
+            for name, of in rows.items()
+        }
+
+    assert report._cost(runs(of_clce=5.0))["cost"]
+    for unlike, said in (
+        (runs(processes=2), "not all runs had the same device"),
+        (runs(device="NVIDIA H200"), "not all runs had the same device"),
+        (runs(seeds=(2.0, 2.5)), "unlike times"),
+    ):
+        report.write_page(tmp_path / "page.html", **report._cost(unlike))
+        page = (tmp_path / "page.html").read_text()
+        assert said in page and "<td>" not in page
+
+
+def test_a_comparison_says_what_is_shared_and_which_versions_made_it(tmp_path):
+    configs = {
+        "ce": TrainConfig(objective="ce", lr=1e-3),
+        "clce": TrainConfig(objective="clce", lr=3e-3, weight=0.7),
+    }
+    results = {"top1": 0.5, "knn": 0.5, "epochs": 1, "train_images": 9, "images": 4, "split": "val"}
+    runs = {name: [RunRecord(name, 0, results | {"torch": "1.0"}, [])] for name in configs}
+    own = report.own_values(configs, {"clce": {"lr": 3e-3, "weight": 0.7}})
+    report.write_comparison_report(tmp_path / "page.html", configs["ce"], runs, ["a", "b"], "ce", [], own)
+    page = (tmp_path / "page.html").read_text()
+    assert "\n# ce lr 0.001\n# clce weight 0.7, lr 0.003\n" in page and "\n# torch 1.0\n" in page
+    assert re.search("^epochs: 20$", page, re.M)
+    assert not re.search(r"^(lr|weight|temperature|beta|queue_size|seed|objective|output):", page, re.M)
 
 
 def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
@@ -111,6 +158,14 @@ def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
 def test_names_in_any_script_are_drawn_without_complaints(recwarn):
     assert "\u8863\u670d" in plots._svg(plots._axes("\u8863\u670d"))
     assert not recwarn.list
+
+
+def test_a_stage_of_one_epoch_has_a_dot_in_the_learning_curves(monkeypatch):
+    axes = []
+    monkeypatch.setattr(plots, "_svg", lambda of, *rest: axes.append(of))
+    for epochs in (1, 2):
+        plots.learning_curves({"supcon": [np.array([np.nan, *np.ones(epochs)])]}, "Top-1")
+    assert [of.lines[-1].get_marker() for of in axes] == ["o", "None"]
 
 
 def test_every_class_and_what_it_is_taken_for():

@@ -645,6 +645,22 @@ def test_compare(tmp_path, monkeypatch, capsys):
     assert "torch 1.0" not in message.partition("; ")[2]
 
 
+def test_a_comparison_refuses_data_that_changed(tmp_path, capsys):
+    """Where it would set runs on today's images beside runs on others."""
+    folder = write_digit_images(tmp_path / "images", train=6, val=3, classes=3, size=32)
+    options = QUICK | {"data": str(folder), "batch_size": 6, "eval_embeddings": "final"}
+    arguments = [*command_line(options), "--seeds", "0", "--output", str(tmp_path / "runs"), "--objectives"]
+    assert compare.main([*arguments, "ce"]) == 0
+    next((folder / "val" / "digit_1").iterdir()).unlink()
+    assert compare.main([*arguments, "ce"]) == 0  # nothing is trained: the report is made again
+    capsys.readouterr()
+    assert compare.main([*arguments, "ce", "clce"]) == 2
+    message = capsys.readouterr().err
+    assert "ce-seed0 was trained on other data than is there now: val was 9 images" in message
+    assert "is 8 images" in message and not (tmp_path / "runs" / "runs" / "clce-seed0").exists()
+    assert compare.main([*arguments[:-3], "--output", str(tmp_path / "new"), "--objectives", "ce"]) == 0
+
+
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():
     def runs_of(name, gains):
         return [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(gains)]

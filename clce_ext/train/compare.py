@@ -15,12 +15,20 @@ import yaml
 
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, command_parser, flag, read_yaml
-from .errors import TrainingError, run_command
+from .data import data_digest, load_data
+from .errors import TrainingError, differences, run_command
 from .evaluate import FinishedRun
 from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .processes import processes
-from .report import ACCURACIES, OF_ONE_RUN, accuracy_columns, with_untouched, write_comparison_report
+from .report import (
+    ACCURACIES,
+    OF_ONE_RUN,
+    accuracy_columns,
+    own_values,
+    with_untouched,
+    write_comparison_report,
+)
 from .results import RunRecord, interval_of, read_run, write_figures, write_rows
 from .start import versions
 
@@ -145,12 +153,14 @@ def compare(asked: Comparison) -> None:
     runs = {o: [judged(config, asked.split) for config in of] for o, of in configs.items()}
     shown = with_untouched(runs)
     table = [record.results for records in shown.values() for record in records]
-    write_rows(asked.output / "results.csv", [{k: row[k] for k in row if k != UNTOUCHED} for row in table])
+    table = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in table]
+    write_rows(asked.output / "results.csv", table)
     if found := differences_of(runs, shown.get(UNTOUCHED, ()), asked.baseline):
         write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
     config = configs[asked.objectives[0]][0]
     path, classes = asked.output / "report.html", read_classes(config.output)
-    write_comparison_report(path, config, runs, classes, asked.baseline, found, asked.own)
+    own = own_values({name: first for name, (first, *_) in configs.items()}, asked.own)
+    write_comparison_report(path, config, runs, classes, asked.baseline, found, own)
     columns = accuracy_columns(runs)
     print(f"{'':<12}" + "".join(f"{title:>15}" for title in columns.values()))
     for name, records in shown.items():
@@ -165,7 +175,7 @@ def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
 
     start, done, count = time.perf_counter(), 0, sum(map(len, groups.values()))
     with processes(next(iter(groups.values()))[0]) as group:  # joined once: for all runs
-        if problem := group.from_main(_mixed_versions(groups)):
+        if problem := group.from_main(_mixed_versions(groups) or _changed_data(groups)):
             raise TrainingError(problem)
         for name, configs in groups.items():
             found = []
@@ -190,9 +200,7 @@ def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     now = versions()
     made: dict[str, str] = {}  # by versions, a run that they made
     for name, config in ((name, config) for name, configs in groups.items() for config in configs):
-        found = now
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: it will be made now
-            found = json.loads((Path(config.output) / "results.json").read_text())
+        found = _finished(config) or now
         version = ", ".join(f"{k} {found.get(k, 'unknown')}" for k in now)
         made.setdefault(version, f"{name}, seed {config.seed}")
     if len(made) == 1:
@@ -202,6 +210,30 @@ def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
         f"runs of different versions are not compared: {which}. Another --output trains all of them, or "
         "delete those of the other version"
     )
+
+
+def _changed_data(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
+    """What is wrong where runs are left to train, and one that has finished had other data than is there now.
+    The first such run speaks for all."""
+    finished = {config.output: _finished(config) for of in groups.values() for config in of}
+    if all(finished.values()):
+        return ""
+    for config in (config for of in groups.values() for config in of):
+        before = (finished[config.output] or {}).get("data_digest")
+        if before is not None:
+            changed = differences(before, data_digest(load_data(config)))
+            return changed and (
+                f"{config.output} was trained on other data than is there now: {changed}. Another --output "
+                "trains all runs on today's"
+            )
+    return ""
+
+
+def _finished(config: TrainConfig) -> dict[str, Any] | None:
+    """The results of a run; None where it is not there yet, or damaged: it will be made now."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((Path(config.output) / "results.json").read_text())
+    return None
 
 
 def judged(config: TrainConfig, split: str | None = None) -> RunRecord:

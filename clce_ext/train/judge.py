@@ -15,6 +15,7 @@ from torch import Tensor
 from . import metrics
 from .config import TrainConfig
 from .data import Data, Images, evaluation_loader
+from .errors import TrainingError
 from .models import FineTuner
 from .objectives import UNTOUCHED
 from .processes import Processes
@@ -91,7 +92,19 @@ class Judge:
         return outputs._replace(rows=outputs.rows * self.group.world_size + self.group.rank)
 
     def outputs(self, model: FineTuner, images: Images) -> Outputs:
-        return Outputs.join(self.group.gather(self.share(model, images)))
+        """For all images.
+
+        Raises:
+            TrainingError: some are not finite; in every process.
+        """
+        outputs = Outputs.join(self.group.gather(self.share(model, images)))
+        if odd := int((~outputs.losses.isfinite()).sum()):
+            raise TrainingError(
+                f"the model's outputs for {odd} of {len(outputs.rows)} images are not finite: its weights "
+                "have diverged. Train with a lower --lr, --clip-grad 1 or longer --warmup-epochs, or without "
+                "--amp float16"
+            )
+        return outputs
 
     def part(self, outputs: Outputs) -> Outputs:
         """Of as many images as embeddings are judged on."""

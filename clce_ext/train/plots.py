@@ -42,7 +42,8 @@ def color(objective: str) -> str:
 
 
 def learning_curves(curves: Mapping[str, Sequence[np.ndarray]], title: str, unit: str = "%") -> Markup:
-    """Per objective and seed a value for each epoch, or NaN; thin lines are seeds, a thick one their mean."""
+    """Per objective and seed a value for each epoch, or NaN; thin lines are seeds, a thick one their mean,
+    which is a dot where it is of one epoch."""
     axes, means = _axes(title), {}
     for name, runs in curves.items():
         shared = min(map(len, runs))
@@ -50,7 +51,8 @@ def learning_curves(curves: Mapping[str, Sequence[np.ndarray]], title: str, unit
         for values, alpha, width in [*((values, 0.25, 0.8) for values in runs), (mean, 1, 2)]:
             epochs = np.flatnonzero(np.isfinite(values))
             style = {"color": color(name), "alpha": alpha, "linewidth": width}
-            (means[name],) = axes.plot(epochs + 1, values[epochs], **style)
+            marker = "o" if len(epochs) == 1 else None
+            (means[name],) = axes.plot(epochs + 1, values[epochs], marker=marker, **style)
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))

@@ -21,9 +21,9 @@ from . import metrics, plots
 from .checkpoint import write_text
 from .config import TrainConfig
 from .data import Images
-from .intervals import SIGNIFICANT, Difference, difference
+from .intervals import SIGNIFICANT, Difference, corrected, difference
 from .judge import Outputs
-from .objectives import UNTOUCHED
+from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
 from .results import RunRecord, interval_of, untouched_records
 from .start import versions
 
@@ -70,7 +70,7 @@ def write_run_report(
     if with_map:
         shown |= _embeddings(runs, classes)
     lead = f"Top-1 {100 * results['top1']:.2f} % on {judged_on(results)} after {results['epochs']} epochs."
-    _write(folder / "report.html", config, config.objective, lead, shown)
+    _write(folder / "report.html", config, config.objective, lead, shown, results)
 
 
 def write_comparison_report(
@@ -94,7 +94,7 @@ def write_comparison_report(
         f"training images; judged on {judged_on(first)}."
         f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
-    _write(path, config, " · ".join(runs), lead, shown, own)
+    _write(path, config, " · ".join(runs), lead, shown, first, own, LOSS_OPTIONS)
 
 
 def write_sweep_report(
@@ -104,10 +104,11 @@ def write_sweep_report(
     grid: Mapping[str, Sequence[Any]],
     figure: str,
     columns: Mapping[tuple[str, str], str],
+    results: Mapping[str, Any],
 ) -> None:
     """A table of the ``settings``, the rows of sweep.csv, and, per option of the grid, how the figure follows
     it. ``columns`` are the figure's mean and half width in these rows, on the split that chose and perhaps on
-    another one, with what it was judged on."""
+    another one, with what it was judged on; ``results`` are those of one run."""
     mean, half = next(iter(columns))
     objectives = list(dict.fromkeys(s["objective"] for s in settings))
     table = [["", *grid, *(f"{figure}, {images}" for images in columns.values())]]
@@ -126,7 +127,21 @@ def write_sweep_report(
         if any(len({place for place, *_ in of}) > 1 for of in points.values()):
             figures.append(plots.sweep_curves(points, values, f"{figure} by {option}"))
     lead = f"{len(settings)} settings of {', '.join(objectives)}, chosen by {figure.lower()}."
-    _write(path, config, "Sweep", lead, {"settings": table, "by_option": figures}, {"grid": grid})
+    _write(path, config, "Sweep", lead, {"settings": table, "by_option": figures}, results, {"grid": grid})
+
+
+def own_values(
+    configs: Mapping[str, TrainConfig], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What objectives do not share: by objective, its loss's options, where they are set, and its values of
+    all others that were ``given`` to one of them alone."""
+    others = dict.fromkeys(option for of in given.values() for option in of if option not in LOSS_OPTIONS)
+    values = {}
+    for objective, config in configs.items():
+        of_loss = [n for n in LOSS_OPTIONS if n in OBJECTIVES[objective].options]
+        of_loss = [n for n in of_loss if getattr(config, n) is not None]
+        values[objective] = {n: getattr(config, n) for n in [*of_loss, *others]}
+    return values
 
 
 def _write(
@@ -135,11 +150,14 @@ def _write(
     what: str,
     lead: str,
     shown: Mapping[str, Any],
+    results: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] | None = None,
+    unshared: Sequence[str] = (),
 ) -> None:
-    """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
-    those own ones."""
-    hidden = () if own is None else {*OF_ONE_RUN, *(option for of in own.values() for option in of)}
+    """A page with the options of a run, and the versions that made its ``results``; or, where some options
+    are ``own`` to an objective, those that all share (never ``unshared`` ones), and those own ones."""
+    varied = {option for of in (own or {}).values() for option in of}
+    hidden = () if own is None else {*OF_ONE_RUN, *unshared, *varied}
     options = {k: v for k, v in config.to_dict().items() if k not in hidden}
     balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
     setting = {
@@ -147,8 +165,9 @@ def _write(
         "shots": config.shots and f"{config.shots} training images of each class",
         "batch_size": f"batches of {config.batch_size} images{balanced}",
     }
-    comments = {name: ", ".join(f"{k} {v}" for k, v in of.items()) for name, of in (own or {}).items()}
-    comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
+    comments = {n: ", ".join(f"{k} {v}" for k, v in of.items()) for n, of in (own or {}).items() if of}
+    comments |= {name: results[name] for name in versions() if name in results}
+    comments = "".join(f"# {name} {text}\n" for name, text in comments.items())
     write_page(
         path,
         title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
@@ -203,21 +222,31 @@ def accuracy_columns(runs: Runs) -> dict[str, str]:
 
 def _accuracies(runs: Runs) -> dict[str, Any]:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
-    winners = {column: _winner(shown, column) for column in columns}
+    compared = _compared(shown, columns)
+    best = {d.figure: d.objective for d in compared}
+    best |= {d.figure: "" for d in compared if d.verdict != "above"}  # chance may have put it ahead
     rows = {
-        name: [_cell(interval_of(records, c).text(), bold=winners[c] == name) for c in columns]
+        name: [_cell(interval_of(records, c).text(), bold=best.get(c) == name) for c in columns]
         for name, records in shown.items()
     }
     seeds = max(map(len, runs.values()))
-    return {"accuracies": _table(rows, columns.values()), "seeds": seeds, "is_given": UNTOUCHED in shown}
+    return {
+        "accuracies": _table(rows, columns.values()),
+        "seeds": seeds,
+        "compared": len(compared),
+        "significant": SIGNIFICANT,
+        "is_given": UNTOUCHED in shown,
+    }
 
 
-def _winner(shown: Runs, column: str) -> str | None:
-    """Who is ahead of every other by more than chance explains, if anybody."""
-    having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
-    best = max(having, key=lambda name: interval_of(having[name], column).mean)
-    against = [difference(having[best], records, column) for name, records in having.items() if name != best]
-    return best if against and all(d.mean - d.half_width > 0 for d in against) else None
+def _compared(shown: Runs, columns: Iterable[str]) -> list[Difference]:
+    """In each column, who has the best mean against every other, corrected together."""
+    found = []
+    for column in columns:
+        having = {n: records for n, records in shown.items() if all(column in r.results for r in records)}
+        best = max(having, key=lambda name: interval_of(having[name], column).mean)
+        found += [difference(having[best], of, column) for name, of in having.items() if name != best]
+    return corrected(found)
 
 
 def _differences(differences: Sequence[Difference]) -> dict[str, Any]:
@@ -233,7 +262,6 @@ def _differences(differences: Sequence[Difference]) -> dict[str, Any]:
     return {
         "differences": figures,
         "comparisons": len(differences),
-        "significant": SIGNIFICANT,
         "images": "" if None in images else ", ".join(map(str, sorted(images))),
     }
 
@@ -353,16 +381,18 @@ def _map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
 
 
 def _cost(runs: Runs) -> dict[str, Any]:
-    """Nothing to show where something else may have kept the machine busy."""
-    if not all(_is_steady(record.rows) for records in runs.values() for record in records):
-        return {"cost": []}
+    """Nothing to show where something else may have kept the machine busy, or there were several machines."""
+    machines = {(r.results.get("device"), r.results.get("processes")) for of in runs.values() for r in of}
+    if len(machines) > 1 or not all(_is_steady([r.rows for r in of]) for of in runs.values()):
+        return {"cost": [], "machines": len(machines)}
     rows = {name: [_cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
     return {"cost": _table(rows, ["Seconds per epoch"]), "steady": round(100 * (_STEADY - 1))}
 
 
-def _is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the epochs of each stage took the same time, the first of all aside, which warms up."""
+def _is_steady(runs: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether the epochs of each stage took the same time, within a run and from one seed's to another's; the
+    first of each run aside, which warms up."""
     stages: dict[str, list[float]] = {}
-    for row in rows[1:]:
+    for row in (row for rows in runs for row in rows[1:]):
         stages.setdefault(row["stage"], []).append(row["seconds"])
     return bool(stages) and all(len(of) > 1 and max(of) <= _STEADY * min(of) for of in stages.values())

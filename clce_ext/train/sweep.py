@@ -84,7 +84,8 @@ def sweep(asked: Sweep) -> None:
         runs = [judged(config) for config in configs[name]]
         mean, half, seeds = interval_of(runs, metric)
         row |= {"seeds": seeds, metric: mean, "ci95": half, "chosen": False}
-        columns[metric, "ci95"] = judged_on(runs[0].results)
+        made = runs[0].results
+        columns[metric, "ci95"] = judged_on(made)
     for objective in c.objectives:
         names = [name for name, row in settings.items() if row["objective"] == objective]
         best = max(names, key=lambda name: settings[name][metric])
@@ -96,7 +97,9 @@ def sweep(asked: Sweep) -> None:
             columns[names] = judged_on(runs[0].results)
     path, rows = c.output / "sweep.html", list(settings.values())
     write_rows(c.output / "sweep.csv", rows)
-    write_sweep_report(path, next(iter(configs.values()))[0], rows, asked.grid, ACCURACIES[metric], columns)
+    write_sweep_report(
+        path, next(iter(configs.values()))[0], rows, asked.grid, ACCURACIES[metric], columns, made
+    )
     print(f"report: {path}")
 
 
