@@ -81,7 +81,8 @@ def test_held_out_classes_leave_training_and_come_back_for_episodes():
 
 
 def batches(labels, **options):
-    sampler = EpochSampler(np.asarray(labels), **{"images_per_class": None, "seed": 0} | options)
+    ranks = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
+    sampler = EpochSampler(np.asarray(labels), config(**options), **ranks)
     return sampler, [[i for i, _ in batch] for batch in sampler]
 
 
@@ -126,7 +127,7 @@ def test_processes_share_a_global_batch():
 def test_items_are_the_batches_in_pieces():
     labels = np.repeat(np.arange(6), 10)
     _, whole = batches(labels, batch_size=25)
-    sampler, items = batches(labels, batch_size=25, item_size=8)
+    sampler, items = batches(labels, batch_size=25, micro_batch_size=8)
     assert [len(item) for item in items] == [8, 8, 8, 1] * 2 and len(sampler) == 8
     assert [list(chain(*items[:4])), list(chain(*items[4:]))] == whole
 
@@ -141,7 +142,7 @@ def test_a_class_is_spread_over_its_batch():
 
 def test_an_image_that_comes_again_is_augmented_otherwise():
     labels = np.repeat([0, 1], [3, 29])  # class 0 comes in every batch
-    sampler = EpochSampler(labels, 4, 2, seed=0)
+    sampler = EpochSampler(labels, config(batch_size=4, images_per_class=2))
     drawn = [item for batch in sampler for item in batch]
     assert len(drawn) == 32 > len({image for image, _ in drawn})
     assert len(set(drawn)) == 32

@@ -271,11 +271,11 @@ def test_weights_that_unpack_to_gigabytes_are_refused(tmp_path):
 
 def test_a_beta_that_is_not_finite_is_one_line_that_names_the_option(tmp_path, capsys):
     recipe = tmp_path / "recipe.yaml"
-    for value, words in ((".inf", "a finite number"), (".nan", "a finite number"), ("1e6", r"in [0, 10000]")):
+    for value in (".inf", ".nan", "1e6"):
         recipe.write_text(f"beta: {value}\n")
         assert main(["--config", str(recipe), "--output", str(tmp_path / "run")]) == 2
         error = capsys.readouterr().err
-        assert "--beta must be" in error and words in error and error.count("\n") == 1
+        assert "--beta must be a number in [0, 10000], got " in error and error.count("\n") == 1
 
 
 # Several processes

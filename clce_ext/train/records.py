@@ -1,16 +1,13 @@
-"""What a run leaves behind while it goes: metrics.csv, TensorBoard events, the progress bar."""
+"""What a run leaves behind while it goes: metrics.csv, TensorBoard events, lines in the terminal."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import importlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from .checkpoint import write_text
 from .errors import TrainingError
@@ -92,20 +89,6 @@ def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Logger:
         package.log_params(dict(options))
         write_text(known, run.info.run_id)
     return (lambda values, step: package.log_metrics(values, step=step)), package.end_run
-
-
-def progress_bar(total: int, done: int, description: str, enabled: bool) -> tqdm:
-    """Images per second and time left of one epoch; on a terminal only."""
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit="img",
-        unit_scale=True,
-        leave=False,
-        disable=not (enabled and sys.stderr.isatty()),
-        dynamic_ncols=True,
-    )
 
 
 def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:

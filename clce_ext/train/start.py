@@ -17,7 +17,7 @@ import torch
 import clce_ext
 
 from .config import TrainConfig
-from .data import Data, Images, epoch_sampler, load_data
+from .data import Data, EpochSampler, Images, load_data
 from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
 from .models import FineTuner, create_model, input_config
@@ -51,7 +51,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
     """
     data = load_data(config)
     labels = data.train.labels
-    samplers = [epoch_sampler(labels, config, rank, world_size) for rank in range(world_size)]
+    samplers = [EpochSampler(labels, config, rank, world_size) for rank in range(world_size)]
     steps, shares = samplers[0].steps, sorted({sampler.share for sampler in samplers})
     k, counts = config.images_per_class, np.bincount(labels)
     reach = "within the batch" if world_size == 1 else f"with all ({config.distributed_loss or 'gather'})"
