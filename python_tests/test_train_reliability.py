@@ -102,6 +102,15 @@ def test_the_lock_of_a_killed_command_is_taken_over(tmp_path):
         assert found is None
 
 
+def test_two_runs_in_one_process_notice_each_other(tmp_path):
+    config = quick_config(tmp_path)
+    refused = pytest.raises(TrainingError, match=f"process {os.getpid()} on .* is at work there")
+    with opened(tmp_path, config), refused, opened(tmp_path, config):
+        pass
+    with opened(tmp_path, config) as found:
+        assert found is None
+
+
 # What lies in the folder
 
 

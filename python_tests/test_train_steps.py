@@ -46,9 +46,8 @@ def make_trainer(stage: int = 0, rank: int = 0, world_size: int = 1, **options) 
     data = load_data(config)
     projection = OBJECTIVES[config.objective].projection
     model = models.create_model(config, len(data.classes), projection)
-    given = models.input_config(model, config)
     group = Processes(torch.device("cpu"), rank, world_size)
-    trainer = Trainer(stages(config, world_size)[stage], model, data, config, given, group)
+    trainer = Trainer(stages(config, world_size)[stage], model, data, config, group)
     trainer.start_epoch(0, 0)
     return trainer
 
@@ -352,7 +351,7 @@ def test_no_epochs_leave_nothing_to_choose_from(tmp_path):
 def test_fewer_images_to_judge_than_processes():
     trainer = make_trainer(eval_embeddings="final")
     model, images = trainer.model, load_data(trainer.config).val.take(slice(2))
-    given = models.input_config(model, trainer.config)
+    given = model.input
     judges = [
         Judge(trainer.config, given, Processes(torch.device("cpu"), rank, world_size))
         for rank, world_size in [(0, 1), (0, 3), (1, 3), (2, 3)]
@@ -371,7 +370,7 @@ def test_what_leaves_a_process_of_its_training_images():
     """To judge embeddings: the nearest, sums, and the images that a probe is fitted to."""
     trainer = make_trainer(eval_embeddings="final", eval_images=12)
     model, data = trainer.model, load_data(trainer.config)
-    given, val = models.input_config(model, trainer.config), data.val.take(slice(10))
+    given, val = model.input, data.val.take(slice(10))
     alone = Judge(trainer.config, given, Processes(torch.device("cpu")))
     test = alone.outputs(model, val)
     wanted = alone.frozen(model, data.train, test)
@@ -471,7 +470,7 @@ def test_pixels_are_normalised_by_the_model():
     config = quick_config(Path("nowhere"))
     model = models.create_model(config, 10, False).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    given = models.input_config(model, config)
+    given = model.input
     mean, std = (torch.tensor(given[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         assert torch.allclose(model(pixels)[0], model((pixels / 255 - mean) / std)[0], atol=1e-5)
@@ -530,7 +529,7 @@ config = TrainConfig(data="DIR", model="test_resnet", image_size=224, batch_size
     augment=False, micro_batch_size=64, tensorboard=False, device="cpu")
 model = models.create_model(config, 16, False)
 data = Data(images, images, None, [str(i) for i in range(16)], "val")
-trainer = Trainer(stages(config)[0], model, data, config, models.input_config(model, config),
+trainer = Trainer(stages(config)[0], model, data, config,
     Processes(torch.device("cpu")))
 peak, done = 0, threading.Event()
 

@@ -32,6 +32,9 @@ def _objectives(having: Callable[[Objective], object]) -> str:
     return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
 
 
+_TEMPERATURES = ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
+
+
 def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     """A field of TrainConfig. None is accepted wherever the field's type allows it."""
     metadata = {"help": help, "choices": choices}
@@ -47,8 +50,8 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
-        "train/, val/ and test/ class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with class "
+        "folders in train/, val/ and test/",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
@@ -58,22 +61,18 @@ class TrainConfig:
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
-    val_fraction: Fraction | None = option(
-        None, "validate on this share of each class's training images, which are not trained on"
-    )
+    val_fraction: Fraction | None = option(None, "share of each class held back from train to validate on")
     shots: Count | None = option(None, "train on K images per class, drawn with --seed")
     hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")
     images_per_class: Count | None = option(
-        None, "batches of K images of each of batch-size / K classes (default: shuffled)"
+        None, "images of a class in a batch (default: batches are shuffled)"
     )
     image_size: Count | None = option(None, "side in pixels (default: the model's)")
     max_image_pixels: Count = option(89_478_485, "refuse larger images (default: Pillow's limit)")
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: Range = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
     hflip: Share | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)")
-    color_jitter: float | None = option(
-        None, "strength of colour jitter (default: 0.4, digits and letters 0)"
-    )
+    color_jitter: float | None = option(None, "its strength (default: 0.4, digits and letters 0)")
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: Share = option(0.0, "probability of erasing a rectangle")
     workers: Whole = option(0, "processes that load images")
@@ -83,19 +82,14 @@ class TrainConfig:
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     global_pool: str | None = option(
-        None, "how patches become one embedding: avg, token, ... (default: the model's)"
+        None, "what makes one embedding of patches, avg or token (default: the model's)"
     )
     drop: Share = option(0.0, "dropout before the classifier")
     drop_path: Share = option(0.0, "stochastic depth")
     batch_norm: str | None = option(
-        None,
-        "BatchNorm's statistics: frozen, those of the given weights, or train, each batch's (default: frozen "
-        "with --pretrained or --checkpoint, else train)",
-        choices=("frozen", "train"),
+        None, "BatchNorm's statistics (default: those of given weights rest)", choices=("frozen", "train")
     )
-    projection_dim: Count = option(
-        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})"
-    )
+    projection_dim: Count = option(128, f"outputs of the head of {_objectives(lambda o: o.projection)}")
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
@@ -105,46 +99,30 @@ class TrainConfig:
         choices=tuple(OBJECTIVES),
     )
     weight: Share = option(0.9, "clce: lambda, the share of the contrastive half")
-    temperature: Positive | None = option(
-        None,
-        "tau of the contrastive loss (default: "
-        + ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
-        + ")",
-    )
-    beta: Beta | None = option(
-        None, f"hardness of negatives in {_objectives(lambda o: 'beta' in o.options)} (default: 1)"
-    )
+    temperature: Positive | None = option(None, f"tau of the contrastive loss (default: {_TEMPERATURES})")
+    beta: Beta | None = option(None, f"hardness of negatives, {_objectives(lambda o: 'beta' in o.options)}")
     label_smoothing: Share = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
     views: Count | None = option(
-        None,
-        f"augmented views of an image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)",
+        None, f"of an image (default: 2 in {_objectives(lambda o: o.views == 2)}, else 1)"
     )
     mixup: NotNegative = option(0.0, "alpha of mixup in cross-entropy and clce")
     cutmix: NotNegative = option(0.0, "alpha of CutMix in cross-entropy and clce")
     mix_prob: Share = option(1.0, "probability of mixing")
     queue_size: Count | None = option(None, "also contrast with the last N embeddings of steps before")
     head_epochs: int | None = option(
-        None, "two-stage objectives: of --epochs, those that train the head (default: a quarter, at least 1)"
+        None, "of --epochs, those of a head stage (default: a quarter, at least 1)"
     )
-    head_backbone: str = option(
-        "frozen",
-        "two-stage objectives: the backbone while the head is trained",
-        choices=("frozen", "trained"),
-    )
+    head_backbone: str = option("frozen", "the backbone in a head stage", choices=("frozen", "trained"))
 
     # Optimisation
     epochs: Whole = option(20, "epochs of all stages together; 0 judges the given weights as they are")
     batch_size: Count = option(64, "images per step, of all processes together")
-    micro_batch_size: Count | None = option(
-        None, "images per forward pass of a process (default: its share of the batch)"
-    )
+    micro_batch_size: Count | None = option(None, "images per forward pass (default: a process's share)")
     opt: str = option("adamw", "timm's optimizer")
     lr: Positive | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)")
     lr_base: Positive | None = option(None, "learning rate of a batch of 256, scaled as timm does")
     head_lr: Positive | None = option(
-        None,
-        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
-        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
+        None, f"of the classifier or the head stage (default: --lr, {NEW_CLASSIFIER_RATE} times with weights)"
     )
     weight_decay: NotNegative = option(0.05, "weight decay")
     layer_decay: Decay | None = option(None, "layer-wise decay of the learning rate")
@@ -161,9 +139,7 @@ class TrainConfig:
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
     distributed_loss: str | None = option(
-        None,
-        "under torchrun: contrast with the other processes' images, or not (default: gather)",
-        choices=("none", "gather", "ring"),
+        None, "contrast with other processes' images (default: gather)", choices=("none", "gather", "ring")
     )
     seed: Whole = option(0, "of weights, few-shot subset, order, augmentation and dropout")
 
@@ -177,24 +153,17 @@ class TrainConfig:
     keep_checkpoints: Count = option(2, "checkpoints kept")
     eval_every: Count = option(1, "epochs from one validation to the next")
     eval_embeddings: str = option(
-        "final",
-        "when to judge the embeddings (neighbours, centroids, geometry)",
-        choices=("never", "final", "epoch"),
+        "final", "when to judge the embeddings: neighbours, geometry", choices=("never", "final", "epoch")
     )
     eval_images: Count = option(10000, "most images to judge embeddings on and to fit a probe to")
     best_metric: str | None = option(
         None,
-        "keep the weights of the last stage's epoch that is best by this figure on the validation split "
-        "(default: those of the last epoch)",
+        "keep the epoch of the last stage that is best on val (default: the last)",
         choices=tuple(METRICS),
     )
-    patience: Count | None = option(
-        None, "end the last stage after N evaluations without a better --best-metric"
-    )
+    patience: Count | None = option(None, "evaluations without a better --best-metric that end the run")
     tensorboard: bool = option(True, "write TensorBoard events")
-    tracker: str | None = option(
-        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
-    )
+    tracker: str | None = option(None, "also log to this package, if installed", choices=("wandb", "mlflow"))
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:

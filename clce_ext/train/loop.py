@@ -89,8 +89,7 @@ class _Run:
             config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
         )
         self.model.to(group.device)
-        self.input = models.input_config(self.model, config)
-        self.judge = judge.Judge(config, self.input, group)
+        self.judge = judge.Judge(config, self.model.input, group)
         self.val_outputs: judge.Outputs | None = None  # of the current weights, once evaluated
         self.state = State()
         self.losses = RunningLosses(group)  # of the current epoch
@@ -148,7 +147,7 @@ class _Run:
                 self.records.close()
 
     def _train_stage(self, stage: Stage) -> None:
-        trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
+        trainer = Trainer(stage, self.model, self.data, self.config, self.group)
         if self.trainer_state is not None:
             trainer.restore(self.trainer_state)
             self.trainer_state = None
@@ -292,32 +291,27 @@ class _Run:
             best = state.rows.index(self._best_row())
             results |= {"best_metric": config.best_metric, "best_epoch": best + 1}
         results |= figures
-        if self.group.is_main:
-            part = None if config.eval_embeddings == "never" else self.judge.part(val)
-            self._write_results(results, part, correct)
-        return results
-
-    def _write_results(
-        self, results: dict[str, Any], val: judge.Outputs | None, correct: dict[str, Tensor]
-    ) -> None:
-        data, rows = self.data, self.state.rows
-        (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
+        if not self.group.is_main:
+            return results
+        folder, part = self.folder, None if config.eval_embeddings == "never" else self.judge.part(val)
+        (folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
         self._write_backbone("model.safetensors")
-        write_figures(self.folder, results, val, correct)
+        write_figures(folder, results, part, correct)
         report.write_run_report(
-            self.folder, self.config, results, rows, data.classes, val, data.val, self.with_map
+            folder, config, results, state.rows, data.classes, part, data.val, self.with_map
         )
-        write_finished(self.folder, self.config)  # last: a run killed before it is finished again
+        write_finished(folder, config)  # last: a run killed before it is finished again
         if self.is_shown:
             names = [name for name in ("top1", "top5", "knn", "centroid", "probe") if name in results]
             print("  ".join(f"{name} {100 * results[name]:.2f} %" for name in names))
-            print(f"report: {self.folder / 'report.html'}")
+            print(f"report: {folder / 'report.html'}")
+        return results
 
     def _write_backbone(self, name: str) -> None:
         metadata = {
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
-            "input": json.dumps(self.input),
+            "input": json.dumps(self.model.input),
             "arguments": json.dumps(self.model.arguments),
             "global_pool": self.config.global_pool or "",
             "format": "pt",

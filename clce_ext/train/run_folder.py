@@ -60,19 +60,18 @@ def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]
             deletes, or whose parts do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    lock = FileLock(path, timeout=0)
+    lock, holder = FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
     try:
         lock.acquire()
     except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
         raise TrainingError(
-            f"--output {folder}: {path.read_text() or 'another process'} is at work there: wait for its end, "
-            "or give another --output"
+            f"--output {folder}: {who} is at work there: wait for its end, or give another --output"
         ) from None
     except OSError:
         print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
     try:
-        path.write_text(f"process {os.getpid()} on {socket.gethostname()}")  # for the message above
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield _prepared(folder, config)
     finally:
         lock.release()

@@ -20,7 +20,7 @@ from .config import TrainConfig
 from .data import Data, EpochSampler, Images, load_data
 from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
-from .models import FineTuner, create_model, input_config
+from .models import FineTuner, create_model
 from .stages import stages
 
 
@@ -59,7 +59,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
         reach = "within a process"
     without_weights = dataclasses.replace(config, pretrained=False, checkpoint=None)
     model = create_model(without_weights, len(data.classes), with_projection=False)
-    image = math.prod(input_config(model, config)["input_size"]) * config.resolved_views
+    image = math.prod(model.input["input_size"]) * config.resolved_views
     ahead = max(1, config.workers * PREFETCH) * samplers[0].item_size * image
     lines = {
         "training images": f"{len(labels):,}: {len(counts)} classes of {counts.min()} to {counts.max()}",

@@ -38,20 +38,14 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        stage: Stage,
-        model: FineTuner,
-        data: Data,
-        config: TrainConfig,
-        input_config: dict[str, Any],
-        group: Processes,
+        self, stage: Stage, model: FineTuner, data: Data, config: TrainConfig, group: Processes
     ) -> None:
         model.set_mode(stage.mode)
         model.zero_grad(set_to_none=True)  # what the stage before left on parameters that now rest
         self.stage, self.model, self.config, self.device = stage, model, config, group.device
         self.group = group
         self.loader, self.sampler = training_loader(
-            data.train, config, input_config, stage.views, group.rank, group.world_size
+            data.train, config, model.input, stage.views, group.rank, group.world_size
         )
         self.optimizer = self._optimizer()
         self.scheduler = self._scheduler()

@@ -6,7 +6,6 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,23 +33,13 @@ _PACKAGES = dict(zip(OF_TIMM, ("datasets", "tensorflow-datasets", "webdataset"),
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
 
 
-@dataclass
-class DataSet:
-    """The splits of a data set; it need not have all of them."""
-
-    classes: list[str]
-    train: Source
-    val: Source | None = None
-    test: Source | None = None
-
-
 class _NoSplit(Exception):
     """A data set has no split of some name; says what it has."""
 
 
-def open_data_set(config: TrainConfig) -> DataSet:
-    """Opens the splits of ``config.data``: a training split, and at least one of the others, unless a part of
-    the training images is to validate (``val_fraction``)."""
+def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
+    """The splits of ``config.data`` by name, and its classes: train, and at least one of val and test, unless
+    a part of the training images is to validate (``val_fraction``)."""
     names, found, classes, failure = _split_names(config), {}, None, None
     opener = _opener(config.data)
     for split, wanted in names.items():
@@ -76,7 +65,7 @@ def open_data_set(config: TrainConfig) -> DataSet:
     if not classes:
         count = 1 + max(int(source.labels.max()) for source in found.values())
         classes = [str(label) for label in range(count)]
-    return DataSet(classes, **found)
+    return found, classes
 
 
 def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], tuple[Source, list[str]]]:
@@ -177,16 +166,11 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         raise TrainingError(
             f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(odd)}"
         )
-    tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
-    if empty := [name for name in found if name not in tops]:
-        raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
     holding = {name for _, name in files}
+    if empty := [name for name in found if name not in holding]:
+        raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
     # Names that differ in case alone are ordered by their letters, so that every process has the same order.
-    names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
-    if odd := sorted(holding ^ set(names)):
-        raise TrainingError(
-            f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {listing(odd)}"
-        )
+    names = classes or sorted(found, key=lambda name: (natural_key(name), name))
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([index[name] for _, name in files], dtype=np.int64)
     paths = [path for path, _ in files]
@@ -194,8 +178,8 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
 
 
 def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
-    and how many files of other kinds there are, by kind.
+    """(path, name of the folder in ``folder`` that it lies in, "" for ``folder`` itself) of all images, in
+    their natural order; and how many files of other kinds there are, by kind.
 
     Raises:
         TrainingError: links that lead round in a circle, images that are no files.
@@ -204,7 +188,7 @@ def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         _check_links(Path(root), folders)
-        label = "" if root == str(folder) else os.path.basename(root)
+        label = "" if root == str(folder) else os.path.relpath(root, folder).partition(os.sep)[0]
         for name in files:
             path, suffix = os.path.join(root, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):

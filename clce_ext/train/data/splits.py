@@ -55,16 +55,17 @@ def load_data(config: TrainConfig) -> Data:
         TrainingError: unknown data set, missing or empty folder, classes that differ between the splits,
             fewer images in a class than --shots or --val-fraction need.
     """
-    data = open_data_set(config)
-    held_out = _indices(config.hold_out_classes, data.classes)
-    kept = [i for i in range(len(data.classes)) if i not in held_out]
+    splits, classes = open_data_set(config)
+    held_out = _indices(config.hold_out_classes, classes)
+    kept = [i for i in range(len(classes)) if i not in held_out]
     if len(kept) < 2:
         raise TrainingError(
-            f"at least two classes are needed to train on, got {listing(data.classes)} of which "
+            f"at least two classes are needed to train on, got {listing(classes)} of which "
             f"{len(held_out)} are held out"
         )
-    classes = [data.classes[i] for i in kept]
-    train, val, test = (part and _of_classes(part, kept) for part in (data.train, data.val, data.test))
+    classes = [classes[i] for i in kept]
+    parts = {name: _of_classes(source, kept) for name, source in splits.items()}
+    train, val, test = map(parts.get, ("train", "val", "test"))
     if config.val_fraction:
         if val is not None and test is not None:
             raise TrainingError(
@@ -106,14 +107,13 @@ def load_classes(
     if config.data_is_folder and root.is_dir() and not holds_splits(root, config):
         source, classes = open_folder(root, config.max_image_pixels)
     else:
-        data = open_data_set(config)
+        splits, classes = open_data_set(config)
         if split == "watched":
-            split = "test" if data.val is None else "val"
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        chosen = [source for name, source in splits.items() if source is not None and split in (None, name)]
+            split = "val" if "val" in splits else "test"
+        chosen = [source for name, source in splits.items() if split in (None, name)]
         if not chosen:
             raise TrainingError(f"--split {split}: {config.data} has no such split")
-        source, classes = joined(chosen), data.classes
+        source = joined(chosen)
     kept = sorted(_indices(only, classes)) if only else list(range(len(classes)))
     return _of_classes(source, kept), [classes[i] for i in kept]
 
