@@ -68,14 +68,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    with replacing(path) as temporary:
-        _save_tensors(temporary, state, metadata)
-
-
-def _save_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     # safetensors wants contiguous tensors that share no memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    safetensors.torch.save_file(state, path, metadata)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata)
 
 
 def write_checksums(folder: Path, run: str, names: Sequence[str]) -> None:
@@ -115,7 +111,7 @@ def save_checkpoint(
         _remove(left)
     with replacing(parent / f"step-{step:08d}") as temporary:
         temporary.mkdir()
-        _save_tensors(temporary / "model.safetensors", weights)
+        write_weights(temporary / "model.safetensors", weights)
         torch.save(training, temporary / "training.pt")
         write_checksums(temporary, run, ("model.safetensors", "training.pt"))
     for old in checkpoints(folder)[:-keep]:

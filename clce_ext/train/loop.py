@@ -102,10 +102,7 @@ class _Run:
             checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         if self.is_shown:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
-        self.records = None
-        if group.is_main:
-            rows = self.state.rows
-            self.records = Records(folder, config.tensorboard, rows, config.tracker, config.to_dict())
+        self.records = Records(folder, config, self.state.rows) if group.is_main else None
 
     def _load_data(self) -> Data:
         """What --download fetches, the main process fetches; the others wait for it."""

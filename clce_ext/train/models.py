@@ -132,18 +132,15 @@ class FineTuner(nn.Module):
         return sum(layer(part) for layer, part in zip(layers, parts, strict=True)) / len(layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if images.dim() == 5:
-            outputs = self._outputs(images.flatten(0, 1))
-            return tuple(x.unflatten(0, images.shape[:2]) for x in outputs)
-        return self._outputs(images)
-
-    def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        shape = images.shape[:-3]  # [B], or [B, V]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "head"):
-            embeddings = self.embed(images)
+            embeddings = self.embed(images.flatten(0, len(shape) - 1))
         if self.mode == "contrast":
-            return (self.projection(embeddings) if self.projection is not None else embeddings,)
-        logits = self.classify(embeddings)
-        return (logits, embeddings) if self.mode == "joint" else (logits,)
+            outputs = (embeddings if self.projection is None else self.projection(embeddings),)
+        else:
+            logits = self.classify(embeddings)
+            outputs = (logits, embeddings) if self.mode == "joint" else (logits,)
+        return tuple(x.unflatten(0, shape) for x in outputs)
 
 
 def classifiers(backbone: nn.Module) -> tuple[nn.Module, ...]:

@@ -17,7 +17,7 @@ import torch
 import clce_ext
 
 from .config import TrainConfig
-from .data import Data, EpochSampler, Images, load_data
+from .data import Data, EpochSampler, load_data
 from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
 from .models import FineTuner, create_model
@@ -26,9 +26,11 @@ from .stages import stages
 
 def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     """A line each for data, splits, files that were passed over, model and weights."""
+    counts = np.bincount(data.train.labels)
+    of_each = counts.min() if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lines = [
         f"data     {config.data}: {len(data.classes)} classes ({listing(data.classes, 5)})",
-        f"train    {len(data.train)} images, {_per_class(data.train)}",
+        f"train    {len(data.train)} images, {of_each} of each class",
         f"{data.watched:<9}{len(data.val)} images, watched while training",
     ]
     if data.test is not None and data.test is not data.val:
@@ -81,12 +83,6 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
         f"{shares[-1] * image / 1e9:.2g} GB, its share of a batch"
     )
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
-
-
-def _per_class(images: Images) -> str:
-    counts = np.bincount(images.labels)
-    few, many = counts.min(), counts.max()
-    return f"{few} of each class" if few == many else f"{few} to {many} of a class"
 
 
 @functools.cache

@@ -163,8 +163,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
-        groups = state["optimizer"]["param_groups"]
-        for group, own in zip(groups, self.optimizer.param_groups, strict=False):
+        for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False):
             if "fused" in own:  # checkpoints of before float16's were fused say otherwise
                 group["fused"] = own["fused"]
         self.optimizer.load_state_dict(state["optimizer"])

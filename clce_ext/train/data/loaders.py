@@ -44,7 +44,8 @@ def training_loader(
             hflip=hflip if config.hflip is None else config.hflip,
             color_jitter=(jitter if config.color_jitter is None else config.color_jitter) or None,
             auto_augment=config.auto_augment,
-            **_shared(input_config),
+            normalize=False,
+            **input_config,
         )
     if config.augment and config.random_erasing:
         transform = Compose([transform, _Erase(config.random_erasing, input_config)])
@@ -59,19 +60,9 @@ def evaluation_loader(
     """Batches (images [B, C, H, W] uint8, labels [B]) without augmentation; every process gets its share
     once."""
     shard = images.take(slice(rank, None, world_size))
-    shard.transform = create_transform(
-        is_training=False,
-        crop_pct=input_config["crop_pct"],
-        crop_mode=input_config.get("crop_mode"),
-        **_shared(input_config),
-    )
+    shard.transform = create_transform(is_training=False, normalize=False, **input_config)
     few = min(max(config.batch_size, ITEM), 2 * ITEM)
     return _loader(shard, config, batch_size=config.micro_batch_size or few)
-
-
-def _shared(input_config: dict[str, Any]) -> dict[str, Any]:
-    names = ("input_size", "interpolation", "mean", "std")  # mean: of what rotations leave empty
-    return {name: input_config[name] for name in names} | {"normalize": False}
 
 
 class _Erase:
