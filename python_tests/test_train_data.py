@@ -60,6 +60,13 @@ def test_digits():
     assert np.bincount(data.val.labels).min() >= 58  # stratified
 
 
+def test_splits_that_digits_and_letters_do_not_have():
+    with pytest.raises(TrainingError, match="--data digits: no test split in it; it has train and val"):
+        load_data(config(val_split="test"))
+    with pytest.raises(TrainingError, match="--data letters: no dev split in it; it has train, val, test"):
+        load_data(config(data="letters", letter_images=2, val_split="dev"))
+
+
 def test_shots_are_drawn_per_class_with_the_seed():
     first, again, other = (load_data(config(shots=5, seed=seed)).train for seed in (1, 1, 2))
     assert list(np.bincount(first.labels)) == [5] * 10
@@ -188,6 +195,15 @@ def test_image_folder(folder):
     assert data.classes == ["digit_0", "digit_1", "digit_2"] and (len(data.train), len(data.val)) == (12, 6)
     images, labels = next(iter(evaluation_loader(data.val, config(micro_batch_size=4), INPUT)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_images_in_folders_within_a_class_folder_are_of_that_class(copy):
+    before = load_data(config(data=str(copy)))
+    for image in sorted((copy / "train" / "digit_1").iterdir())[:2]:
+        (image.parent / "more").mkdir(exist_ok=True)
+        image.rename(image.parent / "more" / image.name)
+    data = load_data(config(data=str(copy)))
+    assert data.classes == before.classes and list(np.bincount(data.train.labels)) == [4, 4, 4]
 
 
 def with_test_split(folder):

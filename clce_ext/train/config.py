@@ -25,7 +25,6 @@ OF_TIMM = ("hfds/", "tfds/", "wds/")  # how the names of data sets begin that ti
 # Types of options: numbers, of which _KINDS says more.
 Count = Whole = int
 Positive = NotNegative = Share = Fraction = Decay = Beta = float
-Range = list[float]
 
 
 def _objectives(having: Callable[[Objective], object]) -> str:
@@ -70,7 +69,7 @@ class TrainConfig:
     image_size: Count | None = option(None, "side in pixels (default: the model's)")
     max_image_pixels: Count = option(89_478_485, "refuse larger images (default: Pillow's limit)")
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: Range = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
+    scale: list[Positive] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
     hflip: Share | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)")
     color_jitter: float | None = option(None, "its strength (default: 0.4, digits and letters 0)")
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
@@ -178,6 +177,8 @@ class TrainConfig:
     def _check_together(self) -> None:
         """Options that only make sense together."""
         objective, head_epochs = OBJECTIVES[self.objective], self.resolved_head_epochs
+        if self.scale and (len(self.scale) != 2 or self.scale[0] > self.scale[1]):
+            raise TrainingError(f"--scale must be two numbers, the smaller first, got {self.scale}")
         if self.val_fraction and self.val_split:
             raise TrainingError("--val-fraction and --val-split both name a validation split: give one")
         if self.images_per_class and self.batch_size % self.images_per_class:
@@ -329,11 +330,6 @@ def _converted(name: str, value: Any, annotation: str) -> Any:
     kind = annotation.removesuffix(" | None")
     if value is None and kind != annotation:
         return None
-    if kind == "Range":
-        value = _converted(name, value, "list[Positive]")
-        if value and (len(value) != 2 or value[0] > value[1]):
-            raise TrainingError(f"{flag(name)} must be two numbers, the smaller first, got {value}")
-        return value
     if kind.startswith("list["):
         if not isinstance(value, (list, tuple)):
             raise TrainingError(f"{flag(name)} must be a list, got {value!r}")
