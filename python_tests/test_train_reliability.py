@@ -148,8 +148,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_it(finished, run, cap
 
 def test_where_every_checkpoint_is_damaged_they_are_named(run):
     (run / "results.json").unlink()
-    for folder in checkpoints(run):
-        flip(folder / "training.pt")
+    before, newest = checkpoints(run)
+    flip(newest / "training.pt")
+    (before / "training.pt").write_bytes(b"")
     with pytest.raises(
         TrainingError, match=r"step-00000004 training.pt is damaged .*step-00000002 training.pt"
     ):

@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -98,7 +97,11 @@ def damage(folder: Path, run: str) -> str | None:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(np.memmap(path, mode="r")).hexdigest()
+    hashed = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            hashed.update(part)
+    return hashed.hexdigest()
 
 
 def save_checkpoint(
