@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from . import models, plots
 from .checkpoint import read_metadata, read_weights
 from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
-from .data.sources import image_files, open_image
+from .data.sources import image_files
 from .errors import TrainingError, run_command
 from .judge import run_model
 from .processes import choose_device
@@ -51,7 +50,7 @@ def predict(options: argparse.Namespace) -> Path:
     paths = _paths(options.images)
     config = TrainConfig.from_dict({k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)})
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
-    source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
+    source = Source(paths, unknown, max_pixels=config.max_image_pixels)
     images = Images(source, np.arange(len(paths)), unknown)
     device = choose_device(config.device)
     outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)
