@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,19 +99,31 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
+    # A recipe may say more than is compared this time.
+    own = _own_options(options, given, objectives if "set" in given else OBJECTIVES)
+    own = {objective: of for objective, of in own.items() if objective in objectives}
+    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
+    if options["eval_embeddings"] == "never":
+        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
+    return Comparison(options, objectives, seeds, baseline, output, split, own)
+
+
+def _own_options(
+    options: dict[str, Any], given: Mapping[str, Any], known: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Those of one of the ``known`` objectives alone, taken out of ``options``; ``given`` are those that came
+    by the command line."""
     own: dict[str, dict[str, Any]] = {}
     for option in (name for name in LOSS_OPTIONS if name in options):
         # In a recipe of clce-train it is of that recipe's objective alone.
         value, owner = options.pop(option), options.get("objective")
         if owner is None or option in given:
-            having = next((o for o in objectives if option in OBJECTIVES[o].options), "clce")
+            having = next((o for o in known if option in OBJECTIVES[o].options), "clce")
             raise TrainingError(
                 f"{flag(option)} belongs to an objective, not to all of a comparison: give --set "
                 f"{having}.{option}={value}"
             )
         own.setdefault(owner, {})[option] = value
-    # A recipe may say more than is compared this time.
-    known = objectives if "set" in given else OBJECTIVES
     for text in options.pop("set", []):
         name, value = assignment(text, "--set")
         objective, _, option = name.partition(".")
@@ -122,11 +134,7 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
         if option in OF_ONE_RUN:
             raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
         own.setdefault(objective, {})[option] = value
-    own = {objective: of for objective, of in own.items() if objective in objectives}
-    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
-    if options["eval_embeddings"] == "never":
-        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
-    return Comparison(options, objectives, seeds, baseline, output, split, own)
+    return own
 
 
 def assignment(text: str, option: str) -> tuple[str, Any]:

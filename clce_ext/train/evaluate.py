@@ -59,34 +59,27 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _command(options: argparse.Namespace) -> None:
-    for name, least in {
-        "ways": 1,
-        "shots": 1,
-        "queries": 1,
-        "episodes": 1,
-        "seed": 0,
-        "batch_size": 1,
-    }.items():
-        value = getattr(options, name)
+    for name in ("ways", "shots", "queries", "episodes", "seed", "batch_size"):
+        value, least = getattr(options, name), 0 if name == "seed" else 1
         if value is not None and np.min(value) < least:
             raise TrainingError(f"{flag(name)} must be >= {least}, got {np.min(value)}")
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    figures, by_class = evaluate(options)
-    shown = {name: value for name, value in figures.items() if name != UNTOUCHED}
+    figures = evaluate(options)
+    shown = {name: value for name, value in figures.items() if name not in (UNTOUCHED, "by_class")}
     shown |= {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
     for name, value in shown.items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
-    for row in sorted(by_class, key=lambda row: row["accuracy"])[:10]:
+    for row in sorted(figures.get("by_class", []), key=lambda row: row["accuracy"])[:10]:
         taken = f", {row['times']} taken for {row['taken_for']}" if row["times"] else ""
         print(f"  {row['class']}: {100 * row['accuracy']:.1f} % of {row['images']}{taken}")
     if options.output:
-        text = json.dumps(figures | ({"by_class": by_class} if by_class else {}), indent=2)
-        write_text(Path(options.output), text + "\n")
+        write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
 
 
-def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures by name, accuracies as fractions; where the classifier is judged, ``by_class`` has those of
+    each class (Outputs.by_class)."""
     given = {name: value for name, value in vars(options).items() if name in _LOADING}
     if options.batch_size is not None:
         given["micro_batch_size"] = options.batch_size
@@ -95,14 +88,15 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         figures, outputs, _ = run.figures(options.split)
         if classes := options.classes or run.config.hold_out_classes:
             figures |= _episodes(run, classes, options)
-        return figures, outputs.by_class(run.classes)
-    images, names = load_classes(run.config, split=options.split or "watched")
-    if set(names) != set(run.classes) or options.classes:
-        return _episodes(run, options.classes, options), []
-    images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
-    outputs = run.judge.outputs(run.model, images)
-    figures = {"data": run.config.data, "images": len(images), **outputs.classification(len(names), "data")}
-    return figures | quality(*run.judge.part(outputs).embedded()), outputs.by_class(run.classes)
+    else:
+        images, names = load_classes(run.config, split=options.split or "watched")
+        if set(names) != set(run.classes) or options.classes:
+            return _episodes(run, options.classes, options)
+        images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
+        outputs = run.judge.outputs(run.model, images)
+        figures = {"data": run.config.data, "images": len(images)}
+        figures |= outputs.classification(len(names), "data") | quality(*run.judge.part(outputs).embedded())
+    return figures | {"by_class": outputs.by_class(run.classes)}
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
