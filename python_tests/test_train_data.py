@@ -60,6 +60,13 @@ def test_digits():
     assert np.bincount(data.val.labels).min() >= 58  # stratified
 
 
+def test_splits_that_digits_and_letters_do_not_have():
+    with pytest.raises(TrainingError, match="--data digits: no test split in it; it has train and val"):
+        load_data(config(val_split="test"))
+    with pytest.raises(TrainingError, match="--data letters: no dev split in it; it has train, val, test"):
+        load_data(config(data="letters", letter_images=2, val_split="dev"))
+
+
 def test_shots_are_drawn_per_class_with_the_seed():
     first, again, other = (load_data(config(shots=5, seed=seed)).train for seed in (1, 1, 2))
     assert list(np.bincount(first.labels)) == [5] * 10
@@ -81,7 +88,8 @@ def test_held_out_classes_leave_training_and_come_back_for_episodes():
 
 
 def batches(labels, **options):
-    sampler = EpochSampler(np.asarray(labels), **{"images_per_class": None, "seed": 0} | options)
+    ranks = {name: options.pop(name) for name in ("rank", "world_size") if name in options}
+    sampler = EpochSampler(np.asarray(labels), config(**options), **ranks)
     return sampler, [[i for i, _ in batch] for batch in sampler]
 
 
@@ -126,7 +134,7 @@ def test_processes_share_a_global_batch():
 def test_items_are_the_batches_in_pieces():
     labels = np.repeat(np.arange(6), 10)
     _, whole = batches(labels, batch_size=25)
-    sampler, items = batches(labels, batch_size=25, item_size=8)
+    sampler, items = batches(labels, batch_size=25, micro_batch_size=8)
     assert [len(item) for item in items] == [8, 8, 8, 1] * 2 and len(sampler) == 8
     assert [list(chain(*items[:4])), list(chain(*items[4:]))] == whole
 
@@ -141,7 +149,7 @@ def test_a_class_is_spread_over_its_batch():
 
 def test_an_image_that_comes_again_is_augmented_otherwise():
     labels = np.repeat([0, 1], [3, 29])  # class 0 comes in every batch
-    sampler = EpochSampler(labels, 4, 2, seed=0)
+    sampler = EpochSampler(labels, config(batch_size=4, images_per_class=2))
     drawn = [item for batch in sampler for item in batch]
     assert len(drawn) == 32 > len({image for image, _ in drawn})
     assert len(set(drawn)) == 32
@@ -193,6 +201,15 @@ def test_image_folder(folder):
     assert data.classes == ["digit_0", "digit_1", "digit_2"] and (len(data.train), len(data.val)) == (12, 6)
     images, labels = next(iter(evaluation_loader(data.val, config(micro_batch_size=4), INPUT)))
     assert images.shape == (4, 3, 32, 32) and labels.tolist() == [0, 0, 1, 1]
+
+
+def test_images_in_folders_within_a_class_folder_are_of_that_class(copy):
+    before = load_data(config(data=str(copy)))
+    for image in sorted((copy / "train" / "digit_1").iterdir())[:2]:
+        (image.parent / "more").mkdir(exist_ok=True)
+        image.rename(image.parent / "more" / image.name)
+    data = load_data(config(data=str(copy)))
+    assert data.classes == before.classes and list(np.bincount(data.train.labels)) == [4, 4, 4]
 
 
 def with_test_split(folder):

@@ -263,7 +263,8 @@ def test_trackers(tmp_path, monkeypatch):
     row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
     for name, package in (("wandb", wandb), ("mlflow", mlflow)) * 2:
         monkeypatch.setitem(sys.modules, name, package)
-        records = Records(tmp_path, False, tracker=name, options={"lr": 1e-3})
+        config = quick_config(tmp_path, tracker=name)
+        records = Records(tmp_path, config)
         records.write([row])
         assert not ended
         records.close()
@@ -271,7 +272,11 @@ def test_trackers(tmp_path, monkeypatch):
         assert ended.pop() == name and not ended  # once
         assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
     # One run, where it is resumed; MLflow refuses to log other options a second time.
-    assert ids[0] == ids[1] and started == [None, "ours"] and given == [{"lr": 1e-3}]
+    assert (
+        ids[0] == ids[1]
+        and started == [None, "ours"]
+        and given == [quick_config(tmp_path, tracker="mlflow").to_dict()]
+    )
     monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
-        Records(tmp_path, False, tracker="mlflow")
+        Records(tmp_path, quick_config(tmp_path, tracker="mlflow"))

@@ -24,7 +24,7 @@ from clce_ext.train import compare, evaluate, predict
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
 from clce_ext.train.config import TrainConfig, read_yaml
-from clce_ext.train.data import epoch_sampler
+from clce_ext.train.data import EpochSampler
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
@@ -240,7 +240,7 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
     "arguments, message",
     [
         (["--objective", "clce", "--weight", "1.5"], "--weight must be a number in [0, 1], got 1.5"),
-        (["--temperature", "0"], "--temperature must be a number > 0, got 0.0"),
+        (["--temperature", "0"], "--temperature must be a number > 0, got 0"),
         (["--objective", "lacvit", "--epochs", "1"], "--head-epochs must lie in [1, --epochs), got 1 of 1"),
         (["--batch-size", "10", "--images-per-class", "4"], "must be a multiple of --images-per-class 4"),
         (["--lr", "1e-3", "--lr-base", "1e-3"], "--lr and --lr-base both give the learning rate: give one"),
@@ -258,9 +258,9 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--device", "abacus"], "--device must be cpu or cuda, got 'abacus'"),
         (["--device", "mps"], "--device must be cpu or cuda, got 'mps'"),
         (["--checkpoint-epochs", "0"], "--checkpoint-epochs must be an integer >= 1, got 0"),
-        (["--workers", "-1"], "--workers must be a number >= 0, got -1"),
-        (["--amp", "half"], "--amp must be one of none, bfloat16, float16, got 'half'"),
-        (["--lr", "fast"], "--lr must be a number, got 'fast'"),
+        (["--workers", "-1"], "--workers must be an integer >= 0, got -1"),
+        (["--amp", "half"], "--amp must be one of none, bfloat16, float16, got half"),
+        (["--lr", "fast"], "--lr must be a number > 0, got fast"),
         (["--layer-decay", "-0.5"], "--layer-decay must be a number in (0, 1], got -0.5"),
         (["--scale", "1", "0.5"], "--scale must be two numbers, the smaller first"),
         (["--clip-grad", "-1"], "--clip-grad must be a number > 0, got -1.0"),
@@ -272,7 +272,7 @@ def test_broken_image_on_the_command_line(tmp_path, capsys):
         (["--auto-augment", "nonsense"], "--auto-augment and other augmentation: timm refuses"),
         (["--distributed-loss", "ring"], "--distributed-loss ring needs processes: start with torchrun"),
         (["--hold-out-classes", *"012345678"], "at least two classes are needed"),
-        (["--val-fraction", "1"], "--val-fraction must be a number in (0, 1), got 1.0"),
+        (["--val-fraction", "1"], "--val-fraction must be a number in (0, 1), got 1"),
         (["--val-fraction", "0.1", "--val-split", "val"], "both name a validation split: give one"),
         (["--patience", "2"], "--patience needs --best-metric"),
         (["--best-metric", "knn"], "--best-metric knn needs --eval-embeddings epoch"),
@@ -310,7 +310,7 @@ def test_options_in_a_recipe(tmp_path, capsys):
         (b"epochs: 3\n  lr: [1", "not YAML (mapping values are not allowed here"),
         (b"temprature: 0.1", "unknown option temprature (did you mean temperature?); known are amp, augment"),
         (b"output:", "--output must be a string, got nothing"),
-        (b"epochs: .inf", "--epochs must be an integer, got inf"),
+        (b"epochs: .inf", "--epochs must be an integer >= 0, got inf"),
     ):
         recipe.write_bytes(content)
         assert main(["--config", str(recipe)]) == 2
@@ -375,8 +375,8 @@ def test_recipes_are_overruled_by_the_command_line(tmp_path):
     assert config.scale == [0.5, 1.0]
     for text, message in {
         "learning_rate: 1": "unknown option learning_rate; known are amp, augment",
-        "epochs: many": "--epochs must be an integer, got 'many'",
-        "epochs: 2.5": "--epochs must be an integer, got 2.5",
+        "epochs: many": "--epochs must be an integer >= 0, got many",
+        "epochs: 2.5": "--epochs must be an integer >= 0, got 2.5",
         "augment: 1": "--augment must be true or false, got 1",
         "- 1": "must map option names to values, got list",
         "a: [": "not YAML",
@@ -418,7 +418,7 @@ def test_recipes_draw_an_epoch_at_1_2_and_8_processes(recipe):
     for ranks in (1, 2, 8):
         shares = []
         for rank in {0, ranks - 1}:
-            sampler = epoch_sampler(labels, config, rank, ranks)
+            sampler = EpochSampler(labels, config, rank, ranks)
             sampler.set_position(epoch=0, first_batch=max(0, sampler.steps - 3))
             items = list(sampler)
             per_step = len(sampler) // sampler.steps

@@ -28,11 +28,10 @@ from clce_ext.train.data.images import Images, Source
 from clce_ext.train.errors import TrainingError, UnreadableImageError
 from clce_ext.train.judge import Judge, Outputs, run_model
 from clce_ext.train.loop import train
-from clce_ext.train.losses import RunningLosses
 from clce_ext.train.objectives import OBJECTIVES
 from clce_ext.train.processes import Processes
 from clce_ext.train.stages import stages
-from clce_ext.train.trainer import Trainer
+from clce_ext.train.trainer import RunningLosses, Trainer
 
 from .ranks import World
 from .training import QUICK, command_line, quick_config, rows, write_digit_images
@@ -47,9 +46,8 @@ def make_trainer(stage: int = 0, rank: int = 0, world_size: int = 1, **options) 
     data = load_data(config)
     projection = OBJECTIVES[config.objective].projection
     model = models.create_model(config, len(data.classes), projection)
-    given = models.input_config(model, config)
     group = Processes(torch.device("cpu"), rank, world_size)
-    trainer = Trainer(stages(config, world_size)[stage], model, data, config, given, group)
+    trainer = Trainer(stages(config, world_size)[stage], model, data, config, group)
     trainer.start_epoch(0, 0)
     return trainer
 
@@ -157,8 +155,8 @@ def test_a_step_reads_nothing_back(options):
             losses.add(trainer.gradients(step), 20, step)
             trainer.update()
         assert reads.count == lists.count == 0
-        assert losses.not_finite() is None and set(losses.last()) == set(losses.sums())
-        assert lists.count == 3
+        last, odd = losses.read()
+        assert odd is None and set(last) == set(losses.sums) and lists.count == 1
         trainer.scaler.get_scale()
         assert reads.count == trainer.scaler.is_enabled()
 
@@ -204,10 +202,11 @@ def test_losses_that_nobody_looked_at():
     losses = RunningLosses(Processes(torch.device("cpu")))
     for step, value in enumerate((1.0, 2.0, float("inf"), 3.0, float("nan"))):
         losses.add({"loss": torch.tensor(value), "ce": torch.tensor(0.5)}, 10, step)
-    assert losses.not_finite() == (2, {"loss": float("inf"), "ce": 0.5})
+    assert losses.read()[1] == (2, {"loss": float("inf"), "ce": 0.5})
     losses = RunningLosses(Processes(torch.device("cpu")), {"loss": [30.0, 20.0]})
     losses.add({"loss": torch.tensor(2.0)}, 10, 0)
-    assert losses.not_finite() is None and losses.sums() == {"loss": [50.0, 30.0]}
+    assert losses.read() == ({"loss": 2.0}, None) and losses.sums == {"loss": [50.0, 30.0]}
+    assert losses.means() == {"loss": 50 / 30}
 
 
 def test_weights_of_a_loss_that_is_not_finite_are_never_saved(tmp_path, monkeypatch):
@@ -395,7 +394,7 @@ def test_no_epochs_leave_nothing_to_choose_from(tmp_path):
 def test_fewer_images_to_judge_than_processes():
     trainer = make_trainer(eval_embeddings="final")
     model, images = trainer.model, load_data(trainer.config).val.take(slice(2))
-    given = models.input_config(model, trainer.config)
+    given = model.input
     judges = [
         Judge(trainer.config, given, Processes(torch.device("cpu"), rank, world_size))
         for rank, world_size in [(0, 1), (0, 3), (1, 3), (2, 3)]
@@ -413,7 +412,7 @@ def test_what_leaves_a_process_of_its_training_images():
     """To judge embeddings: the nearest, sums, and the images that a probe is fitted to."""
     trainer = make_trainer(eval_embeddings="final", eval_images=12)
     model, data = trainer.model, load_data(trainer.config)
-    given, val = models.input_config(model, trainer.config), data.val.take(slice(10))
+    given, val = model.input, data.val.take(slice(10))
     alone = Judge(trainer.config, given, Processes(torch.device("cpu")))
     test = alone.outputs(model, val)
     wanted = alone.frozen(model, data.train, test)
@@ -475,13 +474,14 @@ def test_a_plan_of_a_model_elsewhere(tmp_path, capsys):
 
 
 def source(count: int, size: tuple[int, int], calls: list[int] | None = None) -> Images:
-    def image(i: int) -> Image.Image:
-        if calls is not None:
-            calls.append(i)
-        return Image.new("RGB", size, (i % 256, 0, 0))
+    class Colours(list):
+        def __getitem__(self, i: int) -> Image.Image:
+            if calls is not None:
+                calls.append(i)
+            return Image.new("RGB", size, (i % 256, 0, 0))
 
     labels = np.arange(count) % 2
-    return Images(Source(range(count), image, labels, "colours"), np.arange(count), labels)
+    return Images(Source(Colours(), labels, "colours"), np.arange(count), labels)
 
 
 INPUT = {
@@ -503,7 +503,7 @@ def test_a_small_training_set_is_decoded_once(monkeypatch):
     large = source(12, (40, 40))
     assert in_memory(large) is large
     broken = source(3, (8, 8))
-    broken.source.read = lambda i: 1 / 0
+    broken.source.items = [None] * 3
     with pytest.raises(UnreadableImageError, match="cannot read image"):
         in_memory(broken)
 
@@ -512,7 +512,7 @@ def test_pixels_are_normalised_by_the_model():
     config = quick_config(Path("nowhere"))
     model = models.create_model(config, 10, False).eval()
     pixels = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    given = models.input_config(model, config)
+    given = model.input
     mean, std = (torch.tensor(given[name]).view(3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         assert torch.allclose(model(pixels)[0], model((pixels / 255 - mean) / std)[0], atol=1e-5)
@@ -542,9 +542,7 @@ def test_the_crop_of_evaluation_is_the_models(mode, seen):
     """A wide image, white at its left quarter: what is left of that quarter in 32 x 32 pixels."""
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:, :16] = 255
-    images = Images(
-        Source([picture], Image.fromarray, np.zeros(1, int), "one"), np.zeros(1, int), np.zeros(1, int)
-    )
+    images = Images(Source([picture], np.zeros(1, int), "one"), np.zeros(1, int), np.zeros(1, int))
     config = quick_config(Path("nowhere"))
     ((found, _),) = evaluation_loader(images, config, INPUT | {"crop_mode": mode, "mean": (0, 0, 0)})
     white = int((found[0, 0] > 127).sum())
@@ -568,12 +566,12 @@ from clce_ext.train.trainer import Trainer
 
 picture = Image.new("RGB", (224, 224))
 labels = np.arange(8192) % 16
-images = Images(Source(range(8192), lambda i: picture, labels, "black"), np.arange(8192), labels)
+images = Images(Source([picture] * 8192, labels, "black"), np.arange(8192), labels)
 config = TrainConfig(data="DIR", model="test_resnet", image_size=224, batch_size=4096, workers=8,
     augment=False, micro_batch_size=64, tensorboard=False, device="cpu")
 model = models.create_model(config, 16, False)
 data = Data(images, images, None, [str(i) for i in range(16)], "val")
-trainer = Trainer(stages(config)[0], model, data, config, models.input_config(model, config),
+trainer = Trainer(stages(config)[0], model, data, config,
     Processes(torch.device("cpu")))
 peak, done = 0, threading.Event()
 

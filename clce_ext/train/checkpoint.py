@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,26 +28,30 @@ from torch import Tensor
 
 from .errors import TrainingError, first_line, listing
 
-_PREFIX = "step-"
 _CHECKSUMS = "checksums.json"
 
 
-def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """``write(temporary path)``, then rename to ``path``: readers never see a part of it.
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives another path to write a file or a directory at, which then takes the place of ``path``: readers
+    never see a part of it.
 
     Raises:
         TrainingError: it cannot be written; a full disk is the usual reason.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    _remove(temporary)  # by a run that was killed
     try:
-        write(temporary)
-        _flush(temporary)
+        yield temporary
+        for written in (*temporary.glob("*"), temporary):
+            _flush(written)
+        if path.is_dir():  # the same step, written before an interruption
+            _remove(path)
         os.replace(temporary, path)
         _flush(path.parent)
     # torch and safetensors have errors of their own for a full disk.
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()  # room for others
+        _remove(temporary)  # room for others
         reason = getattr(error, "strerror", None) or first_line(error)
         free = shutil.disk_usage(path.parent).free / 1e6
         raise TrainingError(
@@ -58,13 +62,15 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """In UTF-8; what a file's name may have that is no text is written as an escape."""
-    write_file(path, lambda p: p.write_text(text, encoding="utf-8", errors="backslashreplace"))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_weights(path: Path, state: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     # safetensors wants contiguous tensors that share no memory.
     state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
-    write_file(path, lambda p: safetensors.torch.save_file(state, p, metadata))
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata)
 
 
 def write_checksums(folder: Path, run: str, names: Sequence[str]) -> None:
@@ -104,27 +110,20 @@ def save_checkpoint(
     """Writes ``folder/checkpoints/step-STEP`` of the run ``run``; deletes all but the newest ``keep``."""
     parent = folder / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
-    final, temporary = parent / f"{_PREFIX}{step:08d}", parent / f".{_PREFIX}{step:08d}.tmp"
-    for left in parent.glob(f".{_PREFIX}*.tmp"):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    temporary.mkdir()
-    try:
+    for left in parent.glob(".*.tmp"):  # by a run that was killed
+        _remove(left)
+    with replacing(parent / f"step-{step:08d}") as temporary:
+        temporary.mkdir()
         write_weights(temporary / "model.safetensors", weights)
-        write_file(temporary / "training.pt", lambda p: torch.save(training, p))
+        torch.save(training, temporary / "training.pt")
         write_checksums(temporary, run, ("model.safetensors", "training.pt"))
-    except TrainingError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(final, ignore_errors=True)  # the same step, written before an interruption
-    os.replace(temporary, final)
-    _flush(parent)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
 
 
 def checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob(f"{_PREFIX}*") if p.is_dir())
+    return sorted(p for p in (run / "checkpoints").glob("step-*") if p.is_dir())
 
 
 def newest_intact(folder: Path, run: str) -> Path | None:
@@ -215,6 +214,11 @@ def read_metadata(path: str | Path) -> dict[str, str]:
 def _weights_file(path: str | Path) -> Path:
     """A run's directory stands for the file in it."""
     return Path(path) / "model.safetensors" if Path(path).is_dir() else Path(path)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _flush(path: Path) -> None:

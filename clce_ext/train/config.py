@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -12,39 +13,31 @@ from typing import Any, NoReturn
 
 import yaml
 
-from .choice import METRICS
 from .errors import TrainingError
 from .objectives import LOSS_OPTIONS, OBJECTIVES, Objective
 
 DEFAULT_LR = 5e-4
 # A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
 NEW_CLASSIFIER_RATE = 5
+# The figures that --best-metric may choose by, and what gives the best of several.
+METRICS = {"top1": max, "top5": max, "val_loss": min, "knn": max, "centroid": max}
 OF_TIMM = ("hfds/", "tfds/", "wds/")  # how the names of data sets begin that timm reads
 
-# What an option may be: in words, and as a test.
-_COUNT = "an integer >= 1", lambda value: value >= 1
-_WHOLE = "an integer >= 0", lambda value: value >= 0
-_POSITIVE = "a number > 0", lambda value: value > 0
-_NOT_NEGATIVE = "a number >= 0", lambda value: value >= 0
-_SHARE = "a number in [0, 1]", lambda value: 0 <= value <= 1
-_FRACTION = "a number in (0, 1)", lambda value: 0 < value < 1
-_DECAY = "a number in (0, 1]", lambda value: 0 < value <= 1
-_BETA = "a number in [0, 10000]", lambda value: 0 <= value <= 10000
-_RANGE = (
-    "two numbers, the smaller first",
-    lambda value: not value or (len(value) == 2 and 0 < value[0] <= value[1]),
-)
+# Types of options: numbers, of which _KINDS says more.
+Count = Whole = int
+Positive = NotNegative = Share = Fraction = Decay = Beta = float
 
 
 def _objectives(having: Callable[[Objective], object]) -> str:
     return ", ".join(o.name for o in OBJECTIVES.values() if having(o))
 
 
-def option(default: Any, help: str, accepted: Any = None, choices: Sequence[str] = ()) -> Any:
+_TEMPERATURES = ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
+
+
+def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
     """A field of TrainConfig. None is accepted wherever the field's type allows it."""
-    if choices:
-        accepted = f"one of {', '.join(choices)}", lambda value: value in choices
-    metadata = {"help": help, "choices": choices, "accepted": accepted}
+    metadata = {"help": help, "choices": choices}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,55 +50,46 @@ class TrainConfig:
     # Data
     data: str = option(
         "digits",
-        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
-        "train/, val/ and test/ class folders",
+        "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with class "
+        "folders in train/, val/ and test/",
     )
     data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
-    letter_size: int = option(8, "letters: side in pixels that they are drawn at", _COUNT)
-    letter_images: int = option(150, "letters: images of each in train; a fifth in val and test", _COUNT)
+    letter_size: Count = option(8, "letters: side in pixels that they are drawn at")
+    letter_images: Count = option(150, "letters: images of each in train; a fifth in val and test")
     download: bool = option(False, "let torchvision download the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
-    val_fraction: float | None = option(
-        None, "validate on this share of each class's training images, which are not trained on", _FRACTION
+    val_fraction: Fraction | None = option(None, "share of each class held back from train to validate on")
+    shots: Count | None = option(None, "train on K images per class, drawn with --seed")
+    hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")
+    images_per_class: Count | None = option(
+        None, "images of a class in a batch (default: batches are shuffled)"
     )
-    shots: int | None = option(None, "train on K images per class, drawn with --seed", _COUNT)
-    hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")  # noqa: RUF009
-    images_per_class: int | None = option(
-        None, "batches of K images of each of batch-size / K classes (default: shuffled)", _COUNT
-    )
-    image_size: int | None = option(None, "side in pixels (default: the model's)", _COUNT)
-    max_image_pixels: int = option(89_478_485, "refuse larger images (default: Pillow's limit)", _COUNT)
+    image_size: Count | None = option(None, "side in pixels (default: the model's)")
+    max_image_pixels: Count = option(89_478_485, "refuse larger images (default: Pillow's limit)")
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[float] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)", _RANGE)  # noqa: RUF009
-    hflip: float | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)", _SHARE)
-    color_jitter: float | None = option(
-        None, "strength of colour jitter (default: 0.4, digits and letters 0)", _NOT_NEGATIVE
-    )
+    scale: list[Positive] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
+    hflip: Share | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)")
+    color_jitter: NotNegative | None = option(None, "its strength (default: 0.4, digits and letters 0)")
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
-    random_erasing: float = option(0.0, "probability of erasing a rectangle", _SHARE)
-    workers: int = option(0, "processes that load images", _NOT_NEGATIVE)
+    random_erasing: Share = option(0.0, "probability of erasing a rectangle")
+    workers: Whole = option(0, "processes that load images")
 
     # Model
     model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     global_pool: str | None = option(
-        None, "how patches become one embedding: avg, token, ... (default: the model's)"
+        None, "what makes one embedding of patches, avg or token (default: the model's)"
     )
-    drop: float = option(0.0, "dropout before the classifier", _SHARE)
-    drop_path: float = option(0.0, "stochastic depth", _SHARE)
+    drop: Share = option(0.0, "dropout before the classifier")
+    drop_path: Share = option(0.0, "stochastic depth")
     batch_norm: str | None = option(
-        None,
-        "BatchNorm's statistics: frozen, those of the given weights, or train, each batch's (default: frozen "
-        "with --pretrained or --checkpoint, else train)",
-        choices=("frozen", "train"),
+        None, "BatchNorm's statistics (default: those of given weights rest)", choices=("frozen", "train")
     )
-    projection_dim: int = option(
-        128, f"outputs of the projection head ({_objectives(lambda o: o.projection)})", _COUNT
-    )
+    projection_dim: Count = option(128, f"outputs of the head of {_objectives(lambda o: o.projection)}")
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
@@ -114,119 +98,88 @@ class TrainConfig:
         "what to minimise: " + "; ".join(f"{o.name}, {o.summary}" for o in OBJECTIVES.values()),
         choices=tuple(OBJECTIVES),
     )
-    weight: float = option(0.9, "clce: lambda, the share of the contrastive half", _SHARE)
-    temperature: float | None = option(
-        None,
-        "tau of the contrastive loss (default: "
-        + ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
-        + ")",
-        _POSITIVE,
+    weight: Share = option(0.9, "clce: lambda, the share of the contrastive half")
+    temperature: Positive | None = option(None, f"tau of the contrastive loss (default: {_TEMPERATURES})")
+    beta: Beta | None = option(None, f"hardness of negatives, {_objectives(lambda o: 'beta' in o.options)}")
+    label_smoothing: Share = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
+    views: Count | None = option(
+        None, f"augmented views of an image (default: 2 in {_objectives(lambda o: o.views == 2)}, else 1)"
     )
-    beta: float | None = option(
-        None, f"hardness of negatives in {_objectives(lambda o: 'beta' in o.options)} (default: 1)", _BETA
-    )
-    label_smoothing: float = option(0.0, "of the cross-entropy (with mixup: of its soft targets)", _SHARE)
-    views: int | None = option(
-        None,
-        f"augmented views of an image (default: 2 for {_objectives(lambda o: o.views == 2)}, else 1)",
-        _COUNT,
-    )
-    mixup: float = option(0.0, "alpha of mixup in cross-entropy and clce", _NOT_NEGATIVE)
-    cutmix: float = option(0.0, "alpha of CutMix in cross-entropy and clce", _NOT_NEGATIVE)
-    mix_prob: float = option(1.0, "probability of mixing", _SHARE)
-    queue_size: int | None = option(None, "also contrast with the last N embeddings of steps before", _COUNT)
+    mixup: NotNegative = option(0.0, "alpha of mixup in cross-entropy and clce")
+    cutmix: NotNegative = option(0.0, "alpha of CutMix in cross-entropy and clce")
+    mix_prob: Share = option(1.0, "probability of mixing")
+    queue_size: Count | None = option(None, "also contrast with the last N embeddings of steps before")
     head_epochs: int | None = option(
-        None, "two-stage objectives: of --epochs, those that train the head (default: a quarter, at least 1)"
+        None, "of --epochs, those of a head stage (default: a quarter, at least 1)"
     )
-    head_backbone: str = option(
-        "frozen",
-        "two-stage objectives: the backbone while the head is trained",
-        choices=("frozen", "trained"),
-    )
+    head_backbone: str = option("frozen", "the backbone in a head stage", choices=("frozen", "trained"))
 
     # Optimisation
-    epochs: int = option(20, "epochs of all stages together; 0 judges the given weights as they are", _WHOLE)
-    batch_size: int = option(64, "images per step, of all processes together", _COUNT)
-    micro_batch_size: int | None = option(
-        None, "images per forward pass of a process (default: its share of the batch)", _COUNT
-    )
+    epochs: Whole = option(20, "epochs of all stages together; 0 judges the given weights as they are")
+    batch_size: Count = option(64, "images per step, of all processes together")
+    micro_batch_size: Count | None = option(None, "images per forward pass (default: a process's share)")
     opt: str = option("adamw", "timm's optimizer")
-    lr: float | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)", _POSITIVE)
-    lr_base: float | None = option(None, "learning rate of a batch of 256, scaled as timm does", _POSITIVE)
-    head_lr: float | None = option(
-        None,
-        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
-        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
-        _POSITIVE,
+    lr: Positive | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)")
+    lr_base: Positive | None = option(None, "learning rate of a batch of 256, scaled as timm does")
+    head_lr: Positive | None = option(
+        None, f"of the classifier or the head stage (default: --lr, {NEW_CLASSIFIER_RATE} times with weights)"
     )
-    weight_decay: float = option(0.05, "weight decay", _NOT_NEGATIVE)
-    layer_decay: float | None = option(None, "layer-wise decay of the learning rate", _DECAY)
+    weight_decay: NotNegative = option(0.05, "weight decay")
+    layer_decay: Decay | None = option(None, "layer-wise decay of the learning rate")
     sched: str = option("cosine", "timm's schedule, per update")
-    warmup_epochs: float = option(
-        0.0, "epochs of linear warm-up of each stage, at most half of it", _NOT_NEGATIVE
-    )
-    warmup_lr: float = option(1e-6, "where the warm-up starts", _NOT_NEGATIVE)
-    min_lr: float = option(1e-6, "where the schedule ends", _NOT_NEGATIVE)
-    clip_grad: float | None = option(None, "largest norm of the gradients", _POSITIVE)
-    ema: float | None = option(None, "decay of averaged weights, which are evaluated and kept", _FRACTION)
+    warmup_epochs: NotNegative = option(0.0, "epochs of linear warm-up of each stage, at most half of it")
+    warmup_lr: NotNegative = option(1e-6, "where the warm-up starts")
+    min_lr: NotNegative = option(1e-6, "where the schedule ends")
+    clip_grad: Positive | None = option(None, "largest norm of the gradients")
+    ema: Fraction | None = option(None, "decay of averaged weights, which are evaluated and kept")
 
     # Machine
-    timeout: float = option(
-        1800.0, "under torchrun: seconds that processes wait for each other, then end", _POSITIVE
-    )
+    timeout: Positive = option(1800.0, "under torchrun: seconds that processes wait for each other, then end")
     device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
     distributed_loss: str | None = option(
-        None,
-        "under torchrun: contrast with the other processes' images, or not (default: gather)",
-        choices=("none", "gather", "ring"),
+        None, "contrast with other processes' images (default: gather)", choices=("none", "gather", "ring")
     )
-    seed: int = option(0, "of weights, few-shot subset, order, augmentation and dropout", _WHOLE)
+    seed: Whole = option(0, "of weights, few-shot subset, order, augmentation and dropout")
 
     # Run
     plan: bool = option(False, "print what would run, and stop")
     output: str = option("runs/train", "directory of the run")
     resume: bool = option(False, "go on from the newest checkpoint in --output, if there is one")
     overwrite: bool = option(False, "delete a run that is already in --output")
-    checkpoint_epochs: int = option(1, "epochs from one checkpoint to the next", _COUNT)
-    checkpoint_steps: int | None = option(None, "also write a checkpoint every N steps", _COUNT)
-    keep_checkpoints: int = option(2, "checkpoints kept", _COUNT)
-    eval_every: int = option(1, "epochs from one validation to the next", _COUNT)
+    checkpoint_epochs: Count = option(1, "epochs from one checkpoint to the next")
+    checkpoint_steps: Count | None = option(None, "also write a checkpoint every N steps")
+    keep_checkpoints: Count = option(2, "checkpoints kept")
+    eval_every: Count = option(1, "epochs from one validation to the next")
     eval_embeddings: str = option(
-        "final",
-        "when to judge the embeddings (neighbours, centroids, geometry)",
-        choices=("never", "final", "epoch"),
+        "final", "when to judge the embeddings: neighbours, geometry", choices=("never", "final", "epoch")
     )
-    eval_images: int = option(10000, "most images to judge embeddings on and to fit a probe to", _COUNT)
+    eval_images: Count = option(10000, "most images to judge embeddings on and to fit a probe to")
     best_metric: str | None = option(
         None,
-        "keep the weights of the last stage's epoch that is best by this figure on the validation split "
-        "(default: those of the last epoch)",
+        "keep the epoch of the last stage that is best on val (default: the last)",
         choices=tuple(METRICS),
     )
-    patience: int | None = option(
-        None, "end the last stage after N evaluations without a better --best-metric", _COUNT
-    )
+    patience: Count | None = option(None, "evaluations without a better --best-metric that end the run")
     tensorboard: bool = option(True, "write TensorBoard events")
-    tracker: str | None = option(
-        None, "also log to Weights & Biases or MLflow, if installed", choices=("wandb", "mlflow")
-    )
+    tracker: str | None = option(None, "also log to this package, if installed", choices=("wandb", "mlflow"))
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = _convert(field.name, getattr(self, field.name), field.type)
-            if field.metadata["accepted"] and value is not None:
-                words, accepts = field.metadata["accepted"]
-                if not accepts(value):
-                    raise TrainingError(f"{flag(field.name)} must be {words}, got {value!r}")
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            value = _converted(field.name, value, field.type)
+            if choices and value not in (None, *choices):
+                raise TrainingError(f"{flag(field.name)} must be one of {', '.join(choices)}, got {value}")
             setattr(self, field.name, value)
         self._check_together()
 
     def _check_together(self) -> None:
         """Options that only make sense together."""
         objective, head_epochs = OBJECTIVES[self.objective], self.resolved_head_epochs
+        if self.scale and (len(self.scale) != 2 or self.scale[0] > self.scale[1]):
+            raise TrainingError(f"--scale must be two numbers, the smaller first, got {self.scale}")
         if self.val_fraction and self.val_split:
             raise TrainingError("--val-fraction and --val-split both name a validation split: give one")
         if self.images_per_class and self.batch_size % self.images_per_class:
@@ -374,14 +327,25 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-_KINDS = {
-    "bool": (bool, "true or false"), "int": (int, "an integer"), "float": (float, "a number"),
-    "str": (str, "a string"),
-}  # fmt: skip
+# What the types of options stand for: in words, what makes a value of text, and which values are accepted.
+_KINDS: dict[str, tuple[str, type, Callable[[Any], bool]]] = {
+    "bool": ("true or false", bool, lambda value: True),
+    "str": ("a string", str, lambda value: True),
+    "float": ("a finite number", float, lambda value: True),
+    "int": ("an integer", int, lambda value: True),
+    "Count": ("an integer >= 1", int, lambda value: value >= 1),
+    "Whole": ("an integer >= 0", int, lambda value: value >= 0),
+    "Positive": ("a number > 0", float, lambda value: value > 0),
+    "NotNegative": ("a number >= 0", float, lambda value: value >= 0),
+    "Share": ("a number in [0, 1]", float, lambda value: 0 <= value <= 1),
+    "Fraction": ("a number in (0, 1)", float, lambda value: 0 < value < 1),
+    "Decay": ("a number in (0, 1]", float, lambda value: 0 < value <= 1),
+    "Beta": ("a number in [0, 10000]", float, lambda value: 0 <= value <= 10000),
+}
 
 
-def _convert(name: str, value: Any, annotation: str) -> Any:
-    """A field's value as its annotation, such as "int | None" or "list[str]", wants it.
+def _converted(name: str, value: Any, annotation: str) -> Any:
+    """A field's value as its annotation, such as "Count | None" or "list[str]", wants it.
 
     YAML 1.1 reads 1e-4 as a string and 3 as an integer where a number is meant.
     """
@@ -391,18 +355,11 @@ def _convert(name: str, value: Any, annotation: str) -> Any:
     if kind.startswith("list["):
         if not isinstance(value, (list, tuple)):
             raise TrainingError(f"{flag(name)} must be a list, got {value!r}")
-        return [_convert(name, x, kind[5:-1]) for x in value]
-    make, noun = _KINDS[kind]
-    try:
-        if value is None or isinstance(value, bool) != (make is bool):
-            raise ValueError
-        converted = make(value)
-        if make is float and not math.isfinite(converted):
-            noun = "a finite number"
-            raise ValueError
-        if make is int and converted != float(value):
-            raise ValueError
-    except (TypeError, ValueError, OverflowError):
-        got = "nothing" if value is None else repr(value)
-        raise TrainingError(f"{flag(name)} must be {noun}, got {got}") from None
-    return converted
+        return [_converted(name, x, kind[5:-1]) for x in value]
+    words, make, accepts = _KINDS[kind]
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
+        made = make(value)
+        is_same = make in (bool, str) or (math.isfinite(made) and made == float(value))
+        if value is not None and isinstance(value, bool) == (make is bool) and is_same and accepts(made):
+            return made
+    raise TrainingError(f"{flag(name)} must be {words}, got {'nothing' if value is None else value}")

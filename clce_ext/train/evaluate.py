@@ -141,7 +141,7 @@ class FinishedRun:
         self.classes = read_classes(folder)
         group = Processes(choose_device(device))
         self.model = self._model(self.config).to(group.device)
-        self.judge = Judge(self.config, models.input_config(self.model, self.config), group)
+        self.judge = Judge(self.config, self.model.input, group)
 
     def figures(self, split: str | None = None) -> tuple[dict[str, Any], Outputs, dict[str, torch.Tensor]]:
         """Judge.figures on a split of the run's own data, by default the one that training watched."""

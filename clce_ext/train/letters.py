@@ -73,8 +73,8 @@ def draw(
         TrainingError: ``folder`` holds no fonts or broken ones; a character that no font of the split draws.
     """
     fonts = fonts_of_split(split, folder)
-    pixels, labels, paths = [], [], []
-    for label, character in enumerate(characters):
+    pixels, paths = [], []
+    for character in characters:
         having = [font.path for font in fonts if character in font.characters]
         if not having:
             raise TrainingError(f"no font of the split {split} has the character {character!r}")
@@ -82,9 +82,9 @@ def draw(
             path = having[number % len(having)]
             key = [seed, SPLITS.index(split), ord(character), number]
             pixels.append(_image(str(path), character, size, np.random.default_rng(key)))
-            labels.append(label)
             paths.append(str(path))
-    return Letters(np.stack(pixels), np.array(labels, dtype=np.int64), np.array(paths), list(characters))
+    labels = np.repeat(np.arange(len(characters)), images_per_class)
+    return Letters(np.stack(pixels), labels, np.array(paths), list(characters))
 
 
 # Fonts

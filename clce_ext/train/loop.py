@@ -13,22 +13,21 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from tqdm import tqdm
 
 from . import checkpoint, judge, models, report
-from .choice import best_row, is_patience_over
-from .config import TrainConfig
+from .config import METRICS, TrainConfig
 from .data import Data, data_digest, in_memory, load_data
 from .errors import TrainingError, differences, first_line
-from .losses import RunningLosses
 from .objectives import OBJECTIVES
 from .processes import Processes, device_name, processes
-from .records import Records, epoch_line, progress_bar
+from .records import Records, epoch_line
 from .results import write_figures
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
 from .stages import Stage, stages
 from .start import plan, start_lines, versions
-from .trainer import Trainer
+from .trainer import RunningLosses, Trainer
 
 _CHECK_EVERY = {"cpu": 1, "cuda": 50}  # steps; in between the host does not wait for a GPU's losses
 
@@ -92,8 +91,7 @@ class _Run:
             config, len(self.data.classes), OBJECTIVES[config.objective].projection, self.data.classes
         )
         self.model.to(group.device)
-        self.input = models.input_config(self.model, config)
-        self.judge = judge.Judge(config, self.input, group)
+        self.judge = judge.Judge(config, self.model.input, group)
         self.val_outputs: judge.Outputs | None = None  # of the current weights, once evaluated
         self.state = State()
         self.losses = RunningLosses(group)  # of the current epoch
@@ -108,10 +106,7 @@ class _Run:
             self.state.versions.append(versions())
         if self.is_shown:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
-        self.records = None
-        if group.is_main:
-            rows = self.state.rows
-            self.records = Records(folder, config.tensorboard, rows, config.tracker, config.to_dict())
+        self.records = Records(folder, config, self.state.rows) if group.is_main else None
 
     def _load_data(self) -> Data:
         """What --download fetches, the main process fetches; the others wait for it."""
@@ -138,8 +133,6 @@ class _Run:
                 file=sys.stderr,
             )
 
-    # The run
-
     def execute(self) -> dict[str, Any]:
         config, state = self.config, self.state
         try:
@@ -155,75 +148,75 @@ class _Run:
                 self.records.close()
 
     def _train_stage(self, stage: Stage) -> None:
-        trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
+        trainer = Trainer(stage, self.model, self.data, self.config, self.group)
         if self.trainer_state is not None:
             trainer.restore(self.trainer_state)
             self.trainer_state = None
-        metric, patience = self.config.best_metric, self.config.patience
-        while self.state.epoch < stage.epochs:
-            if patience is not None and is_patience_over(self._rows_to_choose_from(), metric, patience):
-                break
+        while self.state.epoch < stage.epochs and not self._is_patience_over():
             self._train_epoch(trainer)
             self._end_epoch(trainer)
         if trainer.averaged is not None:
             self.model.load_state_dict(trainer.averaged.module.state_dict())
 
-    def _rows_to_choose_from(self) -> list[dict[str, Any]]:
-        """Those of the last stage; an earlier stage always goes on to its end."""
-        return [row for row in self.state.rows if row["stage"] == self.stages[-1].name]
+    def _is_patience_over(self) -> bool:
+        """Whether the last --patience evaluations of the last stage have not bettered what was before."""
+        rows, patience = self._judged_rows(), self.config.patience
+        return bool(patience and rows) and rows.index(self._best_row()) < len(rows) - patience
 
-    # An epoch
+    def _judged_rows(self) -> list[dict[str, Any]]:
+        """Those to choose from: of the last stage; an earlier one always goes on to its end."""
+        last, metric = self.stages[-1].name, self.config.best_metric
+        return [row for row in self.state.rows if row["stage"] == last and metric in row]
+
+    def _best_row(self) -> dict[str, Any] | None:
+        """The first of those with the best --best-metric."""
+        metric = self.config.best_metric
+        return METRICS[metric](self._judged_rows(), key=lambda row: row[metric], default=None)
 
     def _train_epoch(self, trainer: Trainer) -> None:
-        state, stage, sampler = self.state, trainer.stage, trainer.sampler
+        config, state, stage, sampler = self.config, self.state, trainer.stage, trainer.sampler
         self.val_outputs = None
-        check_every, save_every = _CHECK_EVERY[self.group.device.type], self.config.checkpoint_steps
+        check_every, save_every = _CHECK_EVERY[self.group.device.type], config.checkpoint_steps
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
-        epoch = state.epoch + sum(s.epochs for s in self.stages[: state.stage])
-        bar = progress_bar(
-            sampler.steps * sampler.batch_size,
-            state.batch * sampler.batch_size,
-            f"{stage.name} {state.epoch + 1}/{stage.epochs}",
-            self.is_shown,
+        trainer.start_epoch(state.epoch + sum(s.epochs for s in self.stages[: state.stage]), state.batch)
+        bar = tqdm(
+            desc=f"{stage.name} {state.epoch + 1}/{stage.epochs}",
+            total=sampler.steps * sampler.batch_size,
+            initial=state.batch * sampler.batch_size,
+            unit="img",
+            unit_scale=True,
+            leave=False,
+            dynamic_ncols=True,
+            disable=not (self.is_shown and sys.stderr.isatty()),
         )
         with bar:
             start = time.perf_counter()
-            trainer.start_epoch(epoch, state.batch)
             while state.batch < sampler.steps:
                 is_last = state.batch + 1 == sampler.steps
                 saves = save_every is not None and (state.step + 1) % save_every == 0 and not is_last
-                is_checked = is_last or saves or (state.step + 1) % check_every == 0
-                if losses := self._train_step(trainer, is_checked):
-                    bar.set_postfix({k: f"{v:.4f}" for k, v in losses.items()}, refresh=False)
-                now = time.perf_counter()
-                state.epoch_seconds += now - start
-                start = now
+                # Dropout, drop-path and mixup are functions of (seed, process, step): a resumed run repeats
+                # them.
+                seed_all(config.seed, self.group.rank, state.step)
+                losses = trainer.gradients(state.batch + state.epoch * sampler.steps)
+                self.losses.add(losses, sampler.share, state.step)
+                if is_last or saves or (state.step + 1) % check_every == 0:
+                    bar.set_postfix(self._checked_losses(trainer), refresh=False)
+                trainer.update()
+                state.batch, state.step = state.batch + 1, state.step + 1
+                state.epoch_seconds += time.perf_counter() - start
                 bar.update(sampler.batch_size)
                 if saves:
                     self._check_weights(trainer)
                     self._save(trainer)
-                    start = time.perf_counter()
-
-    def _train_step(self, trainer: Trainer, is_checked: bool) -> dict[str, float]:
-        """Returns the losses where they are looked at."""
-        state = self.state
-        # Dropout, drop-path and mixup are functions of (seed, process, step): a resumed run repeats them.
-        seed_all(self.config.seed, self.group.rank, state.step)
-        step = state.batch + state.epoch * trainer.sampler.steps  # of this stage
-        self.losses.add(trainer.gradients(step), trainer.sampler.share, state.step)
-        losses = self._checked_losses(trainer) if is_checked else {}
-        trainer.update()
-        state.batch += 1
-        state.step += 1
-        return losses
+                start = time.perf_counter()
 
     def _checked_losses(self, trainer: Trainer) -> dict[str, float]:
         """The losses of this step; all processes stop if those of one of them were not finite since the last
         time."""
-        found = self.losses.not_finite()
-        if found is None:
-            return self.losses.last()
-        step, losses = found
+        last, odd = self.losses.read()
+        if odd is None:
+            return last
+        step, losses = odd
         values = ", ".join(f"{name} {value}" for name, value in losses.items())
         raise self._diverged(trainer, f"the loss is not finite ({values})", step)
 
@@ -245,10 +238,9 @@ class _Run:
     def _end_epoch(self, trainer: Trainer) -> None:
         """Evaluates, writes the epoch's row, and a checkpoint where one is due."""
         self._check_weights(trainer)
-        state, stage, sampler = self.state, trainer.stage, trainer.sampler
-        images, seconds = sampler.steps * sampler.batch_size, state.epoch_seconds
+        config, state, stage, sampler = self.config, self.state, trainer.stage, trainer.sampler
         is_last = state.epoch + 1 == stage.epochs
-        judged = is_last or (state.epoch + 1) % self.config.eval_every == 0
+        judged = is_last or (state.epoch + 1) % config.eval_every == 0
         row = {
             "stage": stage.name,
             "epoch": state.epoch,
@@ -256,15 +248,16 @@ class _Run:
             "lr": trainer.learning_rate,
             **self.losses.means(),
             **(self._evaluate(trainer) if judged else {}),
-            "seconds": round(seconds, 3),
-            "images_per_second": round(images / max(seconds, 1e-9), 1),
+            "seconds": round(state.epoch_seconds, 3),
+            "images_per_second": round(
+                sampler.steps * sampler.batch_size / max(state.epoch_seconds, 1e-9), 1
+            ),
         }
-        state.seconds += seconds
+        state.seconds += state.epoch_seconds
         state.epoch, state.batch, state.epoch_seconds = state.epoch + 1, 0, 0.0
         self.losses = RunningLosses(self.group)
         state.rows.append(row)
-        metric, candidates = self.config.best_metric, self._rows_to_choose_from()
-        if metric and judged and candidates and best_row(candidates, metric) is row:
+        if config.best_metric and self._best_row() is row:
             weights = trainer.evaluated_model.state_dict()
             state.best = {name: value.detach().cpu().clone() for name, value in weights.items()}
         if self.records is not None:
@@ -272,10 +265,8 @@ class _Run:
         if self.is_shown:
             left = sum(s.epochs for s in self.stages[state.stage :]) - state.epoch
             print(epoch_line(row, stage.epochs, left * row["seconds"]), flush=True)
-        if is_last or state.epoch % self.config.checkpoint_epochs == 0:
+        if is_last or state.epoch % config.checkpoint_epochs == 0:
             self._save(trainer)
-
-    # Evaluation
 
     def _evaluate(self, trainer: Trainer) -> dict[str, Any]:
         model = trainer.evaluated_model
@@ -285,6 +276,8 @@ class _Run:
             values |= val.classification(len(self.data.classes))
         if self.config.eval_embeddings == "epoch":
             values |= judge.accuracies(self.judge.frozen(model, self.data.train, val, probe=False))
+        if trainer.stage is self.stages[-1] and (metric := self.config.best_metric) not in (None, *values):
+            raise TrainingError(f"--best-metric {metric}: the evaluation of this run gives no such figure")
         return values
 
     def _finish(self) -> dict[str, Any]:
@@ -311,52 +304,48 @@ class _Run:
             "seconds_per_epoch": round(state.seconds / max(1, len(state.rows)), 4),
         }
         if config.best_metric and state.rows:  # --epochs 0 leaves nothing to choose from
-            best = best_row(self._rows_to_choose_from(), config.best_metric)
-            results |= {"best_metric": config.best_metric, "best_epoch": state.rows.index(best) + 1}
+            best = state.rows.index(self._best_row())
+            results |= {"best_metric": config.best_metric, "best_epoch": best + 1}
         results |= figures
-        if self.group.is_main:
-            part = None if config.eval_embeddings == "never" else self.judge.part(val)
-            self._write_results(results, part, correct)
-        return results
-
-    def _write_results(
-        self, results: dict[str, Any], val: judge.Outputs | None, correct: dict[str, Tensor]
-    ) -> None:
-        data, rows = self.data, self.state.rows
-        (self.folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
+        if not self.group.is_main:
+            return results
+        folder, part = self.folder, None if config.eval_embeddings == "never" else self.judge.part(val)
+        (folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
         self._write_backbone("model.safetensors")
-        write_figures(self.folder, results, val, correct)
+        write_figures(folder, results, part, correct)
         report.write_run_report(
-            self.folder, self.config, results, rows, data.classes, val, data.val, self.with_map
+            folder, config, results, state.rows, data.classes, part, data.val, self.with_map
         )
-        write_finished(self.folder, self.config)  # last: a run killed before it is finished again
+        write_finished(folder, config)  # last: a run killed before it is finished again
         if self.is_shown:
             names = [name for name in ("top1", "top5", "knn", "centroid", "probe") if name in results]
             print("  ".join(f"{name} {100 * results[name]:.2f} %" for name in names))
-            print(f"report: {self.folder / 'report.html'}")
+            print(f"report: {folder / 'report.html'}")
+        return results
 
     def _write_backbone(self, name: str) -> None:
         metadata = {
             "model": self.config.model,
             "classes": json.dumps(self.data.classes),
-            "input": json.dumps(self.input),
+            "input": json.dumps(self.model.input),
             "arguments": json.dumps(self.model.arguments),
             "global_pool": self.config.global_pool or "",
             "format": "pt",
         }
         checkpoint.write_weights(self.folder / name, self.model.backbone.state_dict(), metadata)
 
-    # Checkpoints
-
     def _save(self, trainer: Trainer) -> None:
-        sums, state = self.group.gather(self.losses.sums()), trainer.state()
-        if not self.group.is_main:
-            return
-        state |= {"run": vars(self.state), "sums": sums}
-        state |= {"world_size": self.group.world_size, "data": self.digest}
-        weights, step = self.model.state_dict(), self.state.step
-        run, keep = run_id(self.config), self.config.keep_checkpoints
-        checkpoint.save_checkpoint(self.folder, step, weights, state, keep, run)
+        """All processes call this together."""
+        state = trainer.state() | {
+            "run": vars(self.state),
+            "sums": self.group.gather(self.losses.sums),
+            "world_size": self.group.world_size,
+            "data": self.digest,
+        }
+        if self.group.is_main:
+            weights, keep = self.model.state_dict(), self.config.keep_checkpoints
+            run = run_id(self.config)
+            checkpoint.save_checkpoint(self.folder, self.state.step, weights, state, keep, run)
 
     def _restore(self, folder: Path) -> None:
         weights, state = checkpoint.load_checkpoint(folder)

@@ -88,9 +88,11 @@ class FineTuner(nn.Module):
         self.mode = "joint"
         self.contrast_dim = projection_dim or width  # columns of what a contrastive loss compares
         # Loaders give pixels 0...255, a quarter of the size of normalised ones.
-        resolved = resolve_model_data_config(backbone)
+        self.input = resolve_model_data_config(
+            backbone
+        )  # input_size, interpolation, crop_pct, mean, std, ...
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(resolved[name]).view(-1, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(self.input[name]).view(-1, 1, 1), persistent=False)
 
     def set_mode(self, mode: str) -> None:
         """Chooses the outputs, and with them the parameters that require gradients."""
@@ -130,18 +132,15 @@ class FineTuner(nn.Module):
         return sum(layer(part) for layer, part in zip(layers, parts, strict=True)) / len(layers)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        if images.dim() == 5:
-            outputs = self._outputs(images.flatten(0, 1))
-            return tuple(x.unflatten(0, images.shape[:2]) for x in outputs)
-        return self._outputs(images)
-
-    def _outputs(self, images: Tensor) -> tuple[Tensor, ...]:
+        shape = images.shape[:-3]  # [B], or [B, V]
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode != "head"):
-            embeddings = self.embed(images)
+            embeddings = self.embed(images.flatten(0, len(shape) - 1))
         if self.mode == "contrast":
-            return (self.projection(embeddings) if self.projection is not None else embeddings,)
-        logits = self.classify(embeddings)
-        return (logits, embeddings) if self.mode == "joint" else (logits,)
+            outputs = (embeddings if self.projection is None else self.projection(embeddings),)
+        else:
+            logits = self.classify(embeddings)
+            outputs = (logits, embeddings) if self.mode == "joint" else (logits,)
+        return tuple(x.unflatten(0, shape) for x in outputs)
 
 
 def classifiers(backbone: nn.Module) -> tuple[nn.Module, ...]:
@@ -194,7 +193,9 @@ def create_model(
     frozen_batch_norm = config.has_weights if config.batch_norm is None else config.batch_norm == "frozen"
     try:
         model = FineTuner(backbone, projection, frozen_batch_norm)
-        agrees = _gives_its_own_logits(model, input_config(model, config)["input_size"])
+        if config.image_size:
+            model.input["input_size"] = (3, config.image_size, config.image_size)
+        agrees = _gives_its_own_logits(model)
     except Exception as error:
         raise TrainingError(
             f"--model {config.model}: does not fall into embeddings and a classifier "
@@ -229,19 +230,16 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
         raise TrainingError(f"--model {config.model}: {name} has no weights {tag}; it has {listing(there)}")
     try:
         return timm.create_model(config.model, pretrained=config.pretrained, **arguments)
-    except TypeError as error:
-        if "img_size" in str(error):  # convolutional models take any size
+    except Exception as error:
+        if isinstance(error, TypeError) and "img_size" in str(error):  # convolutional models take any size
             arguments.pop("img_size")
             return _create_backbone(config, arguments)
-        raise TrainingError(f"--model {config.model}: {error}") from error
-    except Exception as error:
         if not config.pretrained:
             raise TrainingError(f"--model {config.model}: {type(error).__name__}: {error}") from error
         raise TrainingError(
             f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
-            f"({type(error).__name__}: {first_line(error)}). On a machine without the network, save them "
-            f"elsewhere (timm.create_model({config.model!r}, pretrained=True), then "
-            "safetensors.torch.save_file of its state_dict()) and pass --checkpoint FILE"
+            f"({type(error).__name__}: {first_line(error)}). Without the network, save its state_dict() "
+            "elsewhere (safetensors.torch.save_file) and pass --checkpoint FILE"
         ) from error
 
 
@@ -256,11 +254,11 @@ def _models_near(name: str, most: int = 5) -> list[str]:
 
 
 @torch.no_grad()
-def _gives_its_own_logits(model: FineTuner, input_size: tuple[int, int, int]) -> bool:
+def _gives_its_own_logits(model: FineTuner) -> bool:
     """Whether classifying the embedding of an image gives what timm's model gives."""
     was_training = model.training
     model.eval()
-    image = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
+    image = torch.rand(1, *model.input["input_size"], generator=torch.Generator().manual_seed(0))
     same = torch.allclose(model.classify(model.embed(image)), model.backbone(image), rtol=1e-3, atol=1e-4)
     model.train(was_training)
     return same
@@ -300,56 +298,48 @@ def load_backbone(
             state |= {key: table.clone() for key in tables}
         if convert is not None:
             state = convert(state, backbone)
-        notes += _without_pretraining(state, own, backbone)
-        notes += _without_other_classifier(state, own, classifier, read_classes(path), class_names)
+        if removed := [k for k in state if k not in own and k.startswith(_OF_PRETRAINING)]:
+            notes.append(f"without {listing(sorted({k.partition('.')[0] for k in removed}))}")
+        # A norm before the pooling becomes the one behind it where a token is pooled, which is the same; the
+        # norm of a mean of tokens begins anew, as in the published fine-tuning.
+        norms = {
+            k: f"fc_norm.{k.rpartition('.')[2]}" for k in state if k.startswith(("norm.", "layer_norm."))
+        }
+        norms = {k: new for k, new in norms.items() if k not in own and new in own and new not in state}
+        is_same = backbone.global_pool == "token" if norms else True
+        state |= {new: state[k] if is_same else own[new] for k, new in norms.items()}
+        if not is_same:
+            notes.append("fc_norm new")
+        is_kept, note = _classifier_fits(state, own, classifier, read_classes(path), class_names)
+        for k in (*removed, *norms, *(() if is_kept else classifier)):
+            state.pop(k, None)
         # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
         kept = {k: v for k, v in own.items() if k in classifier or k.endswith("num_batches_tracked")}
         backbone.load_state_dict(kept | state)
     except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
         raise TrainingError(f"--checkpoint {path}: not weights of {name} ({first_line(error)})") from error
-    return all(key in state for key in classifier), notes
+    return is_kept, [*notes, note]
 
 
-def _without_pretraining(state: dict[str, Tensor], own: dict[str, Tensor], backbone: nn.Module) -> list[str]:
-    """Takes out what only pre-training has, and says so.
-
-    A norm before the pooling becomes the one behind it where a token is pooled, which is the same; the norm
-    of a mean of tokens begins anew, as in the published fine-tuning.
-    """
-    removed = [k for k in state if k not in own and k.startswith(_OF_PRETRAINING)]
-    for k in removed:
-        del state[k]
-    notes = [f"without {listing(sorted({k.partition('.')[0] for k in removed}))}"] if removed else []
-    norms = {k: f"fc_norm.{k.rpartition('.')[2]}" for k in state if k.startswith(("norm.", "layer_norm."))}
-    norms = {k: new for k, new in norms.items() if k not in own and new in own and new not in state}
-    for k, new in norms.items():
-        tensor = state.pop(k)
-        state[new] = tensor if backbone.global_pool == "token" else own[new]
-    return notes + (["fc_norm new"] if norms and backbone.global_pool != "token" else [])
-
-
-def _without_other_classifier(
+def _classifier_fits(
     state: dict[str, Tensor],
     own: dict[str, Tensor],
     keys: Sequence[str],
     saved: Sequence[str],
     wanted: Sequence[str],
-) -> list[str]:
-    """Takes out a classifier of other classes than the model's, and says what becomes of it."""
-    held = [k for k in keys if k in state]
-    if not held:
-        return ["classifier new: the weights have none"]
-    sizes = len(state[held[-1]]), len(own[held[-1]])
-    if any(state[k].shape != own[k].shape for k in held):
-        reason = f"the weights' is of {sizes[0]} classes, not {sizes[1]}"
-    elif saved and wanted and list(saved) != list(wanted):
-        reason = f"the weights' is of {sizes[0]} other classes ({listing(saved, 3)})"
-    else:
-        known = "" if saved and wanted else "; if they are other classes, their order means nothing here"
-        return [f"classifier kept, of {sizes[0]} classes{known}"]
-    for k in held:
-        del state[k]
-    return [f"classifier new: {reason}"]
+) -> tuple[bool, str]:
+    """Whether the weights' classifier is of the model's classes, and what becomes of it, in words."""
+    if not all(k in state for k in keys):
+        return False, "classifier new: the weights have none"
+    theirs, ours = len(state[keys[-1]]), len(own[keys[-1]])
+    if any(state[k].shape != own[k].shape for k in keys):
+        return False, f"classifier new: the weights' is of {theirs} classes, not {ours}"
+    if not (saved and wanted):
+        said = "; if they are other classes, their order means nothing here"
+        return True, f"classifier kept, of {theirs} classes{said}"
+    if list(saved) != list(wanted):
+        return False, f"classifier new: the weights' is of {theirs} other classes ({listing(saved, 3)})"
+    return True, f"classifier kept, of {theirs} classes"
 
 
 def parameter_groups(
@@ -383,11 +373,3 @@ def parameter_groups(
             if params:
                 found.append(group | settings | {"params": params})
     return found
-
-
-def input_config(model: FineTuner, config: TrainConfig) -> dict[str, Any]:
-    """input_size, mean, std, interpolation and crop_pct, as timm resolves them."""
-    resolved = resolve_model_data_config(model.backbone)
-    if config.image_size:
-        resolved["input_size"] = (3, config.image_size, config.image_size)
-    return resolved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from . import models, plots
 from .checkpoint import read_metadata, read_weights
 from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
-from .data.sources import image_files, open_image
+from .data.sources import image_files
 from .errors import TrainingError, UnreadableImageError, run_command
 from .judge import run_model
 from .processes import choose_device
@@ -71,7 +70,7 @@ def predict(options: argparse.Namespace) -> Path:
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)  # before minutes are spent on what cannot be written
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
-    source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
+    source = Source(paths, unknown, max_pixels=config.max_image_pixels)
     images = _Readable(source, np.arange(len(paths)), unknown)
     device = choose_device(config.device)
     outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)

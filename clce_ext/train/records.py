@@ -1,18 +1,16 @@
-"""What a run leaves behind while it goes: metrics.csv, TensorBoard events, the progress bar."""
+"""What a run leaves behind while it goes: metrics.csv, TensorBoard events, lines in the terminal."""
 
 from __future__ import annotations
 
 import datetime
 import hashlib
 import importlib
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from .checkpoint import write_text
+from .config import TrainConfig
 from .errors import TrainingError
 from .results import write_rows
 
@@ -29,17 +27,10 @@ class Records:
     """One row per epoch, in metrics.csv and as TensorBoard events. The rows are part of every checkpoint, so
     that a resumed run writes the file that the unbroken one would have written."""
 
-    def __init__(
-        self,
-        folder: Path,
-        tensorboard: bool,
-        rows: Sequence[dict[str, Any]] = (),
-        tracker: str | None = None,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, folder: Path, config: TrainConfig, rows: Sequence[dict[str, Any]] = ()) -> None:
         self._file = folder / "metrics.csv"
-        self._loggers = [_tracker(tracker, folder, options or {})] if tracker else []
-        if tensorboard:
+        self._loggers = [_tracker(config, folder)] if config.tracker else []
+        if config.tensorboard:
             first = rows[-1]["step"] + 1 if rows else 0
             self._loggers.append(_tensorboard(folder / "tensorboard", first))
         write_rows(self._file, rows, COLUMNS)
@@ -73,9 +64,10 @@ def _tensorboard(folder: Path, first: int) -> Logger:
     return log, writer.close
 
 
-def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Logger:
+def _tracker(config: TrainConfig, folder: Path) -> Logger:
     """Weights & Biases or MLflow, by the name of the run's folder. Where that goes is set as those packages
     have it, by their environment variables."""
+    name = config.tracker
     try:
         package = importlib.import_module(name)
     except ImportError as error:
@@ -83,29 +75,15 @@ def _tracker(name: str, folder: Path, options: Mapping[str, Any]) -> Logger:
     if name == "wandb":
         # The same run, where it is resumed.
         key = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
-        run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=dict(options))
+        run = package.init(name=folder.name, id=key, resume="allow", dir=str(folder), config=config.to_dict())
         return (lambda values, step: run.log(values, step=step)), run.finish
     known = folder / MLFLOW_RUN
     run_id = known.read_text() if known.exists() else None
     run = package.start_run(run_id=run_id, run_name=folder.name)
     if run_id is None:  # what was logged cannot be changed, and --resume may be
-        package.log_params(dict(options))
+        package.log_params(config.to_dict())
         write_text(known, run.info.run_id)
     return (lambda values, step: package.log_metrics(values, step=step)), package.end_run
-
-
-def progress_bar(total: int, done: int, description: str, enabled: bool) -> tqdm:
-    """Images per second and time left of one epoch; on a terminal only."""
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit="img",
-        unit_scale=True,
-        leave=False,
-        disable=not (enabled and sys.stderr.isatty()),
-        dynamic_ncols=True,
-    )
 
 
 def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:

@@ -4,7 +4,6 @@ deleted, as the options say."""
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +12,9 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from .checkpoint import checkpoints, damage, write_checksums
 from .config import TrainConfig, flag, read_yaml
@@ -51,37 +52,34 @@ def run_id(config: TrainConfig) -> str:
 def opened(folder: Path, config: TrainConfig) -> Iterator[dict[str, Any] | None]:
     """Makes the directory and holds it; gives the results of a run that has finished and is resumed.
 
+    The lock ends with the process, however it ends; loader processes that outlive it for a while have no part
+    in it.
+
     Raises:
         TrainingError: another command holds it; or it holds a run that ``config`` neither goes on with nor
             deletes, or whose parts do not belong together.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        _lock(file, folder)
+    lock, holder = FileLock(folder / ".lock", timeout=0), folder / ".lock-holder"
+    try:
+        lock.acquire()
+    except Timeout:
+        who = holder.read_text() if holder.exists() else "another process"
+        raise TrainingError(
+            f"--output {folder}: {who} is at work there: wait for its end, or give another --output"
+        ) from None
+    except OSError:
+        print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
+    try:
+        holder.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield _prepared(folder, config)
+    finally:
+        lock.release()
 
 
 def write_finished(folder: Path, config: TrainConfig) -> None:
     """Marks the run as finished: from now on its files are to have the checksums that they have now."""
     write_checksums(folder, run_id(config), [name for name in _OF_A_FINISHED if (folder / name).exists()])
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    """Until ``file`` is closed. POSIX's locks belong to a process: they end with it, however it ends, and
-    loader processes that outlive it for a while have no part in them."""
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.seek(0)
-        raise TrainingError(
-            f"--output {folder}: {file.read() or 'another process'} is at work there: wait for its end, or "
-            "give another --output"
-        ) from None
-    except OSError:
-        print(f"warning: {folder}: its file system has no locks; start no second run there", file=sys.stderr)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}")  # for the message above
-    file.flush()
 
 
 def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:

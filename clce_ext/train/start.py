@@ -17,18 +17,20 @@ import torch
 import clce_ext
 
 from .config import TrainConfig
-from .data import Data, Images, epoch_sampler, load_data
+from .data import Data, EpochSampler, load_data
 from .data.loaders import KEPT_BYTES, PREFETCH
 from .errors import listing
-from .models import FineTuner, create_model, input_config
+from .models import FineTuner, create_model
 from .stages import stages
 
 
 def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     """A line each for data, splits, files that were passed over, model and weights."""
+    counts = np.bincount(data.train.labels)
+    of_each = counts.min() if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lines = [
         f"data     {config.data}: {len(data.classes)} classes ({listing(data.classes, 5)})",
-        f"train    {len(data.train)} images, {_per_class(data.train)}",
+        f"train    {len(data.train)} images, {of_each} of each class",
         f"{data.watched:<9}{len(data.val)} images, watched while training",
     ]
     if data.test is not None and data.test is not data.val:
@@ -51,7 +53,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
     """
     data = load_data(config)
     labels = data.train.labels
-    samplers = [epoch_sampler(labels, config, rank, world_size) for rank in range(world_size)]
+    samplers = [EpochSampler(labels, config, rank, world_size) for rank in range(world_size)]
     steps, shares = samplers[0].steps, sorted({sampler.share for sampler in samplers})
     k, counts = config.images_per_class, np.bincount(labels)
     reach = "within the batch" if world_size == 1 else f"with all ({config.distributed_loss or 'gather'})"
@@ -59,7 +61,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
         reach = "within a process"
     without_weights = dataclasses.replace(config, pretrained=False, checkpoint=None)
     model = create_model(without_weights, len(data.classes), with_projection=False)
-    image = math.prod(input_config(model, config)["input_size"]) * config.resolved_views
+    image = math.prod(model.input["input_size"]) * config.resolved_views
     ahead = max(1, config.workers * PREFETCH) * samplers[0].item_size * image
     lines = {
         "training images": f"{len(labels):,}: {len(counts)} classes of {counts.min()} to {counts.max()}",
@@ -81,12 +83,6 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
         f"{shares[-1] * image / 1e9:.2g} GB, its share of a batch"
     )
     return "\n".join(f"{name:<16} {text}" for name, text in lines.items())
-
-
-def _per_class(images: Images) -> str:
-    counts = np.bincount(images.labels)
-    few, many = counts.min(), counts.max()
-    return f"{few} of each class" if few == many else f"{few} to {many} of a class"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -38,20 +39,14 @@ class Trainer:
     """
 
     def __init__(
-        self,
-        stage: Stage,
-        model: FineTuner,
-        data: Data,
-        config: TrainConfig,
-        input_config: dict[str, Any],
-        group: Processes,
+        self, stage: Stage, model: FineTuner, data: Data, config: TrainConfig, group: Processes
     ) -> None:
         model.set_mode(stage.mode)
         model.zero_grad(set_to_none=True)  # what the stage before left on parameters that now rest
         self.stage, self.model, self.config, self.device = stage, model, config, group.device
         self.group = group
         self.loader, self.sampler = training_loader(
-            data.train, config, input_config, stage.views, group.rank, group.world_size
+            data.train, config, model.input, stage.views, group.rank, group.world_size
         )
         self.optimizer = self._optimizer()
         self.scheduler = self._scheduler()
@@ -124,12 +119,26 @@ class Trainer:
         self.scheduler.step_update(step)
         self.optimizer.zero_grad(set_to_none=True)
         images, labels, targets = self._batch()
-        if self.grad_cache is None:
-            return self._accumulated(images, labels, targets)
-        extra = {} if targets is None else {"targets": targets}
-        with autocast(self.device, self.config.amp):
-            loss = self.grad_cache(images, labels, **extra)
-        return {"loss": loss / self.weight, **self.criterion.parts}
+        mixed = {} if targets is None else {"targets": targets}
+        if self.grad_cache is not None:
+            with autocast(self.device, self.config.amp):
+                loss = self.grad_cache(images, labels, **mixed)
+            return {"loss": loss / self.weight, **self.criterion.parts}
+        # Micro-batch by micro-batch, each backward at once: exact for cross-entropy, a mean over images.
+        parts: dict[str, Tensor] = {}
+        for begin in range(0, len(images), self.micro_batch):
+            rows = slice(begin, begin + self.micro_batch)
+            waits = rows.stop < len(images) and hasattr(self.net, "no_sync")
+            with self.net.no_sync() if waits else contextlib.nullcontext():
+                with autocast(self.device, self.config.amp):
+                    outputs = self.net(images[rows])
+                    extra = {name: of[rows] for name, of in mixed.items()}
+                    loss = self.criterion(*outputs, labels[rows], **extra)
+                share = len(labels[rows]) / len(labels)
+                self.scaler.scale(loss * (share * self.weight)).backward()
+            for name, value in {"loss": loss.detach(), **self.criterion.parts}.items():
+                parts[name] = parts.get(name, 0.0) + share * value
+        return parts
 
     def update(self) -> None:
         """Moves the weights along .grad."""
@@ -155,8 +164,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         # timm's schedules are functions of the number of updates: nothing of them needs saving.
-        groups = state["optimizer"]["param_groups"]
-        for group, own in zip(groups, self.optimizer.param_groups, strict=False):
+        for group, own in zip(state["optimizer"]["param_groups"], self.optimizer.param_groups, strict=False):
             if "fused" in own:  # checkpoints of before float16's were fused say otherwise
                 group["fused"] = own["fused"]
         self.optimizer.load_state_dict(state["optimizer"])
@@ -195,23 +203,41 @@ class Trainer:
     def _weighted_loss(self, *outputs: Tensor, **extra: Tensor) -> Tensor:
         return self.criterion(*outputs, **extra) * self.weight
 
-    def _accumulated(self, images: Tensor, labels: Tensor, targets: Tensor | None) -> dict[str, Tensor]:
-        """Micro-batch by micro-batch, each backward at once: exact for cross-entropy, a mean over images."""
-        parts: dict[str, Tensor] = {}
-        for begin in range(0, len(images), self.micro_batch):
-            rows = slice(begin, begin + self.micro_batch)
-            extra = {} if targets is None else {"targets": targets[rows]}
-            is_last = begin + self.micro_batch >= len(images)
-            waits = not is_last and hasattr(self.net, "no_sync")
-            with self.net.no_sync() if waits else contextlib.nullcontext():
-                with autocast(self.device, self.config.amp):
-                    outputs = self.net(images[rows])
-                    loss = self.criterion(*outputs, labels[rows], **extra)
-                share = len(labels[rows]) / len(labels)
-                self.scaler.scale(loss * (share * self.weight)).backward()
-            for name, value in {"loss": loss.detach(), **self.criterion.parts}.items():
-                parts[name] = parts.get(name, 0.0) + share * value
-        return parts
+
+class RunningLosses:
+    """This process's losses of an epoch: ``sums`` has (sum over images, number of images) by name.
+
+    What is added stays on the device, which the host need not wait for, until it is read.
+    """
+
+    def __init__(self, group: Processes, sums: dict[str, list[float]] | None = None) -> None:
+        self.group, self.sums = group, dict(sums or {})
+        self._added: list[tuple[int, int, dict[str, Tensor]]] = []  # step, images, means over these
+
+    def add(self, losses: dict[str, Tensor], count: int, step: int) -> None:
+        self._added.append((step, count, losses))
+
+    def read(self) -> tuple[dict[str, float], tuple[int, dict[str, float]] | None]:
+        """The losses of the last step; and the first step since the last call at which some process's losses
+        were not finite, with these losses. All processes call this together; waits for the device."""
+        values = torch.stack([v.double() for *_, losses in self._added for v in losses.values()]).tolist()
+        found, odd, read = {}, None, iter(values)
+        for step, count, losses in self._added:
+            found = {name: next(read) for name in losses}
+            for name, value in found.items():
+                total, images = self.sums.get(name, (0.0, 0))
+                self.sums[name] = [total + value * count, images + count]
+            if odd is None and not all(map(math.isfinite, found.values())):
+                odd = step, found
+        self._added = []
+        return found, min(filter(None, self.group.gather(odd)), key=lambda one: one[0], default=None)
+
+    def means(self) -> dict[str, float]:
+        """Over the images of all processes, which call this together, of what was read."""
+        every = self.group.gather(self.sums)
+        return {
+            name: sum(of[name][0] for of in every) / sum(of[name][1] for of in every) for name in self.sums
+        }
 
 
 def _wrapped(model: FineTuner, config: TrainConfig, group: Processes) -> nn.Module:

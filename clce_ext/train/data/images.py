@@ -19,17 +19,28 @@ from ..seeds import seeded
 
 @dataclass
 class Source:
-    """One split: ``read(items[i])`` decodes an image, whose class is ``labels[i]``."""
+    """One split: N images and their classes."""
 
-    items: Any  # of N images: paths of files, arrays, or samples of the data set ``title``
-    read: Callable[[Any], Image.Image]
+    items: Any  # of images: paths, files, arrays, PIL's images, or samples that begin with one of these
     labels: np.ndarray  # [N] int64
-    title: str = ""  # none where the items are paths
+    title: str = ""  # of the data set; none where the items are paths
+    max_pixels: int | None = None  # larger images are refused
     passed_over: dict[str, int] = field(default_factory=dict)  # files beside them that are no images, by kind
 
     def name(self, i: int) -> str:
         """Of an image, for messages; its path, where it lies in a file."""
         return f"{self.title}[{i}]" if self.title else self.items[i]
+
+    def read(self, i: int) -> Image.Image:
+        item = self.items[i]
+        item = item[0] if isinstance(item, tuple) else item
+        if isinstance(item, np.ndarray):
+            item = Image.fromarray(item)
+        if isinstance(item, Image.Image):
+            return rgb(item, self.max_pixels)
+        Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
+        with Image.open(item) as image:
+            return rgb(image, self.max_pixels)
 
 
 def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
@@ -59,7 +70,7 @@ def joined(sources: Sequence[Source]) -> Source:
     """Splits of one data set, one after another."""
     items = ConcatDataset([source.items for source in sources])
     labels = np.concatenate([source.labels for source in sources])
-    return Source(items, sources[0].read, labels, sources[0].title)
+    return Source(items, labels, sources[0].title, sources[0].max_pixels)
 
 
 @dataclass(eq=False)
@@ -97,7 +108,7 @@ class Images(Dataset):
         if self.decoded is not None:
             return self.decoded[index]
         try:
-            return self.source.read(self.source.items[index])
+            return self.source.read(index)
         except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... for broken files
             reason = f"{type(error).__name__}: {error}"
             raise UnreadableImageError(f"cannot read image {self.source.name(index)} ({reason})") from None

@@ -16,9 +16,8 @@ from torchvision.transforms import Compose
 from ..config import TrainConfig
 from ..errors import timm_makes
 from .images import Images
-from .sampler import EpochSampler
+from .sampler import ITEM, EpochSampler
 
-ITEM = 64  # images that a loader's process hands over at once, at most
 PREFETCH = 2  # items that each of them prepares ahead
 KEPT_BYTES = 256 << 20  # of a run's decoded training images, at most
 
@@ -30,13 +29,6 @@ def in_memory(images: Images, world_size: int = 1) -> Images:
     if np.mean(sizes) * len(images) * world_size > KEPT_BYTES:
         return images
     return dataclasses.replace(images, decoded={i: images.decode(i) for i in images.indices.tolist()})
-
-
-def epoch_sampler(labels: np.ndarray, config: TrainConfig, rank: int, world_size: int) -> EpochSampler:
-    item_size = min(config.micro_batch_size or ITEM, ITEM)
-    return EpochSampler(
-        labels, config.batch_size, config.images_per_class, config.seed, rank, world_size, item_size
-    )
 
 
 def training_loader(
@@ -52,12 +44,13 @@ def training_loader(
             hflip=hflip if config.hflip is None else config.hflip,
             color_jitter=(jitter if config.color_jitter is None else config.color_jitter) or None,
             auto_augment=config.auto_augment,
-            **_shared(input_config),
+            normalize=False,
+            **input_config,
         )
     if config.augment and config.random_erasing:
         transform = Compose([transform, _Erase(config.random_erasing, input_config)])
     images.views, images.transform = views, transform
-    sampler = epoch_sampler(images.labels, config, rank, world_size)
+    sampler = EpochSampler(images.labels, config, rank, world_size)
     return _loader(images, config, batch_sampler=sampler), sampler
 
 
@@ -67,19 +60,9 @@ def evaluation_loader(
     """Batches (images [B, C, H, W] uint8, labels [B]) without augmentation; every process gets its share
     once."""
     shard = images.take(slice(rank, None, world_size))
-    shard.transform = create_transform(
-        is_training=False,
-        crop_pct=input_config["crop_pct"],
-        crop_mode=input_config.get("crop_mode"),
-        **_shared(input_config),
-    )
+    shard.transform = create_transform(is_training=False, normalize=False, **input_config)
     few = min(max(config.batch_size, ITEM), 2 * ITEM)
     return _loader(shard, config, batch_size=config.micro_batch_size or few)
-
-
-def _shared(input_config: dict[str, Any]) -> dict[str, Any]:
-    names = ("input_size", "interpolation", "mean", "std")  # mean: of what rotations leave empty
-    return {name: input_config[name] for name in names} | {"normalize": False}
 
 
 class _Erase:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import Sampler
 
+from ..config import TrainConfig
 from ..errors import TrainingError
+
+ITEM = 64  # images that a loader's process hands over at once, at most
 
 
 class EpochSampler(Sampler):
-    """This process's share of the batches of one epoch, as lists of at most ``item_size`` (index, draw).
+    """This process's share of the batches of one epoch, as lists of (index, draw), which a
+    loader hands over as one item: a micro-batch, but no more than ITEM images.
 
     A batch is of all processes together; their shares differ by one image at most. Plain: a permutation cut
     into batches; the remainder is dropped. Class-balanced: every batch holds ``images_per_class`` images of
@@ -24,35 +29,25 @@ class EpochSampler(Sampler):
         TrainingError: fewer images or classes than a batch needs, or fewer images in it than processes.
     """
 
-    def __init__(
-        self,
-        labels: np.ndarray,
-        batch_size: int,
-        images_per_class: int | None,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        item_size: int | None = None,
-    ) -> None:
-        self.labels, self.seed = labels, seed
-        self.batch_size, self.images_per_class = batch_size, images_per_class
-        self.item_size = item_size or batch_size
+    def __init__(self, labels: np.ndarray, config: TrainConfig, rank: int = 0, world_size: int = 1) -> None:
+        self.labels, self.seed, self.batch_size = labels, config.seed, config.batch_size
+        self.images_per_class = config.images_per_class
+        self.item_size = min(config.micro_batch_size or ITEM, ITEM)
         self.set_position(0)
-        if batch_size > len(labels):
-            raise TrainingError(f"--batch-size {batch_size} exceeds the {len(labels)} training images")
-        if batch_size < world_size:
+        if self.batch_size > len(labels):
+            raise TrainingError(f"--batch-size {self.batch_size} exceeds the {len(labels)} training images")
+        if self.batch_size < world_size:
             raise TrainingError(
-                f"--batch-size {batch_size} leaves some of the {world_size} processes without an image"
+                f"--batch-size {self.batch_size} leaves some of the {world_size} processes without an image"
             )
-        if images_per_class:
-            self._check_balance()
-        bounds = [batch_size * r // world_size for r in range(world_size + 1)]
+        if self.images_per_class:
+            self._check_balance(np.unique(labels, return_counts=True)[1])
+        bounds = [self.batch_size * r // world_size for r in range(world_size + 1)]
         self._shares = [slice(*pair) for pair in itertools.pairwise(bounds)]
         self._own = self._shares[rank]
         self.share = self._own.stop - self._own.start  # this process's images of a batch
 
-    def _check_balance(self) -> None:
-        counts = np.unique(self.labels, return_counts=True)[1]
+    def _check_balance(self, counts: np.ndarray) -> None:
         if counts.min() < self.images_per_class:
             raise TrainingError(
                 f"--images-per-class {self.images_per_class}: the smallest class has {counts.min()} images, "
@@ -84,13 +79,13 @@ class EpochSampler(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         generator = np.random.default_rng([self.seed, self.epoch, 0xBA7C4])
         batches = self._balanced(generator) if self.images_per_class else self._shuffled(generator)
-        times = _times_before(batches.ravel()).reshape(batches.shape)
-        draw = self.seed * 1_000_003 + self.epoch
-        for batch, again in zip(batches[self.first_batch :], times[self.first_batch :], strict=True):
-            own = zip(batch[self._own].tolist(), again[self._own].tolist(), strict=True)
-            share = [(image, draw + (n << 40)) for image, n in own]
-            for begin in range(0, self.share, self.item_size):
-                yield share[begin : begin + self.item_size]
+        draw, times = self.seed * 1_000_003 + self.epoch, Counter()
+        for number, batch in enumerate(batches.tolist()):
+            if number >= self.first_batch:
+                share = [(image, draw + (times[image] << 40)) for image in batch[self._own]]
+                for begin in range(0, self.share, self.item_size):
+                    yield share[begin : begin + self.item_size]
+            times.update(batch)
 
     def _shuffled(self, generator: np.random.Generator) -> np.ndarray:
         order = generator.permutation(len(self.labels))
@@ -112,16 +107,6 @@ class EpochSampler(Sampler):
         return batches
 
 
-def _times_before(values: np.ndarray) -> np.ndarray:
-    """[N] How often each of the values [N] came before."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    first = np.searchsorted(ordered, ordered)  # where the run of equal values begins
-    times = np.empty(len(values), dtype=np.int64)
-    times[order] = np.arange(len(values)) - first
-    return times
-
-
 def _endless(items: np.ndarray, generator: np.random.Generator) -> Callable[[int], np.ndarray]:
     """take(n): n different items, all of them before any comes again (n at most len(items))."""
     queue = generator.permutation(items)
@@ -130,7 +115,8 @@ def _endless(items: np.ndarray, generator: np.random.Generator) -> Callable[[int
         nonlocal queue
         if len(queue) < n:
             fresh = generator.permutation(items)
-            queue = np.concatenate([queue, fresh[~np.isin(fresh, queue)], fresh[np.isin(fresh, queue)]])
+            comes_again = np.isin(fresh, queue)
+            queue = np.concatenate([queue, fresh[~comes_again], fresh[comes_again]])
         taken, queue = queue[:n], queue[n:]
         return taken
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torchvision
-from PIL import Image
 from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
@@ -37,46 +33,20 @@ _PACKAGES = dict(zip(OF_TIMM, ("datasets", "tensorflow-datasets", "webdataset"),
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
 
 
-@dataclass
-class DataSet:
-    """The splits of a data set; it need not have all of them."""
-
-    classes: list[str]
-    train: Source
-    val: Source | None = None
-    test: Source | None = None
-
-
 class _NoSplit(Exception):
     """A data set has no split of some name; says what it has."""
 
 
-# Opens a split by its name, with the classes of the training split where these are known.
-_Opener = Callable[[str, list[str] | None], tuple[Source, list[str]]]
-
-
-def open_data_set(config: TrainConfig) -> DataSet:
-    """Opens the splits of ``config.data``: a training split, and at least one of the others, unless a part of
-    the training images is to validate (``val_fraction``)."""
-    name = config.data
-    if name == "digits":
-        return _open_digits()
-    if name in LETTERS:
-        return _open_letters(LETTERS[name], config)
-    if name.startswith("torchvision:"):
-        return _open_splits(config, _torchvision(name.partition(":")[2], config))
-    if name.lower().startswith(OF_TIMM):
-        return _open_splits(config, _timm(name, config))
-    return _open_splits(config, functools.partial(_open_folder_split, config))
-
-
-def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
-    names, found, failure = _split_names(config), {}, None
-    classes: list[str] | None = None
+def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
+    """The splits of ``config.data`` by name, and its classes: train, and at least one of val and test, unless
+    a part of the training images is to validate (``val_fraction``)."""
+    names, found, classes, failure = _split_names(config), {}, None, None
+    opener = _opener(config.data)
     for split, wanted in names.items():
         for name in wanted:
             try:
-                found[split], of_split = opener(name, classes)
+                # The classes of the training split, where these are known, are those of the others.
+                found[split], of_split = opener(config, name, classes)
                 classes = classes or of_split
                 break
             except _NoSplit as error:
@@ -95,7 +65,18 @@ def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
     if not classes:
         count = 1 + max(int(source.labels.max()) for source in found.values())
         classes = [str(label) for label in range(count)]
-    return DataSet(classes, **found)
+    return found, classes
+
+
+def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], tuple[Source, list[str]]]:
+    """What opens a split by its name, with the classes of the training split where these are known."""
+    if name == "digits":
+        return _digits
+    if name in LETTERS:
+        return _letters
+    if name.startswith("torchvision:"):
+        return _torchvision
+    return _timm if name.lower().startswith(OF_TIMM) else _folder
 
 
 def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
@@ -110,47 +91,44 @@ def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def _open_digits() -> DataSet:
+def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,197 to train, 600 to validate."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
+    if split not in ("train", "val"):
+        raise _NoSplit("it has train and val")
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     labels = digits.target.astype(np.int64)
     parts = train_test_split(np.arange(len(labels)), test_size=600, stratify=labels, random_state=0)
-    train, val = (Source(pixels[part], _array_image, labels[part], "digits") for part in parts)
-    return DataSet([str(i) for i in range(10)], train, val)
+    part = parts[split == "val"]
+    return Source(pixels[part], labels[part], "digits"), [str(i) for i in range(10)]
 
 
-def _open_letters(characters: str, config: TrainConfig) -> DataSet:
+def _letters(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
     """Drawn, the same ones for every seed of a run; no font is in two splits."""
-    judged = max(1, config.letter_images // 5)
-    splits = {}
-    for split, count in (("train", config.letter_images), ("val", judged), ("test", judged)):
-        drawn = letters.draw(split, characters, count, config.letter_size, folder=config.fonts)
-        splits[split] = Source(drawn.pixels, _array_image, drawn.labels, config.data)
-    return DataSet(list(characters), **splits)
+    if split not in letters.SPLITS:
+        raise _NoSplit(f"it has {listing(letters.SPLITS)}")
+    count = config.letter_images if split == "train" else max(1, config.letter_images // 5)
+    drawn = letters.draw(split, LETTERS[config.data], count, config.letter_size, folder=config.fonts)
+    return Source(drawn.pixels, drawn.labels, config.data), drawn.classes
 
 
-# Folders
-
-
-def _open_folder_split(config: TrainConfig, name: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+def _folder(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
     root = Path(config.data)
     if not root.is_dir():
         raise TrainingError(
             f"--data {root}: no such directory; give digits, torchvision:NAME, hfds/NAME, tfds/NAME, wds/, "
             "letters, letters:novel or a directory with train/ and val/"
         )
-    folder = root / name
-    if not folder.is_dir():
+    if not (root / split).is_dir():
         found = sorted(p.name for p in root.iterdir() if p.is_dir())
         raise _NoSplit(
             f"it holds {listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
             f"{root}/val/CLASS/*.jpg"
         )
-    return open_folder(folder, config.max_image_pixels, classes)
+    return open_folder(root / split, config.max_image_pixels, classes)
 
 
 def holds_splits(root: Path, config: TrainConfig) -> bool:
@@ -188,25 +166,20 @@ def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None)
         raise TrainingError(
             f"--data {folder.parent}: the splits must have the same class folders; {'; '.join(odd)}"
         )
-    tops = {os.path.relpath(path, folder).split(os.sep, 1)[0] for path, _ in files}
-    if empty := [name for name in found if name not in tops]:
-        raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
     holding = {name for _, name in files}
+    if empty := [name for name in found if name not in holding]:
+        raise TrainingError(f"{folder / empty[0]}: no images in this class folder")
     # Names that differ in case alone are ordered by their letters, so that every process has the same order.
-    names = classes or sorted(holding, key=lambda name: (natural_key(name), name))
-    if odd := sorted(holding ^ set(names)):
-        raise TrainingError(
-            f"{folder}: images must lie in CLASS/IMAGE; folders that do not fit: {listing(odd)}"
-        )
+    names = classes or sorted(found, key=lambda name: (natural_key(name), name))
     index = {name: i for i, name in enumerate(names)}
     labels = np.array([index[name] for _, name in files], dtype=np.int64)
-    read = functools.partial(open_image, max_pixels)
-    return Source([path for path, _ in files], read, labels, passed_over=passed_over), names
+    paths = [path for path, _ in files]
+    return Source(paths, labels, max_pixels=max_pixels, passed_over=passed_over), names
 
 
 def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
-    """(path, name of the folder it lies in, "" for ``folder`` itself) of all images, in their natural order;
-    and how many files of other kinds there are, by kind.
+    """(path, name of the folder in ``folder`` that it lies in, "" for ``folder`` itself) of all images, in
+    their natural order; and how many files of other kinds there are, by kind.
 
     Raises:
         TrainingError: links that lead round in a circle, images that are no files.
@@ -215,7 +188,7 @@ def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         _check_links(Path(root), folders)
-        label = "" if root == str(folder) else os.path.basename(root)
+        label = "" if root == str(folder) else os.path.relpath(root, folder).partition(os.sep)[0]
         for name in files:
             path, suffix = os.path.join(root, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):
@@ -238,88 +211,64 @@ def _check_links(root: Path, folders: list[str]) -> None:
             )
 
 
-# torchvision
+# Libraries
 
 
-def _torchvision(name: str, config: TrainConfig) -> _Opener:
+def _torchvision(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+    name, root = config.data.partition(":")[2], config.data_dir or "data"
     available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
     if name not in available:
-        raise TrainingError(
-            f"--data torchvision:{name}: no such data set; torchvision has {', '.join(available)}"
-        )
+        raise TrainingError(f"--data {config.data}: no such data set; torchvision has {', '.join(available)}")
     make = getattr(torchvision.datasets, name)
     parameters = inspect.signature(make).parameters
     if "train" not in parameters and "split" not in parameters:
-        raise TrainingError(f"--data torchvision:{name}: has no splits to train and validate on")
-    root = config.data_dir or "data"
-    options = {"download": config.download} if "download" in parameters else {}
-
-    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-        if "train" in parameters and split not in ("train", "test"):
-            raise _NoSplit("it has train and test")
-        of_split = {"train": split == "train"} if "train" in parameters else {"split": split}
-        try:
-            dataset = make(root=root, **of_split, **options)
-        except ValueError as error:
-            raise _NoSplit(error) from error
-        except (RuntimeError, OSError) as error:
-            raise TrainingError(
-                f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
-            ) from None
-        read = functools.partial(_sample_image, config.max_image_pixels)
-        source = Source(dataset, read, _torchvision_labels(dataset, name), name)
-        return source, [str(c) for c in getattr(dataset, "classes", [])]
-
-    return opener
-
-
-def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
+        raise TrainingError(f"--data {config.data}: has no splits to train and validate on")
+    if "train" in parameters and split not in ("train", "test"):
+        raise _NoSplit("it has train and test")
+    options = {"train": split == "train"} if "train" in parameters else {"split": split}
+    if "download" in parameters:
+        options["download"] = config.download
+    try:
+        dataset = make(root=root, **options)
+    except ValueError as error:
+        raise _NoSplit(error) from error
+    except (RuntimeError, OSError) as error:
+        raise TrainingError(f"--data {config.data} in {root}: {error} (see --data-dir, --download)") from None
     samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
     listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels", "y")]
     for labels in (*listed, [label for _, label in samples or []]):
         if labels is not None and len(labels) == len(dataset):
-            return np.asarray(labels, dtype=np.int64)
-    raise TrainingError(
-        f"--data torchvision:{name}: its labels cannot be listed without decoding every image"
-    )
+            source = Source(dataset, np.asarray(labels, dtype=np.int64), name, config.max_image_pixels)
+            return source, [str(c) for c in getattr(dataset, "classes", [])]
+    raise TrainingError(f"--data {config.data}: its labels cannot be listed without decoding every image")
 
 
-# timm
-
-
-def _timm(name: str, config: TrainConfig) -> _Opener:
+def _timm(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
     """Hugging Face's (hfds/NAME), and by one pass over all their images TensorFlow's (tfds/NAME) and
     WebDataset's (wds/ with --data-dir)."""
-    prefix, most = name[: name.index("/") + 1].lower(), config.max_image_pixels
-    columns: dict[str, str] = {}
-
-    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-        try:
-            if prefix == "hfds/":
-                columns.update(columns or _hugging_face_columns(name, config.data_dir))
-            dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-            reader = dataset.reader
-            mapping = getattr(reader, "class_to_idx", None) or {}
-            names = sorted(mapping, key=mapping.get)
-            if prefix == "hfds/":
-                labels = np.asarray(reader.dataset[reader.label_key], dtype=np.int64)
-                return Source(reader, functools.partial(_reader_image, most), labels, name), names
+    name, most = config.data, config.max_image_pixels
+    prefix = name[: name.index("/") + 1].lower()
+    try:
+        columns = _hugging_face_columns(name, config.data_dir) if prefix == "hfds/" else {}
+        dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
+        items, mapping = dataset.reader, getattr(dataset.reader, "class_to_idx", None) or {}
+        if prefix == "hfds/":
+            labels = items.dataset[items.label_key]
+        else:
             # It can only be read from its beginning to its end: all its images are kept in memory.
             images = [(np.asarray(rgb(image, most)), int(label)) for image, label in dataset]
             if not images:
                 raise TrainingError(f"--data {name}: no images in it")
-            pixels, labels = zip(*images, strict=True)
-            return Source(pixels, _array_image, np.array(labels, dtype=np.int64), name), names
-        except TrainingError:
-            raise
-        except ImportError as error:
-            raise TrainingError(
-                f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
-            ) from error
-        except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
-            raise _NoSplit(f"{type(error).__name__}: {error}") from error
-
-    return opener
+            items, labels = zip(*images, strict=True)
+    except TrainingError:
+        raise
+    except ImportError as error:
+        raise TrainingError(
+            f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
+        ) from error
+    except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
+        raise _NoSplit(f"{type(error).__name__}: {error}") from error
+    return Source(items, np.asarray(labels, dtype=np.int64), name, most), sorted(mapping, key=mapping.get)
 
 
 def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
@@ -337,24 +286,3 @@ def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
     usual = {"image": images, "label": labels}
     image, label = (name if name in of or not of else of[0] for name, of in usual.items())
     return {"input_key": image, "target_key": label}
-
-
-# What reads an image is a function of this module: closures cannot be sent to processes that are spawned.
-
-
-def open_image(max_pixels: int, file: Any) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
-    with Image.open(file) as image:
-        return rgb(image, max_pixels)
-
-
-def _array_image(pixels: np.ndarray) -> Image.Image:
-    return Image.fromarray(pixels).convert("RGB")
-
-
-def _reader_image(max_pixels: int, sample: tuple[Any, Any]) -> Image.Image:
-    return open_image(max_pixels, sample[0])
-
-
-def _sample_image(max_pixels: int, sample: tuple[Image.Image, Any]) -> Image.Image:
-    return rgb(sample[0], max_pixels)

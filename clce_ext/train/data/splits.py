@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,9 @@ from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Images, Source, joined
 from .sources import holds_splits, open_data_set, open_folder
+
+# Of a digest: images of each split whose content is looked at, and bytes at most of each of them.
+_SAMPLE, _BYTES = 500, 1 << 20
 
 
 @dataclass
@@ -50,16 +55,17 @@ def load_data(config: TrainConfig) -> Data:
         TrainingError: unknown data set, missing or empty folder, classes that differ between the splits,
             fewer images in a class than --shots or --val-fraction need.
     """
-    data = open_data_set(config)
-    held_out = _indices(config.hold_out_classes, data.classes)
-    kept = [i for i in range(len(data.classes)) if i not in held_out]
+    splits, classes = open_data_set(config)
+    held_out = _indices(config.hold_out_classes, classes)
+    kept = [i for i in range(len(classes)) if i not in held_out]
     if len(kept) < 2:
         raise TrainingError(
-            f"at least two classes are needed to train on, got {listing(data.classes)} of which "
+            f"at least two classes are needed to train on, got {listing(classes)} of which "
             f"{len(held_out)} are held out"
         )
-    classes = [data.classes[i] for i in kept]
-    train, val, test = (part and _of_classes(part, kept) for part in (data.train, data.val, data.test))
+    classes = [classes[i] for i in kept]
+    parts = {name: _of_classes(source, kept) for name, source in splits.items()}
+    train, val, test = map(parts.get, ("train", "val", "test"))
     if config.val_fraction:
         if val is not None and test is not None:
             raise TrainingError(
@@ -101,14 +107,13 @@ def load_classes(
     if config.data_is_folder and root.is_dir() and not holds_splits(root, config):
         source, classes = open_folder(root, config.max_image_pixels)
     else:
-        data = open_data_set(config)
+        splits, classes = open_data_set(config)
         if split == "watched":
-            split = "test" if data.val is None else "val"
-        splits = {"train": data.train, "val": data.val, "test": data.test}
-        chosen = [source for name, source in splits.items() if source is not None and split in (None, name)]
+            split = "val" if "val" in splits else "test"
+        chosen = [source for name, source in splits.items() if split in (None, name)]
         if not chosen:
             raise TrainingError(f"--split {split}: {config.data} has no such split")
-        source, classes = joined(chosen), data.classes
+        source = joined(chosen)
     kept = sorted(_indices(only, classes)) if only else list(range(len(classes)))
     return _of_classes(source, kept), [classes[i] for i in kept]
 
@@ -137,3 +142,43 @@ def _drawn(images: Images, counts: dict[int, int], *key: int) -> np.ndarray:
     members = {label: np.flatnonzero(images.labels == label) for label in counts}
     chosen = [generator.choice(members[y], count, replace=False) for y, count in counts.items()]
     return np.sort(np.concatenate(chosen))
+
+
+def data_digest(data: Data) -> dict[str, str]:
+    """What the data is, in words to compare: of the classes and each split, ``"60 images, 3fa4c1d2e5b6"``.
+
+    The digits (SHA-256, cut) are of labels and names in their order and, of files, of sizes; and of the
+    first MiB of up to 500 images, evenly spread (of their pixels, where images do not lie in files). The
+    folder that holds the data does not count: a file's name is CLASS/FILE.
+    """
+    found = {"classes": f"{len(data.classes)} classes, {_hash(name.encode() for name in data.classes)}"}
+    for name, images in (("train", data.train), ("val", data.val), ("test", data.test)):
+        if images is not None:
+            found[name] = f"{len(images)} images, {_hash(_parts(images))}"
+    return found
+
+
+def _parts(images: Images) -> Iterable[bytes]:
+    source, count = images.source, len(images)
+    yield images.labels.astype("<i8").tobytes()
+    sampled = set(np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int).tolist())
+    for position, index in enumerate(images.indices.tolist()):
+        name = source.name(index)
+        if source.title:
+            yield name.encode()
+            if position in sampled:
+                yield images.decode(index).tobytes()[:_BYTES]
+            continue
+        yield os.fsencode("/".join(Path(name).parts[-2:]))
+        yield str(os.stat(name).st_size).encode()
+        if position in sampled:
+            with open(name, "rb") as file:
+                yield file.read(_BYTES)
+
+
+def _hash(parts: Iterable[bytes]) -> str:
+    hashed = hashlib.sha256()
+    for part in parts:
+        hashed.update(len(part).to_bytes(8, "little"))
+        hashed.update(part)
+    return hashed.hexdigest()[:12]
