@@ -485,6 +485,13 @@ def test_eval_on_another_folder(finished, tmp_path):
     assert figures["novel_images"] == 80
 
 
+def test_eval_on_more_classes_than_the_model_has(finished, tmp_path):
+    folder = write_digit_images(tmp_path / "novel", train=5, val=0, classes=10, size=32) / "train"
+    arguments = ["--checkpoint", str(finished), "--data", str(folder), "--shots", "1", "--queries", "4"]
+    assert evaluate.main([*arguments, "--episodes", "10", "--output", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["novel_classes"] == 10
+
+
 def test_eval_on_other_images_of_the_same_classes(three_splits, tmp_path):
     options = SPLITS | {"data": str(three_splits), "epochs": 1, "output": str(tmp_path / "run")}
     train(TrainConfig.from_dict(options))

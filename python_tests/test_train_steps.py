@@ -359,8 +359,7 @@ def test_fewer_images_to_judge_than_processes():
     shards = []
     for judge in judges[1:]:
         shard = run_model(model, judge._loaded(images), judge.group.device)
-        shard.rows = shard.rows * 3 + judge.group.rank
-        shards.append(shard)
+        shards.append(shard._replace(rows=shard.rows * 3 + judge.group.rank))
     whole, joined = judges[0].outputs(model, images), Outputs.join(shards)
     assert torch.equal(joined.labels, whole.labels) and torch.equal(joined.rows, whole.rows)
     assert torch.allclose(joined.embeddings, whole.embeddings, atol=1e-5)
