@@ -18,7 +18,7 @@ from .objectives import LOSS_OPTIONS, OBJECTIVES, Objective
 DEFAULT_LR = 5e-4
 # A new classifier on given weights has further to go than the backbone (docs/training.md says how far).
 NEW_CLASSIFIER_RATE = 5
-OF_TIMM = ("hfds/", "tfds/", "wds/")  # how the names of data sets begin that timm reads
+_OF_PACKAGES = ("hfds/", "tfds/", "wds/")  # how names of data sets begin that look like folders and are none
 
 # What an option may be: in words, and as a test.
 _COUNT = "an integer >= 1", lambda value: value >= 1
@@ -59,11 +59,17 @@ class TrainConfig:
         "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with "
         "train/, val/ and test/ class folders",
     )
-    data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
+    data_dir: str | None = option(
+        None, "where data sets of torchvision, Hugging Face and TensorFlow are kept; wds/: the shards' folder"
+    )
+    image_column: str | None = option(None, "hfds, tfds: column of images (default: by its type)")
+    label_column: str | None = option(
+        None, "hfds, tfds: column of labels (default: by its type); wds: a field of .json (default: the .cls)"
+    )
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
     letter_size: int = option(8, "letters: side in pixels that they are drawn at", _COUNT)
     letter_images: int = option(150, "letters: images of each in train; a fifth in val and test", _COUNT)
-    download: bool = option(False, "let torchvision download the data set")
+    download: bool = option(False, "let torchvision or TensorFlow fetch the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
@@ -257,7 +263,7 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(OF_TIMM))
+        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(_OF_PACKAGES))
 
     @property
     def data_is_glyphs(self) -> bool:

@@ -138,7 +138,7 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         config, state = self.config, self.state
-        try:
+        with nullcontext() if self.records is None else self.records:
             if config.has_weights and state.untouched is None and config.eval_embeddings != "never":
                 val = self.judge.outputs(self.model, self.data.val)
                 state.untouched = self.judge.frozen(self.model, self.data.train, val)
@@ -146,9 +146,6 @@ class _Run:
                 self._train_stage(stage)
                 state.stage, state.epoch = state.stage + 1, 0
             return self._finish()
-        finally:
-            if self.records is not None:
-                self.records.close()
 
     def _train_stage(self, stage: Stage) -> None:
         trainer = Trainer(stage, self.model, self.data, self.config, self.input, self.group)
@@ -295,6 +292,8 @@ class _Run:
             best = best_row(self._rows_to_choose_from(), config.best_metric)
             results |= {"best_metric": config.best_metric, "best_epoch": state.rows.index(best) + 1}
         results |= figures
+        if self.records is not None:
+            self.records.finish(figures, state.step)
         if self.group.is_main:
             part = None if config.eval_embeddings == "never" else self.judge.part(val)
             self._write_results(results, part, correct)

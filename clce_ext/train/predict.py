@@ -17,7 +17,8 @@ from . import models, plots
 from .checkpoint import read_metadata, read_weights
 from .config import TrainConfig, add_options, command_parser
 from .data import Images, Source, evaluation_loader
-from .data.sources import image_files, open_image
+from .data.images import open_image
+from .data.sources import image_files
 from .errors import TrainingError, run_command
 from .judge import run_model
 from .page import Section, write_page

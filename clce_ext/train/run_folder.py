@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from .checkpoint import checkpoints, damage, write_checksums
 from .config import TrainConfig, flag, read_yaml
 from .errors import TrainingError, differences
-from .records import MLFLOW_RUN
+from .records import TRACKED
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE_TO_CHANGE = {
@@ -100,8 +100,8 @@ def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json", MLFLOW_RUN, "config.yaml")
-    for pattern in patterns:
+    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json")
+    for pattern in (*patterns, *TRACKED.values(), "config.yaml"):
         for file in folder.glob(pattern):
             file.unlink()
     return None

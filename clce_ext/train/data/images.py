@@ -16,6 +16,10 @@ from torch.utils.data import ConcatDataset, Dataset
 from ..errors import UnreadableImageError
 from ..seeds import seeded
 
+# Of files. Those of other kinds are passed over and counted, and so is what a system hides, such as the
+# ._photo.jpg that macOS leaves beside photo.jpg.
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
 
 @dataclass
 class Source:
@@ -53,6 +57,12 @@ def rgb(image: Image.Image, max_pixels: int | None = None) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError(f"32-bit grey (mode {image.mode}) has no known range: convert it to 8 or 16 bits")
     return image.convert("RGB")
+
+
+def open_image(max_pixels: int, file: Any) -> Image.Image:
+    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
+    with Image.open(file) as image:
+        return rgb(image, max_pixels)
 
 
 def joined(sources: Sequence[Source]) -> Source:

@@ -1,26 +1,29 @@
-"""Data sets by name: digits, letters, folders of class folders, torchvision's and Hugging Face's."""
+"""Data sets by name: digits, letters, folders of class folders, and those that other packages read."""
 
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torchvision
 from PIL import Image
-from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
 from .. import letters
-from ..config import OF_TIMM, TrainConfig
+from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source, rgb
+from .images import IMAGE_SUFFIXES, Source, open_image
+from .packages import (
+    NoSplit,
+    Opener,
+    open_hugging_face,
+    open_tensorflow,
+    open_torchvision,
+    open_webdataset,
+)
 
 # What splits are called, the usual names first.
 _USUAL = {
@@ -28,11 +31,10 @@ _USUAL = {
     "val": ("val", "valid", "validation"),
     "test": ("test", "testing", "eval"),
 }
-# Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
-# ._photo.jpg that macOS leaves beside photo.jpg.
-_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-# What timm needs to read these.
-_PACKAGES = dict(zip(OF_TIMM, ("datasets", "tensorflow-datasets", "webdataset"), strict=True))
+_OPENERS = {
+    "torchvision:": open_torchvision, "hfds/": open_hugging_face, "tfds/": open_tensorflow,
+    "wds/": open_webdataset,
+}  # fmt: skip
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
 
@@ -47,14 +49,6 @@ class DataSet:
     test: Source | None = None
 
 
-class _NoSplit(Exception):
-    """A data set has no split of some name; says what it has."""
-
-
-# Opens a split by its name, with the classes of the training split where these are known.
-_Opener = Callable[[str, list[str] | None], tuple[Source, list[str]]]
-
-
 def open_data_set(config: TrainConfig) -> DataSet:
     """Opens the splits of ``config.data``: a training split, and at least one of the others, unless a part of
     the training images is to validate (``val_fraction``)."""
@@ -63,15 +57,14 @@ def open_data_set(config: TrainConfig) -> DataSet:
         return _open_digits()
     if name in LETTERS:
         return _open_letters(LETTERS[name], config)
-    if name.startswith("torchvision:"):
-        return _open_splits(config, _torchvision(name.partition(":")[2], config))
-    if name.lower().startswith(OF_TIMM):
-        return _open_splits(config, _timm(name, config))
+    for prefix, opener_of in _OPENERS.items():
+        if name.lower().startswith(prefix):
+            return _open_splits(config, opener_of(config))
     return _open_splits(config, functools.partial(_open_folder_split, config))
 
 
-def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
-    names, found, failure = _split_names(config), {}, None
+def _open_splits(config: TrainConfig, opener: Opener) -> DataSet:
+    names, found, failures = _split_names(config), {}, {}
     classes: list[str] | None = None
     for split, wanted in names.items():
         for name in wanted:
@@ -79,8 +72,8 @@ def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
                 found[split], of_split = opener(name, classes)
                 classes = classes or of_split
                 break
-            except _NoSplit as error:
-                failure = error
+            except NoSplit as error:
+                failures.setdefault(split, error)
     needed = {"train": names["train"]}
     needed |= {s: n for s, n in names.items() if getattr(config, f"{s}_split") in n}  # asked for by name
     if not (found.keys() & {"val", "test"} or config.val_fraction):
@@ -88,6 +81,7 @@ def _open_splits(config: TrainConfig, opener: _Opener) -> DataSet:
     for split, wanted in needed.items():
         if split not in found:
             kind = "folder" if config.data_is_folder else "split"
+            failure = failures.get(split) or failures["test"]
             raise TrainingError(
                 f"--data {config.data}: no {'/'.join(wanted)} {kind} in it; {failure} (see --train-split, "
                 "--val-split, --val-fraction)"
@@ -146,7 +140,7 @@ def _open_folder_split(config: TrainConfig, name: str, classes: list[str] | None
     folder = root / name
     if not folder.is_dir():
         found = sorted(p.name for p in root.iterdir() if p.is_dir())
-        raise _NoSplit(
+        raise NoSplit(
             f"it holds {listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
             f"{root}/val/CLASS/*.jpg"
         )
@@ -220,7 +214,7 @@ def image_files(folder: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
             path, suffix = os.path.join(root, name), os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 others["hidden"] += 1
-            elif suffix not in _IMAGE_SUFFIXES:
+            elif suffix not in IMAGE_SUFFIXES:
                 others[suffix or "without suffix"] += 1
             elif os.path.isfile(path):
                 images.append((path, label))
@@ -238,123 +232,5 @@ def _check_links(root: Path, folders: list[str]) -> None:
             )
 
 
-# torchvision
-
-
-def _torchvision(name: str, config: TrainConfig) -> _Opener:
-    available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
-    if name not in available:
-        raise TrainingError(
-            f"--data torchvision:{name}: no such data set; torchvision has {', '.join(available)}"
-        )
-    make = getattr(torchvision.datasets, name)
-    parameters = inspect.signature(make).parameters
-    if "train" not in parameters and "split" not in parameters:
-        raise TrainingError(f"--data torchvision:{name}: has no splits to train and validate on")
-    root = config.data_dir or "data"
-    options = {"download": config.download} if "download" in parameters else {}
-
-    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-        if "train" in parameters and split not in ("train", "test"):
-            raise _NoSplit("it has train and test")
-        of_split = {"train": split == "train"} if "train" in parameters else {"split": split}
-        try:
-            dataset = make(root=root, **of_split, **options)
-        except ValueError as error:
-            raise _NoSplit(error) from error
-        except (RuntimeError, OSError) as error:
-            raise TrainingError(
-                f"--data torchvision:{name} in {root}: {error} (see --data-dir, --download)"
-            ) from None
-        read = functools.partial(_sample_image, config.max_image_pixels)
-        source = Source(dataset, read, _torchvision_labels(dataset, name), name)
-        return source, [str(c) for c in getattr(dataset, "classes", [])]
-
-    return opener
-
-
-def _torchvision_labels(dataset: Any, name: str) -> np.ndarray:
-    samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
-    listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels", "y")]
-    for labels in (*listed, [label for _, label in samples or []]):
-        if labels is not None and len(labels) == len(dataset):
-            return np.asarray(labels, dtype=np.int64)
-    raise TrainingError(
-        f"--data torchvision:{name}: its labels cannot be listed without decoding every image"
-    )
-
-
-# timm
-
-
-def _timm(name: str, config: TrainConfig) -> _Opener:
-    """Hugging Face's (hfds/NAME), and by one pass over all their images TensorFlow's (tfds/NAME) and
-    WebDataset's (wds/ with --data-dir)."""
-    prefix, most = name[: name.index("/") + 1].lower(), config.max_image_pixels
-    columns: dict[str, str] = {}
-
-    def opener(split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-        try:
-            if prefix == "hfds/":
-                columns.update(columns or _hugging_face_columns(name, config.data_dir))
-            dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-            reader = dataset.reader
-            mapping = getattr(reader, "class_to_idx", None) or {}
-            names = sorted(mapping, key=mapping.get)
-            if prefix == "hfds/":
-                labels = np.asarray(reader.dataset[reader.label_key], dtype=np.int64)
-                return Source(reader, functools.partial(_reader_image, most), labels, name), names
-            # It can only be read from its beginning to its end: all its images are kept in memory.
-            images = [(np.asarray(rgb(image, most)), int(label)) for image, label in dataset]
-            if not images:
-                raise TrainingError(f"--data {name}: no images in it")
-            pixels, labels = zip(*images, strict=True)
-            return Source(pixels, _array_image, np.array(labels, dtype=np.int64), name), names
-        except TrainingError:
-            raise
-        except ImportError as error:
-            raise TrainingError(
-                f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
-            ) from error
-        except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
-            raise _NoSplit(f"{type(error).__name__}: {error}") from error
-
-    return opener
-
-
-def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
-    """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
-    import datasets
-
-    features = datasets.load_dataset_builder(name[5:], cache_dir=cache).info.features or {}
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if features and not (images and labels):
-        raise TrainingError(
-            f"--data {name}: a column of images and one of class labels are wanted, it has "
-            + listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
-        )
-    usual = {"image": images, "label": labels}
-    image, label = (name if name in of or not of else of[0] for name, of in usual.items())
-    return {"input_key": image, "target_key": label}
-
-
-# What reads an image is a function of this module: closures cannot be sent to processes that are spawned.
-
-
-def open_image(max_pixels: int, file: Any) -> Image.Image:
-    Image.MAX_IMAGE_PIXELS = None  # Pillow only warns; ours is a limit
-    with Image.open(file) as image:
-        return rgb(image, max_pixels)
-
-
 def _array_image(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels).convert("RGB")
-
-
-def _reader_image(max_pixels: int, sample: tuple[Any, Any]) -> Image.Image:
-    return open_image(max_pixels, sample[0])
-
-
-def _sample_image(max_pixels: int, sample: tuple[Image.Image, Any]) -> Image.Image:
-    return rgb(sample[0], max_pixels)
