@@ -317,7 +317,7 @@ class _Run:
 
     def _write_backbone(self, name: str) -> None:
         metadata = {
-            "model": self.config.model,
+            "model": self.model.architecture,
             "classes": json.dumps(self.data.classes),
             "input": json.dumps(self.input),
             "arguments": json.dumps(self.model.arguments),

@@ -167,7 +167,9 @@ class _MLflow(_Logger):
     def log(self, values: Mapping[str, float], step: int) -> None:
         self._mlflow.log_metrics(dict(values), step=step)
 
-    conclude = log
+    def conclude(self, values: Mapping[str, float], step: int) -> None:
+        # MLflow accepts no recall@1.
+        self.log({name.replace("@", "_at_"): value for name, value in values.items()}, step)
 
     def end(self, failure: type[BaseException] | None) -> None:
         stopped = "KILLED" if failure is KeyboardInterrupt else "FAILED"

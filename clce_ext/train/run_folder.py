@@ -86,8 +86,10 @@ def _lock(file: TextIO, folder: Path) -> None:
 
 def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     results = folder / "results.json"
-    # A start that failed has left nothing to keep.
+    # A start that failed has left nothing to keep, and a tracker's run of it is another run.
     if not (checkpoints(folder) or results.exists()):
+        for name in TRACKED.values():
+            (folder / name).unlink(missing_ok=True)
         return None
     if config.resume:
         return _resumed(folder, config)

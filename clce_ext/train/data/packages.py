@@ -116,9 +116,9 @@ def open_hugging_face(config: TrainConfig) -> Opener:
 def open_tensorflow(config: TrainConfig) -> Opener:
     """tfds/NAME in --data-dir, with --download. It can only be read from its beginning to its end: all images
     are kept in memory as they are stored, which is compressed."""
-    tensorflow = _package(config, "tensorflow")
+    name, to_install = config.data.partition("/")[2], "tensorflow tensorflow-datasets"
+    tensorflow, tfds = (_package(config, m, to_install) for m in ("tensorflow", "tensorflow_datasets"))
     tensorflow.config.set_visible_devices([], "GPU")  # of which it would take all the memory
-    tfds, name = _package(config, "tensorflow_datasets", "tensorflow-datasets"), config.data.partition("/")[2]
     with _opening(config):
         builder = tfds.builder(name, data_dir=config.data_dir)
         if config.download:
@@ -155,10 +155,10 @@ def _columns(config: TrainConfig, features: Mapping[str, Any], image: type, labe
     for name, of, usual in (("image", images, "image"), ("label", labels, "label")):
         asked = getattr(config, f"{name}_column")
         if (asked is None and not of) or (asked is not None and asked not in features):
-            what = "no such column" if asked else f"no column that is known to hold {name}s"
+            what = "no such column" if asked else f"is wanted: no column is known to hold {name}s"
             has = listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
-            given = f" {asked}" if asked else ""
-            raise TrainingError(f"--data {config.data}: --{name}-column{given}: {what}; it has {has}")
+            option = f"--{name}-column {asked}:" if asked else f"--{name}-column"
+            raise TrainingError(f"--data {config.data}: {option} {what}; it has {has}")
         found.append(asked or (usual if usual in of else of[0]))
     return found[0], found[1]
 
@@ -260,13 +260,12 @@ def _parts(sample: Mapping[str, Any]) -> str:
 # What all of them share
 
 
-def _package(config: TrainConfig, module: str, package: str | None = None) -> ModuleType:
+def _package(config: TrainConfig, module: str, to_install: str | None = None) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = package or module
         raise TrainingError(
-            f"--data {config.data}: needs the package {package} (pip install {package})"
+            f"--data {config.data}: needs a package: pip install {to_install or module}"
         ) from error
 
 

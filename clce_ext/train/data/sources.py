@@ -81,7 +81,9 @@ def _open_splits(config: TrainConfig, opener: Opener) -> DataSet:
     for split, wanted in needed.items():
         if split not in found:
             kind = "folder" if config.data_is_folder else "split"
-            failure = failures.get(split) or failures["test"]
+            of = ("train",) if split == "train" else ("val", "test")
+            reasons = [str(failures[name]) for name in of if name in failures]
+            failure = "; ".join(dict.fromkeys(reasons))
             raise TrainingError(
                 f"--data {config.data}: no {'/'.join(wanted)} {kind} in it; {failure} (see --train-split, "
                 "--val-split, --val-fraction)"
