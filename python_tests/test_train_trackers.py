@@ -144,7 +144,8 @@ def wandb_log(folder: Path) -> list[dict[str, object]]:
     from wandb.proto import wandb_internal_pb2
 
     found = []
-    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):  # the time is part of the name
+    # The time is part of the folders' names; one of the same second has a number behind that.
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name):
         part = {"options": {}, "loss": [], "summary": {}, "exit": None}
         for content in log_records(path.read_bytes()):
             record = wandb_internal_pb2.Record.FromString(content)
