@@ -49,6 +49,18 @@ def test_every_command_of_the_study_is_one(monkeypatch):
     assert len(folders) == sum(part.module == ".compare" for part in parts)
 
 
+def test_what_needs_a_failed_part_of_the_study_is_left_out(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    study = importlib.import_module("study")
+    monkeypatch.chdir(tmp_path)
+    parts = [study.Part(name, "", ("--version",), needs) for name, needs in (("a", ()), ("b", ("a",)))]
+    started = []
+    monkeypatch.setattr(study.subprocess, "call", lambda command, **_: started.append(command) or 2)
+    assert not study.run(parts, 2)
+    assert len(started) == 1
+    assert "b: left out, for a failed (0 left)" in capsys.readouterr().out
+
+
 def test_the_study_writes_what_has_finished(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(TOOLS))
     study, tables = importlib.import_module("study"), importlib.import_module("study_tables")

@@ -149,8 +149,14 @@ def test_an_image_that_comes_again_is_augmented_otherwise():
 def test_batches_that_cannot_be_made():
     with pytest.raises(TrainingError, match="exceeds the 23 training images"):
         batches(np.zeros(23, int), batch_size=24)
-    with pytest.raises(TrainingError, match="need 5 classes; there are 3"):
-        batches(np.repeat(np.arange(3), 10), batch_size=20, images_per_class=4)
+    labels = np.repeat(np.arange(3), 10)
+    # What a message proposes is accepted: 11 images of a class that has 10 would not be.
+    for size, k, remedy in ((20, 4, "--images-per-class 10 or --batch-size 12"), (22, 2, "--batch-size 6")):
+        message = f"need {size // k} classes; there are 3: {remedy} would do"
+        with pytest.raises(TrainingError, match=message):
+            batches(labels, batch_size=size, images_per_class=k)
+    batches(labels, batch_size=20, images_per_class=10)
+    batches(labels, batch_size=12, images_per_class=4)
     with pytest.raises(TrainingError, match="the smallest class has 2 images"):
         batches([0, 0, 0, 1, 1, 0, 0, 0], batch_size=6, images_per_class=3)
 

@@ -33,9 +33,11 @@ def own():
     return {name: w for name, w in state.items() if w.is_floating_point()}
 
 
-def test_tensors_are_paired_by_order_without_counters(own, package, tmp_path):
+@pytest.mark.parametrize("has_counters", [False, True])
+def test_tensors_are_paired_by_order_without_counters(own, package, tmp_path, has_counters):
     foreign = {f"layer{i}": torch.rand_like(w) for i, w in enumerate(own.values())}
-    package(foreign)
+    counters = {"layer0.num_batches_tracked": torch.tensor(7)} if has_counters else {}
+    package({**counters, **foreign})
     efficientnet_lite0.convert(tmp_path / "out" / "lite0.safetensors")
     written = read_weights(tmp_path / "out" / "lite0.safetensors")
     model = timm.create_model(efficientnet_lite0.MODEL)

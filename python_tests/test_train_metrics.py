@@ -79,8 +79,8 @@ def test_neighbours_and_centroids(generator):
     train, test = order[:90], order[90:]
     shuffled = generator.permutation(labels)
     for correct in (metrics.knn_correct, metrics.centroid_correct, metrics.probe_correct):
-        assert correct(x[train], labels[train], x[test], labels[test]).mean() > 0.99
-        assert correct(x[train], shuffled[train], x[test], shuffled[test]).mean() < 0.5
+        assert correct((x[train], labels[train]), (x[test], labels[test])).mean() > 0.99
+        assert correct((x[train], shuffled[train]), (x[test], shuffled[test])).mean() < 0.5
 
 
 def test_confidence_interval_against_scipy():
@@ -93,19 +93,19 @@ def test_confidence_interval_against_scipy():
 
 def test_few_shot_episodes(generator):
     x, labels = clusters(generator, noise=0.6)
-    one, five = (metrics.few_shot_episodes(x, labels, np.arange(6), 5, shots, 15, 40) for shots in (1, 5))
+    one, five = (metrics.few_shot_episodes((x, labels), np.arange(6), 5, shots, 15, 40) for shots in (1, 5))
     for head in ("centroid", "logistic"):
         assert 0.5 < one[head].mean < five[head].mean <= 1.0
         assert 0 < five[head].half_width < 0.08 and five[head].count == 40
-    chance = metrics.few_shot_episodes(x, generator.permutation(labels), np.arange(6), 5, 1, 15, 40)
+    chance = metrics.few_shot_episodes((x, generator.permutation(labels)), np.arange(6), 5, 1, 15, 40)
     assert abs(chance["centroid"].mean - 0.2) < 0.05
-    assert metrics.few_shot_episodes(x, labels, np.arange(6), 5, 1, 15, 40) == one
+    assert metrics.few_shot_episodes((x, labels), np.arange(6), 5, 1, 15, 40) == one
 
 
 def test_few_shot_episodes_need_enough_classes():
     labels = np.repeat(np.arange(3), [30, 30, 18])
     with pytest.raises(TrainingError, match="at least 5 classes of 20 images; 2 of 3 classes"):
-        metrics.episode_classes(labels, ways=5, shots=5, queries=15)
+        metrics.episode_classes(labels, ways=5, shots=5, queries=15, names="abc")
     with pytest.raises(TrainingError, match=r"0 of 3 classes are large enough, too small are a \(30\), b"):
         metrics.episode_classes(labels, ways=2, shots=20, queries=15, names="abc")
     large, small = metrics.episode_classes(labels, ways=2, shots=5, queries=15, names="abc")
@@ -123,7 +123,7 @@ def test_neighbours_vote_as_in_dinos_protocol(generator):
         for i in np.argsort(-cosines)[:20]:
             votes[labels[i]] += np.exp(cosines[i] / 0.07)
         wanted.append(votes.argmax())
-    assert np.array_equal(metrics.knn_correct(x, labels, query, truth), np.array(wanted) == truth)
+    assert np.array_equal(metrics.knn_correct((x, labels), (query, truth)), np.array(wanted) == truth)
 
 
 @pytest.mark.parametrize("measure", [metrics.knn_correct, metrics.centroid_correct])
@@ -131,7 +131,7 @@ def test_processes_that_share_the_training_images_find_what_one_finds(generator,
     """Whatever a share holds: a class that no other has, or nothing. Only neighbours and sums are sent."""
     x, labels = clusters(generator, noise=1.5)
     x, labels, query, truth = x[::2], labels[::2], x[1::2], labels[1::2]
-    whole = measure(x, labels, query, truth)
+    whole = measure((x, labels), (query, truth))
     assert 0.2 < whole.mean() < 1
     shares = [labels == 0, (labels > 0) & (np.arange(90) % 2 == 0), (labels > 0) & (np.arange(90) % 2 == 1)]
     shares.append(np.zeros(90, bool))
@@ -142,12 +142,12 @@ def test_processes_that_share_the_training_images_find_what_one_finds(generator,
         return [value]
 
     for share in shares[:3]:
-        measure(x[share], labels[share], query, truth, gather=send)
+        measure((x[share], labels[share]), (query, truth), gather=send)
     with contextlib.suppress(ValueError, IndexError):  # alone it has nothing to find a class by
-        measure(x[shares[3]], labels[shares[3]], query, truth, gather=send)
+        measure((x[shares[3]], labels[shares[3]]), (query, truth), gather=send)
     assert len(sent) == 4
     for share in shares:
-        found = measure(x[share], labels[share], query, truth, gather=lambda value: sent)
+        found = measure((x[share], labels[share]), (query, truth), gather=lambda value: sent)
         assert np.array_equal(found, whole)
     most = 20 * len(query) if measure is metrics.knn_correct else 6 * (x.shape[1] + 1)
     assert all(np.asarray(part).size <= most for value in sent for part in value)

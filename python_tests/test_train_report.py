@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import html
 import re
 import shutil
@@ -18,8 +17,9 @@ from PIL import Image
 
 from clce_ext.train import plots, predict, report
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.judge import Outputs
+from clce_ext.train.judge import Judge, Outputs
 from clce_ext.train.loop import train
+from clce_ext.train.processes import Processes
 from clce_ext.train.results import RunRecord
 
 from .training import QUICK, quick_config, write_digit_images
@@ -44,9 +44,8 @@ def test_what_is_kept_of_a_models_outputs():
 
     whole = outputs(torch.arange(11))
     joined = Outputs.join([outputs(torch.arange(rank, 11, 3)) for rank in range(3)])
-    for field in dataclasses.fields(Outputs):
-        assert torch.equal(getattr(joined, field.name), getattr(whole, field.name))
-        assert getattr(whole, field.name)[0].numel() <= 5
+    for ours, theirs in zip(joined, whole, strict=True):
+        assert torch.equal(ours, theirs) and theirs[0].numel() <= 5
     figures = whole.classification(200)
     assert figures["val_loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
     assert figures["top1"] == (logits.argmax(dim=1) == labels).double().mean()
@@ -56,7 +55,8 @@ def test_what_is_kept_of_a_models_outputs():
         ("class 1", 4),
         ("class 2", 3),
     ]
-    part = whole.take(6, seed=1)
+    judge = Judge(TrainConfig(eval_images=6, seed=1), {}, Processes(torch.device("cpu")))
+    part = judge.part(whole)
     assert len(part.rows) == 6 and torch.equal(part.labels, labels[part.rows])
 
 
@@ -66,23 +66,72 @@ def test_bold_is_only_who_is_ahead_of_chance():
             name: [RunRecord(name, s, {"top1": 0.5 + 0.1 * s + g}, []) for s, g in enumerate(of)]
             for name, of in gains.items()
         }
-        section = report._accuracies(runs)
-        return ["<b>" in row[1] for row in section.table[1:]]
+        return ["<b>" in row[1] for row in report._accuracies(runs)["accuracies"][1:]]
 
     assert table({"ce": [0, 0, 0], "clce": [0.03, -0.02, 0.01]}) == [False, False]
     assert table({"ce": [0, 0, 0], "clce": [0.03, 0.02, 0.03]}) == [False, True]
     assert table({"ce": [0], "clce": [0.03]}) == [False, False]
+    # Of two comparisons each has to be surer: p is 0.029 here.
+    ahead, same = {"clce": [0.02, 0.014, 0.026]}, [0, 0, 0]
+    assert table({"ce": same} | ahead) == [False, True]
+    assert table({"ce": same, "schane": same} | ahead) == [False] * 3
 
 
-def test_time_per_epoch_is_shown_where_nothing_else_ran():
+def test_time_per_epoch_is_shown_where_nothing_else_ran(tmp_path):
     def runs(*seconds):
         rows = [{"stage": "joint", "seconds": s} for s in seconds]
         return {"ce": [RunRecord("ce", 0, {"seconds_per_epoch": 1.0}, rows)]}
 
-    assert report._cost(runs(9.0, 2.0, 2.1, 2.2)).table[1][1] == "1.00"
-    for disturbed in (runs(9.0, 2.0, 3.0, 2.0), runs(9.0, 2.0)):
-        section = report._cost(disturbed)
-        assert not section.table and "not shown" in section.text
+    def shown(*seconds):
+        report.write_page(tmp_path / "page.html", **report._cost(runs(*seconds)))
+        return (tmp_path / "page.html").read_text()
+
+    assert "<td>1.00</td>" in shown(9.0, 2.0, 2.1, 2.2)
+    for disturbed in ((9.0, 2.0, 3.0, 2.0), (9.0, 2.0)):
+        assert "Time per epoch is not shown" in shown(*disturbed) and "<td>" not in shown(*disturbed)
+
+
+def test_time_per_epoch_is_compared_on_one_machine_alone(tmp_path):
+    def runs(of_clce=2.0, seeds=(2.0, 2.0), **machine):
+        rows = {"ce": seeds, "clce": (of_clce, of_clce)}
+        common = {"seconds_per_epoch": 1.0, "device": "cpu", "processes": 1}
+        return {
+            name: [
+                RunRecord(
+                    name,
+                    s,
+                    common | (machine if name == "clce" else {}),
+                    [{"stage": "joint", "seconds": t}] * 4,
+                )
+                for s, t in enumerate(of)
+            ]
+            for name, of in rows.items()
+        }
+
+    assert report._cost(runs(of_clce=5.0))["cost"]
+    for unlike, said in (
+        (runs(processes=2), "not all runs had the same device"),
+        (runs(device="NVIDIA H200"), "not all runs had the same device"),
+        (runs(seeds=(2.0, 2.5)), "unlike times"),
+    ):
+        report.write_page(tmp_path / "page.html", **report._cost(unlike))
+        page = (tmp_path / "page.html").read_text()
+        assert said in page and "<td>" not in page
+
+
+def test_a_comparison_says_what_is_shared_and_which_versions_made_it(tmp_path):
+    configs = {
+        "ce": TrainConfig(objective="ce", lr=1e-3),
+        "clce": TrainConfig(objective="clce", lr=3e-3, weight=0.7),
+    }
+    results = {"top1": 0.5, "knn": 0.5, "epochs": 1, "train_images": 9, "images": 4, "split": "val"}
+    runs = {name: [RunRecord(name, 0, results | {"torch": "1.0"}, [])] for name in configs}
+    own = report.own_values(configs, {"clce": {"lr": 3e-3, "weight": 0.7}})
+    report.write_comparison_report(tmp_path / "page.html", configs["ce"], runs, ["a", "b"], "ce", [], own)
+    page = (tmp_path / "page.html").read_text()
+    assert "\n# ce lr 0.001\n# clce weight 0.7, lr 0.003\n" in page and "\n# torch 1.0\n" in page
+    assert re.search("^epochs: 20$", page, re.M)
+    assert not re.search(r"^(lr|weight|temperature|beta|queue_size|seed|objective|output):", page, re.M)
 
 
 def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
@@ -102,19 +151,29 @@ def test_names_on_a_map_do_not_cover_each_other(monkeypatch):
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
+def test_a_stage_of_one_epoch_has_a_dot_in_the_learning_curves(monkeypatch):
+    axes = []
+    monkeypatch.setattr(plots, "_svg", lambda of, *rest: axes.append(of))
+    for epochs in (1, 2):
+        plots.learning_curves({"supcon": [np.array([np.nan, *np.ones(epochs)])]}, "Top-1")
+    assert [of.lines[-1].get_marker() for of in axes] == ["o", "None"]
+
+
 def test_every_class_and_what_it_is_taken_for():
     counts = np.array([[3, 0, 1], [0, 4, 0], [2, 0, 5]])
     labels, said = (np.repeat(np.indices((3, 3))[axis].ravel(), counts.ravel()) for axis in (0, 1))
     top, zeros = torch.from_numpy(said)[:, None], torch.zeros(len(labels), 1)
     val = Outputs(top, zeros, zeros, zeros, torch.from_numpy(labels), torch.arange(len(labels)))
     classes = ["a", "$5^$10^", "<c>"]
-    section = report._classes(val, classes)
-    assert [row[0] for row in section.table[1:]] == ["<c>", "a", "$5^$10^"]
-    ((picture, _),) = section.figures
+    shown = report._classes(val, classes)
+    assert [row[0] for row in shown["classes"][1:]] == ["<c>", "a", "$5^$10^"]
+    picture = shown["confusion"]
     drawn = re.findall(r"<text[^>]*>([^<]*)</text>", picture)
     assert [text for text in drawn if text.isdigit()] == ["3", "1", "4", "2", "5"]
     assert drawn.count("$5^$10^") == drawn.count("&lt;c&gt;") == 2
-    assert not report._classes(val, [*classes, *map(str, range(18))]).figures  # of many it is no picture
+    assert "confusion" not in report._classes(
+        val, [*classes, *map(str, range(18))]
+    )  # of many it is no picture
 
 
 def test_photographs_and_names_of_classes_in_a_report(tmp_path):

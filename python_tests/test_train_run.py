@@ -485,6 +485,13 @@ def test_eval_on_another_folder(finished, tmp_path):
     assert figures["novel_images"] == 80
 
 
+def test_eval_on_more_classes_than_the_model_has(finished, tmp_path):
+    folder = write_digit_images(tmp_path / "novel", train=5, val=0, classes=10, size=32) / "train"
+    arguments = ["--checkpoint", str(finished), "--data", str(folder), "--shots", "1", "--queries", "4"]
+    assert evaluate.main([*arguments, "--episodes", "10", "--output", str(tmp_path / "e.json")]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["novel_classes"] == 10
+
+
 def test_eval_on_other_images_of_the_same_classes(three_splits, tmp_path):
     options = SPLITS | {"data": str(three_splits), "epochs": 1, "output": str(tmp_path / "run")}
     train(TrainConfig.from_dict(options))
@@ -602,6 +609,22 @@ def test_compare(tmp_path, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert "not compared: ce, seed 0 by code 0.1.0+" in message and "torch 1.0, timm" in message
     assert "torch 1.0" not in message.partition("; ")[2]
+
+
+def test_a_comparison_refuses_data_that_changed(tmp_path, capsys):
+    """Where it would set runs on today's images beside runs on others."""
+    folder = write_digit_images(tmp_path / "images", train=6, val=3, classes=3, size=32)
+    options = QUICK | {"data": str(folder), "batch_size": 6, "eval_embeddings": "final"}
+    arguments = [*command_line(options), "--seeds", "0", "--output", str(tmp_path / "runs"), "--objectives"]
+    assert compare.main([*arguments, "ce"]) == 0
+    next((folder / "val" / "digit_1").iterdir()).unlink()
+    assert compare.main([*arguments, "ce"]) == 0  # nothing is trained: the report is made again
+    capsys.readouterr()
+    assert compare.main([*arguments, "ce", "clce"]) == 2
+    message = capsys.readouterr().err
+    assert "ce-seed0 was trained on other data than is there now: val was 9 images" in message
+    assert "is 8 images" in message and not (tmp_path / "runs" / "runs" / "clce-seed0").exists()
+    assert compare.main([*arguments[:-3], "--output", str(tmp_path / "new"), "--objectives", "ce"]) == 0
 
 
 def test_a_report_calls_nothing_better_that_chance_may_have_put_ahead():

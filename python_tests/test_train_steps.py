@@ -227,6 +227,24 @@ def test_weights_of_a_loss_that_is_not_finite_are_never_saved(tmp_path, monkeypa
     assert messages[0] == messages[1]
 
 
+def test_weights_that_diverged_are_neither_judged_nor_saved(tmp_path, monkeypatch):
+    """Of a finite loss the gradient may be infinite, or the next weights so large that all outputs are."""
+    options = {"objective": "ce", "opt": "sgd", "epochs": 1, "sched": "constant", "eval_embeddings": "final"}
+    with pytest.raises(TrainingError, match="outputs for 600 of 600 images are not finite: its weights have"):
+        train(quick_config(tmp_path / "large", lr=1e38, shots=2, **options))  # one step
+    update = Trainer.update
+
+    def overflowing(self):
+        update(self)
+        self.model.backbone.head.bias.data[0] = float("inf")
+
+    monkeypatch.setattr(Trainer, "update", overflowing)
+    for name, other in (("epoch", {"shots": 2, "eval_every": 9}), ("early", {"checkpoint_steps": 1})):
+        with pytest.raises(TrainingError, match=r"update left weights that are not finite .* step 0, at"):
+            train(quick_config(tmp_path / name, **options | other))
+    assert not list(tmp_path.glob("*/checkpoints/*"))
+
+
 def one_rank_fails(folder: str, options: dict) -> str:
     rank = torch.distributed.get_rank()
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
@@ -324,6 +342,31 @@ def test_resuming_refuses_changed_data(tmp_path):
     assert train(quick_config(tmp_path / "run", resume=True, **options))["steps"] == 6
 
 
+def test_resuming_refuses_another_number_of_processes(tmp_path, monkeypatch):
+    train(quick_config(tmp_path))
+    (tmp_path / "results.json").unlink()
+
+    def of_two(folder, load=loop.checkpoint.load_checkpoint):
+        weights, state = load(folder)
+        return weights, state | {"world_size": 2}
+
+    monkeypatch.setattr(loop.checkpoint, "load_checkpoint", of_two)
+    with pytest.raises(TrainingError, match=r"written by 2 process\(es\); resume with as many, not 1"):
+        train(quick_config(tmp_path, resume=True))
+
+
+def test_results_name_every_version_that_a_run_was_made_by(tmp_path, monkeypatch):
+    made = loop.versions() | {"code": "0+a"}
+    monkeypatch.setattr(loop, "versions", lambda: made)
+    train(quick_config(tmp_path))
+    shutil.rmtree(sorted(tmp_path.glob("checkpoints/*"))[-1])
+    (tmp_path / "results.json").unlink()
+    now = made | {"code": "0+b"}
+    monkeypatch.setattr(loop, "versions", lambda: now)
+    assert train(quick_config(tmp_path, resume=True)).items() >= (now | {"code": "0+a, then 0+b"}).items()
+    assert train(quick_config(tmp_path, overwrite=True)).items() >= now.items()
+
+
 def test_no_epochs(tmp_path):
     """The given weights are judged as they are."""
     torch.manual_seed(0)
@@ -360,8 +403,7 @@ def test_fewer_images_to_judge_than_processes():
     shards = []
     for judge in judges[1:]:
         shard = run_model(model, judge._loaded(images), judge.group.device)
-        shard.rows = shard.rows * 3 + judge.group.rank
-        shards.append(shard)
+        shards.append(shard._replace(rows=shard.rows * 3 + judge.group.rank))
     whole, joined = judges[0].outputs(model, images), Outputs.join(shards)
     assert torch.equal(joined.labels, whole.labels) and torch.equal(joined.rows, whole.rows)
     assert torch.allclose(joined.embeddings, whole.embeddings, atol=1e-5)

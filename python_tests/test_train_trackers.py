@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 def log_and_be_killed(folder: Path, tracker: str) -> None:
     folder.mkdir()
     command = [sys.executable, "-c", KILLED, str(folder), tracker, json.dumps(ROWS)]
-    assert subprocess.run(command, env=os.environ, timeout=120).returncode == -signal.SIGKILL
+    # With a helper process of its own, as a command has that is killed, not that of these tests.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+    assert subprocess.run(command, env=environment, timeout=120).returncode == -signal.SIGKILL
 
 
 def go_on(folder: Path, tracker: str, options: dict[str, object]) -> None:
@@ -140,7 +143,17 @@ def wandb(monkeypatch):
 
 
 def wandb_log(folder: Path) -> list[dict[str, object]]:
-    """Of every part that was logged offline: the run, its options, points of the loss, how it ended."""
+    """Of every part that was logged offline: the run, its options, points of the loss, how it ended.
+
+    W&B's helper process may write the end of the last part a moment after the run has finished.
+    """
+    deadline = time.monotonic() + 20
+    while (found := wandb_parts(folder))[-1]["exit"] is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def wandb_parts(folder: Path) -> list[dict[str, object]]:
     from wandb.proto import wandb_internal_pb2
 
     found = []

@@ -11,7 +11,7 @@ The modules, from the outside in:
     choice       the best epoch, and when to stop
     judge        a model's outputs for a split, and what they are worth
     results      the figures of finished runs, for reports and tables
-    report       what stands in the HTML report (templates/report.html), with the figures of plots
+    report       what templates/report.html says in figures and tables, with the pictures of plots
     start        what a run says when it starts, or with --plan would do; the versions of what runs
     stages       what a run does first and next, and what it minimises
     criteria     what a stage minimises, with its halves for the records

@@ -7,7 +7,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,14 +15,21 @@ import yaml
 
 from .checkpoint import read_classes
 from .config import TrainConfig, add_options, command_parser, flag, read_yaml
-from .errors import TrainingError, run_command
+from .data import data_digest, load_data
+from .errors import TrainingError, differences, run_command
 from .evaluate import FinishedRun
 from .intervals import differences_of
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
-from .page import interval_of, spread
 from .processes import processes
-from .report import ACCURACIES, OF_ONE_RUN, accuracy_columns, with_untouched, write_comparison_report
-from .results import RunRecord, read_run, write_figures, write_rows
+from .report import (
+    ACCURACIES,
+    OF_ONE_RUN,
+    accuracy_columns,
+    own_values,
+    with_untouched,
+    write_comparison_report,
+)
+from .results import RunRecord, interval_of, read_run, write_figures, write_rows
 from .start import versions
 
 _EPILOG = """\
@@ -32,6 +39,7 @@ the same command again goes on where it was interrupted, and makes the report ag
 example:
   clce-compare --data digits --shots 10 --objectives ce supcon schane clce --seeds 0 1 2 --output runs/compare
 """
+_DEFAULTS = {"objectives": ["ce", "clce"], "seeds": [0, 1, 2], "eval_embeddings": "epoch"}
 
 
 class Comparison(NamedTuple):
@@ -50,23 +58,24 @@ class Comparison(NamedTuple):
         run = {"objective": objective, "seed": seed, "resume": True, "output": str(folder)}
         return TrainConfig.from_dict(self.options | self.own.get(objective, {}) | options | run)
 
+    def configs(self, objective: str, part: str = "", **options: Any) -> list[TrainConfig]:
+        """By seed, in folders of the ``part`` of the comparison."""
+        folder = self.output / "runs" / part
+        return [self.config(objective, s, folder / f"{objective}-seed{s}", **options) for s in self.seeds]
+
 
 def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
     """With all options of a comparison."""
     parser = command_parser(text, epilog)
-    parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
-    parser.add_argument("--seeds", nargs="+", type=int, help="default: 0 1 2")
-    parser.add_argument("--baseline", choices=OBJECTIVES, help="what the others are compared with")
-    parser.add_argument(
-        "--split",
-        choices=("val", "test"),
-        help="split that the figures are made on; training watches val in any case (default: that one)",
-    )
-    parser.add_argument(
-        "--set", nargs="+", metavar="OBJECTIVE.OPTION=VALUE", help="options of one objective: clce.lr=3e-3"
-    )
-    parser.add_argument("--output", default="runs/compare", help="directory of the comparison")
-    parser.add_argument("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
+    add = parser.add_argument
+    add("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
+    add("--seeds", nargs="+", type=int, help="default: 0 1 2")
+    add("--baseline", choices=OBJECTIVES, help="what the others are compared with")
+    text = "split that the figures are made on; training watches val in any case (default: that one)"
+    add("--split", choices=("val", "test"), help=text)
+    add("--set", nargs="+", metavar="OBJECTIVE.OPTION=VALUE", help="options of one objective: clce.lr=3e-3")
+    add("--output", default="runs/compare", help="directory of the comparison")
+    add("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
     add_options(parser, exclude=OF_ONE_RUN)
     return parser
 
@@ -78,39 +87,54 @@ def parse(arguments: Sequence[str] | None = None) -> Comparison:
 def asked_for(parsed: argparse.Namespace) -> Comparison:
     given = {k: v for k, v in vars(parsed).items() if v is not None}
     output, recipe = Path(given.pop("output")), given.pop("config", None)
-    options = {"eval_embeddings": "epoch"} | (read_yaml(recipe) if recipe else {}) | given
-    objectives, seeds = options.pop("objectives", ["ce", "clce"]), options.pop("seeds", [0, 1, 2])
-    baseline = options.pop("baseline", objectives[0])
-    split = options.pop("split", None)
+    options = _DEFAULTS | (read_yaml(recipe) if recipe else {}) | given
+    objectives, seeds = options.pop("objectives"), options.pop("seeds")
     for name, values, kind in (("--objectives", objectives, str), ("--seeds", seeds, int)):
         if not isinstance(values, list) or not values or not all(type(value) is kind for value in values):
             raise TrainingError(f"{name} must be a list of at least one {kind.__name__}, got {values!r}")
         if len(set(values)) < len(values):
             raise TrainingError(f"{name}: each only once, got {' '.join(map(str, values))}")
+    baseline, split = options.pop("baseline", objectives[0]), options.pop("split", None)
     if baseline not in objectives:
         raise TrainingError(f"--baseline {baseline} is none of --objectives {' '.join(objectives)}")
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
-    # A recipe's --set may be of objectives that are not compared this time too.
-    if "set" in options and "set" not in given:
-        others = set(OBJECTIVES) - set(objectives)
-        options["set"] = [t for t in options["set"] if str(t).partition(".")[0] not in others]
-    own = _own_options(options.pop("set", []), objectives)
+    # A recipe may say more than is compared this time.
+    own = _own_options(options, given, objectives if "set" in given else OBJECTIVES)
+    own = {objective: of for objective, of in own.items() if objective in objectives}
+    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
+    if options["eval_embeddings"] == "never":
+        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
+    return Comparison(options, objectives, seeds, baseline, output, split, own)
+
+
+def _own_options(
+    options: dict[str, Any], given: Mapping[str, Any], known: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """Those of one of the ``known`` objectives alone, taken out of ``options``; ``given`` are those that came
+    by the command line."""
+    own: dict[str, dict[str, Any]] = {}
     for option in (name for name in LOSS_OPTIONS if name in options):
         # In a recipe of clce-train it is of that recipe's objective alone.
         value, owner = options.pop(option), options.get("objective")
         if owner is None or option in given:
-            having = next((o for o in objectives if option in OBJECTIVES[o].options), "clce")
+            having = next((o for o in known if option in OBJECTIVES[o].options), "clce")
             raise TrainingError(
                 f"{flag(option)} belongs to an objective, not to all of a comparison: give --set "
                 f"{having}.{option}={value}"
             )
-        if owner in objectives:
-            own.setdefault(owner, {}).setdefault(option, value)
-    options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
-    if options.get("eval_embeddings") == "never":
-        raise TrainingError("--eval-embeddings never leaves nothing to compare: use final or epoch")
-    return Comparison(options, objectives, seeds, baseline, output, split, own)
+        own.setdefault(owner, {})[option] = value
+    for text in options.pop("set", []):
+        name, value = assignment(text, "--set")
+        objective, _, option = name.partition(".")
+        if objective not in known or not option:
+            raise TrainingError(
+                f"--set {text}: OBJECTIVE.OPTION=VALUE is wanted, with one of {', '.join(known)}"
+            )
+        if option in OF_ONE_RUN:
+            raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
+        own.setdefault(objective, {})[option] = value
+    return own
 
 
 def assignment(text: str, option: str) -> tuple[str, Any]:
@@ -121,44 +145,27 @@ def assignment(text: str, option: str) -> tuple[str, Any]:
     return name.strip().replace("-", "_"), yaml.safe_load(value)
 
 
-def _own_options(assignments: Sequence[str], objectives: Sequence[str]) -> dict[str, dict[str, Any]]:
-    own: dict[str, dict[str, Any]] = {}
-    for text in assignments:
-        name, value = assignment(text, "--set")
-        objective, _, option = name.partition(".")
-        if objective not in objectives or not option:
-            raise TrainingError(
-                f"--set {text}: OBJECTIVE.OPTION=VALUE is wanted, with one of {', '.join(objectives)}"
-            )
-        if option in OF_ONE_RUN:
-            raise TrainingError(f"--set {text}: {option} is what the comparison itself decides")
-        own.setdefault(objective, {})[option] = value
-    return own
-
-
-def compare(asked: Comparison) -> Path | None:
-    """Trains what has not been trained, and writes results.csv, differences.csv and report.html; returns the
-    path of the last, in the main process."""
-    configs = {
-        o: [asked.config(o, s, asked.output / "runs" / f"{o}-seed{s}") for s in asked.seeds]
-        for o in asked.objectives
-    }
+def compare(asked: Comparison) -> None:
+    """Trains what has not been trained, and writes results.csv, differences.csv and report.html."""
+    configs = {objective: asked.configs(objective) for objective in asked.objectives}
     if not train_all(configs):
-        return None
+        return
     runs = {o: [judged(config, asked.split) for config in of] for o, of in configs.items()}
     shown = with_untouched(runs)
     table = [record.results for records in shown.values() for record in records]
-    write_rows(asked.output / "results.csv", [{k: row[k] for k in row if k != UNTOUCHED} for row in table])
+    table = [{k: v for k, v in row.items() if not isinstance(v, dict)} for row in table]
+    write_rows(asked.output / "results.csv", table)
     if found := differences_of(runs, shown.get(UNTOUCHED, ()), asked.baseline):
         write_rows(asked.output / "differences.csv", [difference.row() for difference in found])
     config = configs[asked.objectives[0]][0]
-    path, classes = asked.output / "report.html", read_classes(Path(config.output))
-    write_comparison_report(path, config, runs, classes, asked.baseline, asked.own)
+    path, classes = asked.output / "report.html", read_classes(config.output)
+    own = own_values({name: first for name, (first, *_) in configs.items()}, asked.own)
+    write_comparison_report(path, config, runs, classes, asked.baseline, found, own)
     columns = accuracy_columns(runs)
     print(f"{'':<12}" + "".join(f"{title:>15}" for title in columns.values()))
     for name, records in shown.items():
-        print(f"{name:<12}" + "".join(f"{spread(interval_of(records, c)):>15}" for c in columns))
-    return path
+        print(f"{name:<12}" + "".join(f"{interval_of(records, c).text():>15}" for c in columns))
+    print(f"report: {path}")
 
 
 def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
@@ -168,7 +175,7 @@ def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
 
     start, done, count = time.perf_counter(), 0, sum(map(len, groups.values()))
     with processes(next(iter(groups.values()))[0]) as group:  # joined once: for all runs
-        if problem := group.from_main(_mixed_versions(groups)):
+        if problem := group.from_main(_mixed_versions(groups) or _changed_data(groups)):
             raise TrainingError(problem)
         for name, configs in groups.items():
             found = []
@@ -181,8 +188,9 @@ def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
                 found.append(RunRecord(config.objective, config.seed, train(config, with_map=False), []))
                 done += 1
             if group.is_main:
-                means = [f"{c} {spread(interval_of(found, c))}" for c in ACCURACIES if c in found[0].results]
-                print(f"{name}: {', '.join(means)} % of {found[0].results['split']}", flush=True)
+                first = found[0].results
+                means = [f"{c} {interval_of(found, c).text()}" for c in ACCURACIES if c in first]
+                print(f"{name}: {', '.join(means)} % of {first['split']}", flush=True)
     return group.is_main
 
 
@@ -192,9 +200,7 @@ def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     now = versions()
     made: dict[str, str] = {}  # by versions, a run that they made
     for name, config in ((name, config) for name, configs in groups.items() for config in configs):
-        found = now
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged: it will be made now
-            found = json.loads((Path(config.output) / "results.json").read_text())
+        found = _finished(config) or now
         version = ", ".join(f"{k} {found.get(k, 'unknown')}" for k in now)
         made.setdefault(version, f"{name}, seed {config.seed}")
     if len(made) == 1:
@@ -206,28 +212,46 @@ def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     )
 
 
-def judged(config: TrainConfig, split: str | None) -> RunRecord:
+def _changed_data(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
+    """What is wrong where runs are left to train, and one that has finished had other data than is there now.
+    The first such run speaks for all."""
+    finished = {config.output: _finished(config) for of in groups.values() for config in of}
+    if all(finished.values()):
+        return ""
+    for config in (config for of in groups.values() for config in of):
+        before = (finished[config.output] or {}).get("data_digest")
+        if before is not None:
+            changed = differences(before, data_digest(load_data(config)))
+            return changed and (
+                f"{config.output} was trained on other data than is there now: {changed}. Another --output "
+                "trains all runs on today's"
+            )
+    return ""
+
+
+def _finished(config: TrainConfig) -> dict[str, Any] | None:
+    """The results of a run; None where it is not there yet, or damaged: it will be made now."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads((Path(config.output) / "results.json").read_text())
+    return None
+
+
+def judged(config: TrainConfig, split: str | None = None) -> RunRecord:
     """A finished run with its figures on ``split``, which are made once and kept beside the run's own."""
     folder = Path(config.output)
     record = read_run(folder)
     if split in (None, record.results["split"]):
         return record
-    if all((folder / name).exists() for name in (f"results-{split}.json", f"correct-{split}.safetensors")):
-        with contextlib.suppress(TrainingError):  # damaged: they are made again
-            return read_run(folder, split)
+    with contextlib.suppress(TrainingError):  # not there yet, or damaged
+        return read_run(folder, split)
     run = FinishedRun(folder, workers=config.workers, device=config.device)
     figures, outputs, correct = run.figures(split)
     write_figures(folder, figures, run.judge.part(outputs), correct, split)
     return read_run(folder, split)
 
 
-def print_report(path: Path | None) -> None:
-    if path is not None:  # this is the main process
-        print(f"report: {path}")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-compare", lambda: print_report(compare(parse(arguments))))
+    return run_command("clce-compare", lambda: compare(parse(arguments)))
 
 
 if __name__ == "__main__":

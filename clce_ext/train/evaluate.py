@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import metrics, models
+from . import models
 from .checkpoint import read_classes, write_text
 from .config import TrainConfig, add_options, command_parser, flag, read_yaml
 from .data import load_classes, load_data
 from .errors import TrainingError, listing, run_command
-from .judge import Judge, Outputs, quality
+from .judge import Judge, Outputs
+from .metrics import episode_classes, few_shot_episodes, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 
@@ -35,54 +36,50 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-eval", lambda: _command(arguments))
+    return run_command("clce-eval", lambda: _command(_parser().parse_args(arguments)))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(__doc__, _EPILOG)
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
-    parser.add_argument(
-        "--split",
-        choices=("val", "test"),
-        help="split to judge on (default: val, or test where there is no val)",
-    )
-    parser.add_argument("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
-    parser.add_argument("--ways", type=int, default=5, help="classes per episode (default: 5)")
-    parser.add_argument(
-        "--shots", type=int, nargs="+", default=[1, 5], help="labelled images per class (default: 1 5)"
-    )
-    parser.add_argument("--queries", type=int, default=15, help="images per class to classify (default: 15)")
-    parser.add_argument("--episodes", type=int, default=600, help="number of episodes (default: 600)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes")
-    parser.add_argument("--output", metavar="FILE", help="write the figures as JSON")
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
+    text = "split to judge on (default: val, or test where there is no val)"
+    add("--split", choices=("val", "test"), help=text)
+    add("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
+    add("--ways", type=int, default=5, help="classes per episode (default: 5)")
+    add("--shots", type=int, nargs="+", default=[1, 5], help="labelled images per class (default: 1 5)")
+    add("--queries", type=int, default=15, help="images per class to classify (default: 15)")
+    add("--episodes", type=int, default=600, help="number of episodes (default: 600)")
+    add("--seed", type=int, default=0, help="of the episodes")
+    add("--output", metavar="FILE", help="write the figures as JSON")
     own = parser.add_argument_group("in place of the run's own")
     own.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass")
     add_options(own, only=_LOADING)
     return parser
 
 
-def _command(arguments: Sequence[str] | None) -> None:
-    options = _parser().parse_args(arguments)
-    least = {"ways": 1, "shots": 1, "queries": 1, "episodes": 1, "seed": 0, "batch_size": 1}
-    for name, value in ((name, getattr(options, name)) for name in least):
-        if value is not None and np.min(value) < least[name]:
-            raise TrainingError(f"{flag(name)} must be >= {least[name]}, got {np.min(value)}")
+def _command(options: argparse.Namespace) -> None:
+    for name in ("ways", "shots", "queries", "episodes", "seed", "batch_size"):
+        value, least = getattr(options, name), 0 if name == "seed" else 1
+        if value is not None and np.min(value) < least:
+            raise TrainingError(f"{flag(name)} must be >= {least}, got {np.min(value)}")
     if options.output:  # before minutes are spent on what cannot be written
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    figures, by_class = evaluate(options)
-    untouched = {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
-    for name, value in ({k: v for k, v in figures.items() if k != UNTOUCHED} | untouched).items():
+    figures = evaluate(options)
+    shown = {name: value for name, value in figures.items() if name not in (UNTOUCHED, "by_class")}
+    shown |= {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
+    for name, value in shown.items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
-    for row in sorted(by_class, key=lambda row: row["accuracy"])[:10]:
+    for row in sorted(figures.get("by_class", []), key=lambda row: row["accuracy"])[:10]:
         taken = f", {row['times']} taken for {row['taken_for']}" if row["times"] else ""
         print(f"  {row['class']}: {100 * row['accuracy']:.1f} % of {row['images']}{taken}")
     if options.output:
-        text = json.dumps(figures | ({"by_class": by_class} if by_class else {}), indent=2)
-        write_text(Path(options.output), text + "\n")
+        write_text(Path(options.output), json.dumps(figures, indent=2) + "\n")
 
 
-def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The figures by name, accuracies as fractions; and those of each class (Outputs.by_class)."""
+def evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    """The figures by name, accuracies as fractions; where the classifier is judged, ``by_class`` has those of
+    each class (Outputs.by_class)."""
     given = {name: value for name, value in vars(options).items() if name in _LOADING}
     if options.batch_size is not None:
         given["micro_batch_size"] = options.batch_size
@@ -91,15 +88,15 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         figures, outputs, _ = run.figures(options.split)
         if classes := options.classes or run.config.hold_out_classes:
             figures |= _episodes(run, classes, options)
-        return figures, outputs.by_class(run.classes)
-    images, names = load_classes(run.config, split=options.split or "watched")
-    if set(names) != set(run.classes) or options.classes:
-        return _episodes(run, options.classes, options), []
-    images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
-    outputs = run.judge.outputs(run.model, images)
-    figures = {"data": run.config.data, "images": len(images)}
-    figures |= outputs.classification(len(names), "data") | quality(run.judge.part(outputs))
-    return figures, outputs.by_class(run.classes)
+    else:
+        images, names = load_classes(run.config, split=options.split or "watched")
+        if set(names) != set(run.classes) or options.classes:
+            return _episodes(run, options.classes, options)
+        images.labels = np.array([run.classes.index(name) for name in names])[images.labels]
+        outputs = run.judge.outputs(run.model, images)
+        figures = {"data": run.config.data, "images": len(images)}
+        figures |= outputs.classification(len(names), "data") | quality(*run.judge.part(outputs).embedded())
+    return figures | {"by_class": outputs.by_class(run.classes)}
 
 
 def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
@@ -110,20 +107,18 @@ def _episodes(run: FinishedRun, classes: Sequence[str], options: argparse.Namesp
     is_novel = set(classes).isdisjoint(run.classes)
     images, names = load_classes(run.config, classes, options.split or (None if is_novel else "watched"))
     kind = "novel" if set(names).isdisjoint(run.classes) else "episode"
-    outputs = run.judge.outputs(run.model, images)
-    x, y = outputs.embeddings.numpy(), outputs.labels.numpy()
-    figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(y)}
-    figures |= {f"{kind}_{name}": value for name, value in quality(outputs).items()}
+    x, labels = run.judge.outputs(run.model, images).embedded()
+    figures: dict[str, Any] = {f"{kind}_classes": len(names), f"{kind}_images": len(labels)}
+    figures |= {f"{kind}_{name}": value for name, value in quality(x, labels).items()}
+    ways, queries = options.ways, options.queries
     # The same classes whatever the number of shots, so that more shots are compared with fewer.
-    large, small = metrics.episode_classes(y, options.ways, max(options.shots), options.queries, names)
+    large, small = episode_classes(labels, ways, max(options.shots), queries, names)
     if small:
         figures["too_small_for_episodes"] = listing(small)
     for shots in options.shots:
-        heads = metrics.few_shot_episodes(
-            x, y, large, options.ways, shots, options.queries, options.episodes, options.seed
-        )
+        heads = few_shot_episodes((x, labels), large, ways, shots, queries, options.episodes, options.seed)
         for head, interval in heads.items():
-            name = f"{options.ways}way_{shots}shot_{head}"
+            name = f"{ways}way_{shots}shot_{head}"
             figures |= {name: interval.mean, f"{name}_ci95": interval.half_width}
     return figures
 
@@ -133,13 +128,11 @@ class FinishedRun:
 
     def __init__(self, folder: Path, device: str | None = None, **options: Any) -> None:
         """``options``, those of how images are loaded, in place of the run's."""
+        parts = {"config.yaml": "not the directory of a run", "model.safetensors": "the run has not finished"}
+        for name, lack in parts.items():
+            if not (folder / name).is_file():
+                raise TrainingError(f"--checkpoint {folder}: {lack} (no {name} in it)")
         saved = folder / "config.yaml"
-        if not saved.is_file():
-            raise TrainingError(f"--checkpoint {folder}: not the directory of a run (no config.yaml in it)")
-        if not (folder / "model.safetensors").is_file():
-            raise TrainingError(
-                f"--checkpoint {folder}: the run has not finished (no model.safetensors in it)"
-            )
         self.trained = TrainConfig.from_dict(read_yaml(saved), str(saved))
         if "data" in options:  # which may name its splits otherwise
             options |= {"train_split": None, "val_split": None, "test_split": None}

@@ -47,18 +47,10 @@ class Difference:
 
     def row(self) -> dict[str, Any]:
         """A line of differences.csv."""
-        return {
-            "objective": self.objective,
-            "reference": self.reference,
-            "figure": self.figure,
-            "difference": self.mean,
-            "low": self.mean - self.half_width,
-            "high": self.mean + self.half_width,
-            "p": self.p,
-            "holm_p": self.corrected_p,
-            "seeds": len(self.by_seed),
-            "images": self.images or "",
-        }
+        row = {name: getattr(self, name) for name in ("objective", "reference", "figure")}
+        low, high = self.mean - self.half_width, self.mean + self.half_width
+        row |= {"difference": self.mean, "low": low, "high": high, "p": self.p, "holm_p": self.corrected_p}
+        return row | {"seeds": len(self.by_seed), "images": self.images or ""}
 
 
 def differences_of(
@@ -84,7 +76,7 @@ def difference(records: Sequence[RunRecord], reference: Sequence[RunRecord], fig
     pairs = [(record, partner[record.seed]) for record in records]
     by_seed = np.array([a.results[figure] - b.results[figure] for a, b in pairs])
     images, error = None, standard_error(by_seed[:, None])
-    if _share_images([record for pair in pairs for record in pair], figure):
+    if all(_same_images(pairs[0][0], record, figure) for pair in pairs for record in pair):
         matrix = np.stack([a.correct[figure].astype(float) - b.correct[figure] for a, b in pairs])
         images, error = matrix.shape[1], standard_error(matrix)
     half_width = p = math.nan
@@ -135,11 +127,8 @@ def standard_error(x: np.ndarray) -> float:
     return math.sqrt(variance)
 
 
-def _share_images(records: Sequence[RunRecord], figure: str) -> bool:
-    first = records[0]
-    return all(
-        figure in record.correct
-        and record.results["split"] == first.results["split"]
-        and np.array_equal(record.correct["images"], first.correct["images"])
-        for record in records
-    )
+def _same_images(a: RunRecord, b: RunRecord, figure: str) -> bool:
+    """Whether both kept for the same images whether they were right."""
+    same_split = a.results.get("split") == b.results.get("split")
+    is_kept = figure in a.correct and figure in b.correct
+    return same_split and is_kept and np.array_equal(a.correct["images"], b.correct["images"])

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +15,7 @@ from torch import Tensor
 from . import metrics
 from .config import TrainConfig
 from .data import Data, Images, evaluation_loader
+from .errors import TrainingError
 from .models import FineTuner
 from .objectives import UNTOUCHED
 from .processes import Processes
@@ -24,14 +23,13 @@ from .processes import Processes
 _KEPT_PIXELS = 64 << 20  # of decoded images, per split
 
 
-@dataclass
-class Outputs:
+class Outputs(NamedTuple):
     """Of N images, in the order of the data set; CPU. What the classifier said is kept, not its logits, which
     of many classes would be far larger than all else."""
 
     top: Tensor  # [N, min(5, classes)] int64, the classes of the largest logits, largest first
     confidence: Tensor  # [N, min(5, classes)] float32, their probabilities
-    losses: Tensor  # [N] float32, cross-entropy
+    losses: Tensor  # [N] float32, cross-entropy; 0 where the label is no class of the model
     embeddings: Tensor  # [N, D] float32
     labels: Tensor  # [N] int64
     rows: Tensor  # [N] int64, positions among the images that the model was run over
@@ -41,17 +39,14 @@ class Outputs:
         """Of shards that took images in turn (rank, rank + W, ...), in the order of all images; of fewer
         images than shards, some are empty."""
         shards = [shard for shard in shards if len(shard.rows)]
-        if len(shards) == 1:
-            return shards[0]
-        joined = Outputs(*(torch.cat(parts) for parts in zip(*map(_fields, shards), strict=True)))
+        joined = Outputs(*map(torch.cat, zip(*shards, strict=True)))
         return joined.at(joined.rows.argsort())
 
     def at(self, rows: Tensor | slice) -> Outputs:
-        return Outputs(*(tensor[rows] for tensor in _fields(self)))
+        return Outputs(*(tensor[rows] for tensor in self))
 
-    def take(self, most: int, seed: int) -> Outputs:
-        """At most ``most`` of the images, drawn with ``seed``."""
-        return self.at(torch.from_numpy(_drawn(len(self.labels), most, seed)))
+    def embedded(self) -> metrics.Embedded:
+        return self.embeddings.numpy(), self.labels.numpy()
 
     def correct(self) -> Tensor:
         """Of which images the classifier finds the class: bool [N]."""
@@ -59,10 +54,10 @@ class Outputs:
 
     def classification(self, num_classes: int, split: str = "val") -> dict[str, float]:
         """{split}_loss (cross-entropy), top1 and, with more than five classes, top5 as fractions."""
-        values = {f"{split}_loss": float(self.losses.double().mean()), "top1": _share(self.correct())}
+        found = {"top1": self.correct()}
         if num_classes > 5:
-            values["top5"] = _share((self.top == self.labels[:, None]).any(dim=1))
-        return values
+            found["top5"] = (self.top == self.labels[:, None]).any(dim=1)
+        return {f"{split}_loss": float(self.losses.double().mean()), **accuracies(found)}
 
     def by_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """Per class that has images: name, their number, accuracy, the other class that is said most often,
@@ -77,12 +72,9 @@ class Outputs:
         return rows
 
 
-def _fields(outputs: Outputs) -> list[Tensor]:
-    return [getattr(outputs, field.name) for field in dataclasses.fields(outputs)]
-
-
-def _share(of: Tensor) -> float:
-    return float(of.double().mean())
+def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
+    """The shares of images whose class was found."""
+    return {name: float(of.double().mean()) for name, of in correct.items()}
 
 
 class Judge:
@@ -95,33 +87,43 @@ class Judge:
     def share(self, model: FineTuner, images: Images) -> Outputs:
         """The outputs for this process's share of the images."""
         outputs = run_model(model, self._loaded(images), self.group.device, self.config.amp)
-        outputs.rows = outputs.rows * self.group.world_size + self.group.rank
         if self.config.eval_embeddings == "never":
-            outputs.embeddings = outputs.embeddings[:, :0]
-        return outputs
+            outputs = outputs._replace(embeddings=outputs.embeddings[:, :0])
+        return outputs._replace(rows=outputs.rows * self.group.world_size + self.group.rank)
 
     def outputs(self, model: FineTuner, images: Images) -> Outputs:
-        return Outputs.join(self.group.gather(self.share(model, images)))
+        """For all images.
+
+        Raises:
+            TrainingError: some are not finite; in every process.
+        """
+        outputs = Outputs.join(self.group.gather(self.share(model, images)))
+        if odd := int((~outputs.losses.isfinite()).sum()):
+            raise TrainingError(
+                f"the model's outputs for {odd} of {len(outputs.rows)} images are not finite: its weights "
+                "have diverged. Train with a lower --lr, --clip-grad 1 or longer --warmup-epochs, or without "
+                "--amp float16"
+            )
+        return outputs
 
     def part(self, outputs: Outputs) -> Outputs:
         """Of as many images as embeddings are judged on."""
-        return outputs.take(self.config.eval_images, self.config.seed)
+        return outputs.at(self._drawn(len(outputs.rows)))
 
     def frozen(self, model: FineTuner, train: Images, test: Outputs, probe: bool = True) -> dict[str, Tensor]:
         """Of which test images, at most --eval-images, the class is found by what can be fitted to frozen
         embeddings: knn and centroid of all training images, of which every process compares with its share,
         and probe of at most --eval-images; bool [N]."""
-        test, share = self.part(test), self.share(model, train)
+        test, share, gather = self.part(test), self.share(model, train), self.group.gather
         share = share if len(share.rows) else test.at(slice(0))  # none, in tensors of the right shapes
-        pairs, gather = (*_arrays(share), *_arrays(test)), self.group.gather
         found = {
-            "knn": metrics.knn_correct(*pairs, gather=gather),
-            "centroid": metrics.centroid_correct(*pairs, gather=gather),
+            "knn": metrics.knn_correct(share.embedded(), test.embedded(), gather),
+            "centroid": metrics.centroid_correct(share.embedded(), test.embedded(), gather),
         }
         if probe:
-            chosen = torch.from_numpy(_drawn(len(train), self.config.eval_images, self.config.seed))
-            fitted = Outputs.join(gather(share.at(torch.isin(share.rows, chosen))))
-            found["probe"] = metrics.probe_correct(*_arrays(fitted), *_arrays(test))
+            is_drawn = torch.isin(share.rows, self._drawn(len(train)))
+            fitted = Outputs.join(gather(share.at(is_drawn)))
+            found["probe"] = metrics.probe_correct(fitted.embedded(), test.embedded())
         return {name: torch.from_numpy(of) for name, of in found.items()}
 
     def figures(
@@ -145,7 +147,7 @@ class Judge:
         figures = {"split": split, "images": len(images), **outputs.classification(len(data.classes), split)}
         if self.config.eval_embeddings != "never":
             found = self.frozen(model, data.train, outputs)
-            figures |= accuracies(found) | quality(self.part(outputs))
+            figures |= accuracies(found) | metrics.quality(*self.part(outputs).embedded())
         correct = {"top1": outputs.correct(), **found}
         if before is not None:
             figures[UNTOUCHED] = accuracies(before)
@@ -154,12 +156,18 @@ class Judge:
             return figures, outputs, {}
         return figures, outputs, {"images": torch.from_numpy(images.indices.astype(np.int64)), **correct}
 
+    def _drawn(self, count: int) -> Tensor:
+        """At most --eval-images of ``count`` positions, in order."""
+        if count <= self.config.eval_images:
+            return torch.arange(count)
+        generator = np.random.default_rng([self.config.seed, 0x7A6E])
+        return torch.from_numpy(np.sort(generator.choice(count, self.config.eval_images, replace=False)))
+
     def _loaded(self, images: Images) -> Iterable:
         """This process's share of the images; small splits are decoded once and kept."""
         if images not in self._batches:
-            loader = evaluation_loader(
-                images, self.config, self.input, self.group.rank, self.group.world_size
-            )
+            group = self.group
+            loader = evaluation_loader(images, self.config, self.input, group.rank, group.world_size)
             is_small = len(images) * math.prod(self.input["input_size"]) < _KEPT_PIXELS
             self._batches[images] = list(loader) if is_small else loader
         return self._batches[images]
@@ -182,36 +190,10 @@ def run_model(model: FineTuner, loader: Iterable, device: torch.device, amp: str
             logits = model.classify(embeddings).float()
         top = logits.topk(min(5, logits.shape[1]), dim=1).indices
         confidence = logits.softmax(dim=1).gather(1, top)
-        losses = F.cross_entropy(logits, labels.to(device), reduction="none")
+        known = labels.where(labels < logits.shape[1], -100)  # other data may have more classes
+        losses = F.cross_entropy(logits, known.to(device), reduction="none")
         parts.append([x.cpu() for x in (top, confidence, losses, embeddings.float(), labels)])
     model.train(was_training)
     # A process without images has outputs of no shape, which join leaves out.
     joined = [torch.cat(tensors) for tensors in zip(*parts, strict=True)] or [torch.empty(0, 0)] * 5
     return Outputs(*joined, rows=torch.arange(len(joined[-1])))
-
-
-def _drawn(count: int, most: int, seed: int) -> np.ndarray:
-    """At most ``most`` of ``count`` positions, in order."""
-    if count <= most:
-        return np.arange(count)
-    return np.sort(np.random.default_rng([seed, 0x7A6E]).choice(count, most, replace=False))
-
-
-def _arrays(outputs: Outputs) -> tuple[np.ndarray, np.ndarray]:
-    return outputs.embeddings.numpy(), outputs.labels.numpy()
-
-
-def accuracies(correct: dict[str, Tensor]) -> dict[str, float]:
-    return {name: _share(of) for name, of in correct.items()}
-
-
-def quality(outputs: Outputs) -> dict[str, float]:
-    """Silhouette, alignment, uniformity, isotropy, Recall@K and MAP@R of the embeddings."""
-    x, labels = _arrays(outputs)
-    return {
-        "silhouette": metrics.silhouette(x, labels),
-        "alignment": metrics.alignment(x, labels),
-        "uniformity": metrics.uniformity(x),
-        "isotropy": metrics.isotropy(x),
-        **metrics.retrieval(x, labels),
-    }

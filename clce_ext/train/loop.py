@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from .data import Data, data_digest, in_memory, load_data
 from .errors import TrainingError, differences, first_line
 from .losses import RunningLosses
 from .objectives import OBJECTIVES
-from .processes import Processes, processes
+from .processes import Processes, device_name, processes
 from .records import Records, epoch_line, progress_bar
 from .results import write_figures
 from .run_folder import lasting_options, opened, run_id, write_finished
@@ -73,6 +74,7 @@ class State:
     # Of which images the given backbone finds the class, before the first step.
     untouched: dict[str, Tensor] | None = None
     best: dict[str, Tensor] | None = None  # weights of the epoch that is best by --best-metric
+    versions: list[dict[str, str]] = field(default_factory=list)  # that the run was made by, in their order
 
 
 class _Run:
@@ -102,6 +104,8 @@ class _Run:
             self._restore(newest)
         elif group.is_main:
             checkpoint.write_text(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        if versions() not in self.state.versions:
+            self.state.versions.append(versions())
         if self.is_shown:
             print(*start_lines(config, self.data, self.model), sep="\n", flush=True)
         self.records = None
@@ -193,6 +197,7 @@ class _Run:
                 start = now
                 bar.update(sampler.batch_size)
                 if saves:
+                    self._check_weights(trainer)
                     self._save(trainer)
                     start = time.perf_counter()
 
@@ -217,15 +222,26 @@ class _Run:
             return self.losses.last()
         step, losses = found
         values = ", ".join(f"{name} {value}" for name, value in losses.items())
-        raise TrainingError(
-            f"the loss is not finite ({values}) in stage {trainer.stage.name}, epoch {self.state.epoch + 1}, "
-            f"step {step}, at learning rate {trainer.learning_rate:.3g}; the weights before this step are "
-            "untouched in the last checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or "
-            "--amp bfloat16 or none in place of float16"
+        raise self._diverged(trainer, f"the loss is not finite ({values})", step)
+
+    def _check_weights(self, trainer: Trainer) -> None:
+        """Before they are judged or saved: a gradient may overflow where the loss did not. Waits for the
+        device; all processes have the same weights."""
+        parameters = [p.detach() for p in trainer.model.parameters()]
+        if not torch.stack([p.isfinite().all() for p in parameters]).all():
+            raise self._diverged(trainer, "the update left weights that are not finite", self.state.step - 1)
+
+    def _diverged(self, trainer: Trainer, what: str, step: int) -> TrainingError:
+        return TrainingError(
+            f"{what} in stage {trainer.stage.name}, epoch {self.state.epoch + 1}, step {step}, at learning "
+            f"rate {trainer.learning_rate:.3g}; the weights before this step are untouched in the last "
+            "checkpoint. Try a lower --lr, --clip-grad 1, longer --warmup-epochs, or --amp bfloat16 or none "
+            "in place of float16"
         )
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Evaluates, writes the epoch's row, and a checkpoint where one is due."""
+        self._check_weights(trainer)
         state, stage, sampler = self.state, trainer.stage, trainer.sampler
         images, seconds = sampler.steps * sampler.batch_size, state.epoch_seconds
         is_last = state.epoch + 1 == stage.epochs
@@ -280,7 +296,10 @@ class _Run:
         )
         results: dict[str, Any] = {
             **{name: getattr(config, name) for name in ("objective", "model", "data", "seed")},
-            **versions(),
+            **{k: ", then ".join(dict.fromkeys(v[k] for v in state.versions)) for k in versions()},
+            "processes": self.group.world_size,
+            "device": device_name(self.group.device),
+            "data_digest": self.digest,
             "classes": len(data.classes),
             "train_images": len(data.train),
             "epochs": len(state.rows),

@@ -16,6 +16,8 @@ from sklearn.metrics import silhouette_score
 from .errors import TrainingError, listing
 
 _BLOCK = 1024  # rows of a similarity matrix at a time
+Embedded = tuple[np.ndarray, np.ndarray]  # embeddings [N, D] of images and their labels [N]
+Gather = Callable[[Any], list[Any]]  # every process's value; Processes.gather
 
 
 def normalized(x: np.ndarray) -> np.ndarray:
@@ -25,51 +27,35 @@ def normalized(x: np.ndarray) -> np.ndarray:
 
 
 def knn_correct(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    neighbours: int = 20,
-    temperature: float = 0.07,
-    gather: Callable[[Any], list[Any]] = lambda value: [value],
+    train: Embedded, test: Embedded, gather: Gather = lambda value: [value], neighbours: int = 20
 ) -> np.ndarray:
-    """Of which images [N] a vote among the ``neighbours`` most similar training images finds the class: bool.
+    """Of which test images [N] a vote among the most similar training images finds the class: bool.
 
     As DINO's protocol has it (Caron et al., arXiv 2104.14294): 20 neighbours by cosine, each with a weight of
     exp(cosine / 0.07). Each of several processes gives some of the training images and all test images;
     ``gather`` brings only the nearest of its own to the others.
     """
-    keys, queries = (F.normalize(torch.from_numpy(x).float()) for x in (train, test))
+    keys, queries = (F.normalize(torch.from_numpy(x).float()) for x, _ in (train, test))
     nearest = [(block @ keys.T).topk(min(neighbours, len(keys))) for block in queries.split(_BLOCK)]
-    own = [(cosines, torch.from_numpy(train_labels)[places]) for cosines, places in nearest]
+    own = [(cosines, torch.from_numpy(train[1])[places]) for cosines, places in nearest]
     shares = gather([torch.cat(of) for of in zip(*own, strict=True)])
     cosines, labels = (torch.cat(of, dim=1) for of in zip(*shares, strict=True))
     cosines, places = cosines.topk(min(neighbours, cosines.shape[1]))
     labels = labels.gather(1, places)  # [N, neighbours]
     same = labels[:, :, None] == labels[:, None, :]
-    votes = (same * (cosines / temperature).exp()[:, None, :]).sum(dim=2)  # for each neighbour's class
-    return labels.gather(1, votes.argmax(dim=1, keepdim=True))[:, 0].numpy() == test_labels
+    votes = (same * (cosines / 0.07).exp()[:, None, :]).sum(dim=2)  # for each neighbour's class
+    return labels.gather(1, votes.argmax(dim=1, keepdim=True))[:, 0].numpy() == test[1]
 
 
-def centroid_correct(
-    train: np.ndarray,
-    train_labels: np.ndarray,
-    test: np.ndarray,
-    test_labels: np.ndarray,
-    gather: Callable[[Any], list[Any]] = lambda value: [value],
-) -> np.ndarray:
-    """Of which images [N] the nearest class mean, embeddings normalised, is their own: bool. Of several
+def centroid_correct(train: Embedded, test: Embedded, gather: Gather = lambda value: [value]) -> np.ndarray:
+    """Of which test images [N] the nearest class mean, embeddings normalised, is their own: bool. Of several
     processes ``gather`` brings the sums of each one's own training images to the others."""
-    shares = gather(_class_sums(train_labels, _with_ones(train)))
+    x, labels = train
+    shares = gather(_class_sums(labels, np.column_stack([normalized(x), np.ones(len(x))])))
     classes, sums = _class_sums(*(np.concatenate(of) for of in zip(*shares, strict=True)))
     means = sums[:, :-1] / sums[:, -1:]
-    distances = (means**2).sum(axis=1) - 2 * normalized(test) @ means.T  # squared, but for what all have
-    return classes[distances.argmin(axis=1)] == test_labels
-
-
-def _with_ones(x: np.ndarray) -> np.ndarray:
-    """x normalised, and a column of ones, whose sums are numbers of rows."""
-    return np.column_stack([normalized(x), np.ones(len(x))])
+    distances = (means**2).sum(axis=1) - 2 * normalized(test[0]) @ means.T  # squared, but for what all have
+    return classes[distances.argmin(axis=1)] == test[1]
 
 
 def _class_sums(labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,16 +66,15 @@ def _class_sums(labels: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.nd
     return classes, sums
 
 
-def probe_correct(
-    train: np.ndarray, train_labels: np.ndarray, test: np.ndarray, test_labels: np.ndarray
-) -> np.ndarray:
-    """Of which images [N] logistic regression on frozen embeddings, normalised (a linear probe), finds the
-    class: bool."""
-    if len(np.unique(train_labels)) < 2:
-        return test_labels == train_labels[0]
+def probe_correct(train: Embedded, test: Embedded) -> np.ndarray:
+    """Of which test images [N] logistic regression on frozen embeddings, normalised (a linear probe), finds
+    the class: bool."""
+    (x, labels), (queries, truth) = train, test
+    if len(np.unique(labels)) < 2:
+        return truth == labels[0]
     # Normalised embeddings are short: scikit-learn's default of C = 1 would hold the weights too small.
-    probe = _logistic_regression(normalized(train), train_labels, C=10, max_iter=1000)
-    return probe.predict(normalized(test)) == test_labels
+    probe = _logistic_regression(normalized(x), labels, C=10, max_iter=1000)
+    return probe.predict(normalized(queries)) == truth
 
 
 def _logistic_regression(x: np.ndarray, labels: np.ndarray, **options: float) -> LogisticRegression:
@@ -105,16 +90,22 @@ def _cosines(x: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         yield rows, x[rows] @ x.T
 
 
+def quality(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Silhouette, alignment, uniformity, isotropy, Recall@K and MAP@R of the embeddings."""
+    figures = {"silhouette": silhouette(x, labels), "alignment": alignment(x, labels)}
+    return figures | {"uniformity": uniformity(x), "isotropy": isotropy(x), **retrieval(x, labels)}
+
+
 def alignment(x: np.ndarray, labels: np.ndarray) -> float:
     """Mean squared distance of two normalised embeddings of one class (Wang & Isola, arXiv 2005.10242); 0
     is best. NaN where no class has two images."""
-    rows = _with_ones(x)
-    sums = _class_sums(labels, rows)[1]
-    count = sums[:, -1]
+    x = normalized(x)
+    squares = (x**2).sum(axis=1)  # 1, but an embedding may be 0
+    sums = _class_sums(labels, np.column_stack([x, squares, np.ones(len(x))]))[1]
+    sums, squares, count = sums[:, :-2], sums[:, -2], sums[:, -1]
     pairs = (count * (count - 1)).sum()
-    # The sum over ordered pairs of |a - b|^2 is 2 n sum |a|^2 - 2 |sum a|^2; an embedding may be 0.
-    squares = _class_sums(labels, (rows[:, :-1] ** 2).sum(axis=1, keepdims=True))[1][:, 0]
-    total = 2 * (count * squares - (sums[:, :-1] ** 2).sum(axis=1)).sum()
+    # The sum over ordered pairs of |a - b|^2 is 2 n sum |a|^2 - 2 |sum a|^2.
+    total = 2 * (count * squares - (sums**2).sum(axis=1)).sum()
     return float(total / pairs) if pairs else math.nan
 
 
@@ -173,11 +164,8 @@ def retrieval(x: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         knn_func=CustomKNN(CosineSimilarity(), batch_size=_BLOCK),  # the default needs faiss
         device=torch.device("cpu"),
     ).get_accuracy(torch.from_numpy(np.asarray(x, dtype=np.float32)), torch.from_numpy(labels))
-    return {
-        "recall@1": figures["precision_at_1"],
-        "recall@4": figures["recall_at_4"],
-        "map@r": figures["mean_average_precision_at_r"],
-    }
+    names = {"precision_at_1": "recall@1", "recall_at_4": "recall@4", "mean_average_precision_at_r": "map@r"}
+    return {name: figures[theirs] for theirs, name in names.items()}
 
 
 def hardest_pairs(x: np.ndarray, labels: np.ndarray, count: int) -> list[tuple[int, int, float]]:
@@ -202,6 +190,13 @@ class Interval(NamedTuple):
     half_width: float
     count: int
 
+    def text(self, scale: float = 100.0, digits: int = 1) -> str:
+        """Mean and half width, by default in percent: ``91.2 ± 0.3``."""
+        if not math.isfinite(self.mean):
+            return "n/a"
+        half = f" ± {scale * self.half_width:.{digits}f}" if math.isfinite(self.half_width) else ""
+        return f"{scale * self.mean:.{digits}f}{half}"
+
 
 def confidence_interval(values: np.ndarray) -> Interval:
     """Student's t interval of the mean; the half width of a single value is NaN."""
@@ -214,7 +209,7 @@ def confidence_interval(values: np.ndarray) -> Interval:
 
 
 def episode_classes(
-    labels: np.ndarray, ways: int, shots: int, queries: int, names: Sequence[str] | None = None
+    labels: np.ndarray, ways: int, shots: int, queries: int, names: Sequence[str]
 ) -> tuple[np.ndarray, list[str]]:
     """The classes that are large enough for episodes of up to ``shots`` images to fit a head, and those that
     are not, in words. ``names`` are those of the classes.
@@ -222,34 +217,26 @@ def episode_classes(
     Raises:
         TrainingError: fewer classes, or images per class, than an episode needs.
     """
-    counts = dict(zip(*np.unique(labels, return_counts=True), strict=True))
-    large = np.array([c for c, count in counts.items() if count >= shots + queries], dtype=np.int64)
-    small = [f"{names[c] if names else c} ({count})" for c, count in counts.items() if c not in large]
-    if len(large) < ways or ways < 2:
+    classes, counts = np.unique(labels, return_counts=True)
+    is_large = counts >= shots + queries
+    small = [f"{names[c]} ({n})" for c, n in zip(classes[~is_large], counts[~is_large], strict=True)]
+    if is_large.sum() < ways or ways < 2:
         remedy = ". Fewer --queries, --shots or --ways need less"
-        which = f", too small are {listing(small)}{remedy}" if small else ""
         raise TrainingError(
             f"few-shot episodes of {ways} ways, {shots} shots and {queries} queries need at least "
-            f"{max(ways, 2)} classes of {shots + queries} images; {len(large)} of {len(counts)} classes are "
-            f"large enough{which}"
+            f"{max(ways, 2)} classes of {shots + queries} images; {is_large.sum()} of {len(classes)} classes "
+            f"are large enough{f', too small are {listing(small)}{remedy}' if small else ''}"
         )
-    return large, small
+    return classes[is_large], small
 
 
 def few_shot_episodes(
-    x: np.ndarray,
-    labels: np.ndarray,
-    classes: np.ndarray,
-    ways: int = 5,
-    shots: int = 1,
-    queries: int = 15,
-    episodes: int = 600,
-    seed: int = 0,
+    images: Embedded, classes: np.ndarray, ways: int, shots: int, queries: int, episodes: int, seed: int = 0
 ) -> dict[str, Interval]:
     """N-way K-shot classification of frozen embeddings, normalised, by the nearest class mean (``centroid``)
     and by logistic regression (``logistic``). Every episode draws ``ways`` of ``classes`` (episode_classes),
     and of each ``shots`` images to fit a head and ``queries`` others to classify."""
-    x = normalized(x)
+    x, labels = normalized(images[0]), images[1]
     members = {c: np.flatnonzero(labels == c) for c in classes}
     generator = np.random.default_rng(seed)
     accuracy: dict[str, list[float]] = {"centroid": [], "logistic": []}

@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from .metrics import Interval
 from .objectives import OBJECTIVES, UNTOUCHED
 
 _STYLE = {
     "svg.fonttype": "none",  # text stays text: selectable, and in the page's font
     "svg.hashsalt": "clce_ext",  # the same bytes every time
-    "font.family": "sans-serif",
-    "font.size": 10,
+    "savefig.transparent": True,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": "#9aa3ab",
-    "axes.labelcolor": "#3d464d",
     "axes.titlesize": 11,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
@@ -37,35 +33,32 @@ _STYLE = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "grid.color": "#e6e9ec",
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "savefig.transparent": True,
 }
-_RASTER_FROM = 3000  # points; more would make the page heavy
 
 
 def color(objective: str) -> str:
     return "#a8935f" if objective == UNTOUCHED else OBJECTIVES[objective].color
 
 
-def learning_curves(
-    curves: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]], title: str, unit: str = "%"
-) -> str:
-    """Per objective and seed (epochs [E], values [E]): thin lines per seed, a thick one for their mean."""
+def learning_curves(curves: Mapping[str, Sequence[np.ndarray]], title: str, unit: str = "%") -> Markup:
+    """Per objective and seed a value for each epoch, or NaN; thin lines are seeds, a thick one their mean,
+    which is a dot where it is of one epoch."""
     axes, means = _axes(title), {}
     for name, runs in curves.items():
-        for epochs, values in runs:
-            axes.plot(epochs, values, color=color(name), alpha=0.25, linewidth=0.8)
-        shared = min(len(values) for _, values in runs)
-        mean = np.mean([values[:shared] for _, values in runs], axis=0)
-        (means[name],) = axes.plot(runs[0][0][:shared], mean, color=color(name), linewidth=2)
+        shared = min(map(len, runs))
+        mean = np.mean([values[:shared] for values in runs], axis=0)
+        for values, alpha, width in [*((values, 0.25, 0.8) for values in runs), (mean, 1, 2)]:
+            epochs = np.flatnonzero(np.isfinite(values))
+            style = {"color": color(name), "alpha": alpha, "linewidth": width}
+            marker = "o" if len(epochs) == 1 else None
+            (means[name],) = axes.plot(epochs + 1, values[epochs], marker=marker, **style)
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     return _svg(axes, means)
 
 
-def differences(rows: Sequence[tuple[str, Sequence[float], float, float]], title: str) -> str:
+def differences(rows: Sequence[tuple[str, Sequence[float], float, float]], title: str) -> Markup:
     """(objective, differences by seed [S], mean, half width) in percentage points, one below the other."""
     axes = _axes(title, 0.9 + 0.55 * len(rows), **{"axes.grid.axis": "x"})
     axes.axvline(0, color="#9aa3ab", linewidth=1)
@@ -81,31 +74,28 @@ def differences(rows: Sequence[tuple[str, Sequence[float], float, float]], title
 
 
 def sweep_curves(
-    lines: Mapping[str, Mapping[Any, Sequence[Interval]]], values: Sequence[Any], title: str
-) -> str:
-    """Per objective, by value of an option, the intervals of all settings that have it, as shares of 1."""
+    points: Mapping[str, Sequence[tuple[int, float, float]]], values: Sequence[Any], title: str
+) -> Markup:
+    """Per objective (place in ``values``, mean, half width) of every setting that has one of these values of
+    an option, in percent: dots for all, a line through the best of each value."""
     axes, shown = _axes(title), {}
-    for name, points in lines.items():
-        x = [place for place, value in enumerate(values) if value in points]
-        best = [max(points[values[place]], key=lambda interval: interval.mean) for place in x]
-        y, half = (100 * np.array(of) for of in zip(*((b.mean, b.half_width) for b in best), strict=True))
-        shown[name] = axes.errorbar(x, y, half, color=color(name), marker="o", ms=6, capsize=3)
-        for place in x:
-            means = [100 * interval.mean for interval in points[values[place]]]
-            axes.plot([place] * len(means), means, "o", color=color(name), alpha=0.3, ms=5, mew=0)
+    for name, of in points.items():
+        best = sorted({place: (place, mean, half) for place, mean, half in sorted(of)}.values())
+        shown[name] = axes.errorbar(*zip(*best, strict=True), color=color(name), marker="o", ms=6, capsize=3)
+        places, means, _ = zip(*of, strict=True)
+        axes.plot(places, means, "o", color=color(name), alpha=0.3, ms=5, mew=0)
     axes.set_xticks(range(len(values)), list(map(str, values)))
     axes.set_ylabel("%")
     return _svg(axes, shown)
 
 
-def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> str:
+def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str], title: str) -> Markup:
     """points [N, 2] in the colours of their classes, which up to twelve are named below."""
     axes, shown = _axes(title, 4.0, 4.0, **{"axes.grid": False}), {}
     palette = matplotlib.colormaps["tab10" if len(classes) <= 10 else "turbo"]
     for label in np.unique(labels):
         tint = palette(int(label) if len(classes) <= 10 else label / (len(classes) - 1))
-        style = {"s": 9, "alpha": 0.75, "linewidths": 0, "rasterized": len(points) > _RASTER_FROM}
-        axes.scatter(*points[labels == label].T, color=tint, **style)
+        axes.plot(*points[labels == label].T, "o", color=tint, alpha=0.75, ms=3, mew=0)
         (shown[classes[label]],) = axes.plot([], [], "o", color=tint, alpha=0.75)
     axes.set_xticks([])
     axes.set_yticks([])
@@ -113,7 +103,7 @@ def embedding_map(points: np.ndarray, labels: np.ndarray, classes: Sequence[str]
     return _svg(axes, shown if len(classes) <= 12 else {}, f"map of the embeddings: {title}")
 
 
-def cosine_histogram(within: np.ndarray, between: np.ndarray, name: str, low: float) -> str:
+def cosine_histogram(within: np.ndarray, between: np.ndarray, name: str, low: float) -> Markup:
     """Densities of the cosines within and between classes, from ``low`` to 1."""
     axes, shown = _axes(name, 2.6, 4.0, **{"axes.grid": False}), {}
     kinds = {"two classes": (between, "#c3cad0", 0.9), "one class": (within, color(name), 0.6)}
@@ -129,7 +119,7 @@ def cosine_histogram(within: np.ndarray, between: np.ndarray, name: str, low: fl
     return _svg(axes, shown, f"cosines within and between classes: {name}")
 
 
-def confusion(counts: np.ndarray, classes: Sequence[str]) -> str:
+def confusion(counts: np.ndarray, classes: Sequence[str]) -> Markup:
     """counts [C, C]: how often images of one class (row) are taken for another (column)."""
     axes = _axes("What they are taken for", 4.4, 4.4, **{"axes.grid": False})
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -160,7 +150,7 @@ def _axes(title: str, height: float = 3.3, width: float = 4.4, **style: Any) -> 
         return axes
 
 
-def _svg(axes: Axes, legend: Mapping[str, Artist] | None = None, description: str = "") -> str:
+def _svg(axes: Axes, legend: Mapping[str, Artist] | None = None, description: str = "") -> Markup:
     """What was drawn, with the names of ``legend`` below it where there are several."""
     if legend and len(legend) > 1:
         columns = min(len(legend), 6, max(1, 56 // (7 + max(map(len, legend)))))
@@ -171,9 +161,7 @@ def _svg(axes: Axes, legend: Mapping[str, Artist] | None = None, description: st
             text.set(text=name, parse_math=False)
     out = io.StringIO()
     with matplotlib.rc_context(_STYLE):
-        axes.figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.S)
-    text = re.sub(r' (width|height)="[^"]*"', "", text, count=2)  # CSS decides the size
-    label = html.escape(description or axes.get_title(loc="left"))
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+        axes.figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    _, tag, drawn = out.getvalue().partition("<svg")
+    label = description or axes.get_title(loc="left")
+    return Markup('{} role="img" aria-label="{}"{}').format(Markup(tag), label, Markup(drawn))

@@ -21,8 +21,8 @@ from .data.images import open_image
 from .data.sources import image_files
 from .errors import TrainingError, run_command
 from .judge import run_model
-from .page import Section, write_page
 from .processes import choose_device
+from .report import write_page
 from .results import write_rows
 
 _ON_SHEET = 500  # thumbnails at most; the table has all images
@@ -37,12 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     example = "example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions"
     parser = command_parser(__doc__, example)
-    parser.add_argument("images", nargs="+", help="image files, and folders of them")
-    parser.add_argument(
-        "--checkpoint", required=True, help="a run's directory, or its model.safetensors alone"
-    )
-    parser.add_argument("--output", default="predictions", metavar="DIR", help="default: predictions")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
+    add = parser.add_argument
+    add("images", nargs="+", help="image files, and folders of them")
+    add("--checkpoint", required=True, help="a run's directory, or its model.safetensors alone")
+    add("--output", default="predictions", metavar="DIR", help="default: predictions")
+    add("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
     add_options(parser, only=_LOADING)
     return parser.parse_args(arguments)
 
@@ -51,33 +50,27 @@ def predict(options: argparse.Namespace) -> Path:
     """Writes predictions.csv and contact-sheet.html; returns the former's path."""
     model, classes, input_config = load_saved(options.checkpoint)
     paths = _paths(options.images)
-    given = {k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)}
-    config = TrainConfig.from_dict(given)
+    config = TrainConfig.from_dict({k: v for k, v in vars(options).items() if k in ("batch_size", *_LOADING)})
     unknown = np.zeros(len(paths), dtype=np.int64)  # labels
     source = Source(paths, functools.partial(open_image, config.max_image_pixels), unknown)
     images = Images(source, np.arange(len(paths)), unknown)
-    loader = evaluation_loader(images, config, input_config)
     device = choose_device(config.device)
-    outputs = run_model(model.to(device), loader, device)
-    rows = []
-    for path, top, shares in zip(paths, outputs.top, outputs.confidence.tolist(), strict=True):
-        row: dict[str, Any] = {"image": path}
+    outputs = run_model(model.to(device), evaluation_loader(images, config, input_config), device)
+    rows, photos = [], []
+    for i, (top, shares) in enumerate(zip(outputs.top, outputs.confidence.tolist(), strict=True)):
+        row: dict[str, Any] = {"image": paths[i]}
         for place, (label, share) in enumerate(zip(top[:_SAID], shares, strict=False), 1):
             row |= {f"class_{place}": classes[label], f"probability_{place}": round(share, 5)}
         rows.append(row)
+        if i < _ON_SHEET:
+            text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(paths[i]).name}"
+            photos.append(([plots.photograph(images.decode(i))], text))
     folder = Path(options.output)
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "predictions.csv", rows)
-    photos = []
-    for i, row in enumerate(rows[:_ON_SHEET]):
-        text = f"{row['class_1']}, {100 * row['probability_1']:.0f} % – {Path(row['image']).name}"
-        photos.append(([plots.photograph(images.decode(i))], text))
-    write_page(
-        folder / "contact-sheet.html",
-        [Section("Images", photos=photos)],
-        title=f"{len(rows)} images, {len(classes)} classes",
-        lead=f"By {options.checkpoint}." + f" The first {_ON_SHEET} are shown." * (len(rows) > _ON_SHEET),
-    )
+    title = f"{len(rows)} images, {len(classes)} classes"
+    lead = f"By {options.checkpoint}." + f" The first {_ON_SHEET} are shown." * (len(rows) > _ON_SHEET)
+    write_page(folder / "contact-sheet.html", title=title, lead=lead, predictions=photos)
     return folder / "predictions.csv"
 
 
@@ -108,15 +101,12 @@ def _paths(given: Sequence[str]) -> list[str]:
     """The files, and the images in the folders."""
     found: list[str] = []
     for path in map(Path, given):
-        if path.is_dir():
-            inside = [file for file, _ in image_files(path)[0]]
-            if not inside:
-                raise TrainingError(f"{path}: no images in this folder")
-            found += inside
-        elif path.is_file():
-            found.append(str(path))
-        else:
+        if not (path.is_dir() or path.is_file()):
             raise TrainingError(f"{path}: no such file or folder")
+        inside = [file for file, _ in image_files(path)[0]] if path.is_dir() else [str(path)]
+        if not inside:
+            raise TrainingError(f"{path}: no images in this folder")
+        found += inside
     return found
 
 

@@ -65,6 +65,11 @@ def choose_device(wanted: str | None) -> torch.device:
     return torch.device(kind)
 
 
+def device_name(device: torch.device) -> str:
+    """cpu, or what the GPU calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 @contextlib.contextmanager
 def processes(config: TrainConfig) -> Iterator[Processes]:
     """Joins torchrun's process group (NCCL on CUDA, gloo on the CPU), if there is one."""

@@ -1,35 +1,37 @@
-"""One HTML file per run or comparison: no script, no network, readable on a phone."""
+"""One HTML file per run, comparison or sweep: no script, no network, readable on a phone.
+
+The functions for its parts give what templates/report.html shows, by the names that it has there.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 from sklearn.metrics import confusion_matrix
+from sklearn.utils import resample
 
 from . import metrics, plots
+from .checkpoint import write_text
 from .config import TrainConfig
 from .data import Images
-from .intervals import SIGNIFICANT, Difference, difference, differences_of
+from .intervals import SIGNIFICANT, Difference, corrected, difference
 from .judge import Outputs
-from .objectives import UNTOUCHED
-from .page import Section, cell, interval_of, name_cell, spread, table_of, write_page
-from .results import RunRecord, Setting, untouched_records
+from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
+from .results import RunRecord, interval_of, untouched_records
 from .start import versions
 
 Runs = Mapping[str, Sequence[RunRecord]]  # by objective, in the order of seeds
+Table = Sequence[Sequence[str]]  # its head is the first row; cells are text, which gets escaped, or markup
+Photos = Sequence[tuple[Sequence[str], str]]  # data addresses of images, and a text
 
-ACCURACIES = {
-    "top1": "Top-1",
-    "top5": "Top-5",
-    "knn": "Neighbours",
-    "centroid": "Centroid",
-    "probe": "Probe",
-}
+ACCURACIES = {"top1": "Top-1", "top5": "Top-5", "knn": "Neighbours", "centroid": "Centroid", "probe": "Probe"}
 GEOMETRY = {
     "recall@1": "Recall@1 ↑",
     "recall@4": "Recall@4 ↑",
@@ -60,14 +62,15 @@ def write_run_report(
 ) -> None:
     """``folder/report.html`` of one run; ``val`` are the outputs for those of ``images`` that it is judged
     on."""
-    tensors = (val.embeddings.numpy(), val.labels.numpy()) if val is not None else ()
+    tensors = val.embedded() if val is not None else ()
     runs = {config.objective: [RunRecord(config.objective, config.seed, results, rows, *tensors)]}
-    sections = [_accuracies(runs), _curves(runs, _CURVES | _LOSSES)]
+    shown = _accuracies(runs) | {"curves": _curves(runs, _CURVES | _LOSSES)}
     if val is not None and images is not None:
-        sections += [_classes(val, classes), _mistakes(val, images, classes), _hardest(val, images, classes)]
-    sections += _embeddings(runs, classes) if with_map else []
-    lead = f"Top-1 {100 * results['top1']:.2f} % on {_judged_on(results)} after {results['epochs']} epochs."
-    _write(folder / "report.html", config, config.objective, lead, sections)
+        shown |= _classes(val, classes) | _photographs(val, images, classes)
+    if with_map:
+        shown |= _embeddings(runs, classes)
+    lead = f"Top-1 {100 * results['top1']:.2f} % on {judged_on(results)} after {results['epochs']} epochs."
+    _write(folder / "report.html", config, config.objective, lead, shown, results)
 
 
 def write_comparison_report(
@@ -76,70 +79,69 @@ def write_comparison_report(
     runs: Runs,
     classes: Sequence[str],
     baseline: str,
+    differences: Sequence[Difference],
     own: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Objectives x seeds, the same seeds everywhere; ``own`` are options of one objective alone."""
-    first = next(iter(runs.values()))
     records = [record for of in runs.values() for record in of]
-    differences = differences_of(runs, untouched_records(first), baseline)
-    links = [
-        (f"{r.objective}, seed {r.seed}", f"runs/{r.objective}-seed{r.seed}/report.html") for r in records
-    ]
-    photographs = "Photographs of the worst mistakes and the hardest negatives are in each run's own report."
-    sections = [
-        _accuracies(runs),
-        _differences(differences),
-        _curves(runs, _CURVES),
-        _classes_by_objective(runs, classes),
-        *_embeddings(runs, classes),
-        _cost(runs),
-        Section("Runs", photographs, links=links),
-    ]
+    names = {f"{r.objective}, seed {r.seed}": f"runs/{r.objective}-seed{r.seed}/report.html" for r in records}
+    shown = _accuracies(runs) | _differences(differences) | _classes_by_objective(runs, classes)
+    shown |= _embeddings(runs, classes) | {"curves": _curves(runs, _CURVES), "links": names, **_cost(runs)}
+    first, seeds = records[0].results, shown["seeds"]
     lead = (
-        f"{len(runs)} objectives, {len(first)} seed{'s' * (len(first) > 1)}, "
-        f"{max(r.results['epochs'] for r in records)} epochs each on {first[0].results['train_images']} "
-        f"training images; judged on {_judged_on(first[0].results)}."
+        f"{len(runs)} objectives, {seeds} seed{'s' * (seeds > 1)}, "
+        f"{max(r.results['epochs'] for r in records)} epochs each on {first['train_images']} "
+        f"training images; judged on {judged_on(first)}."
         f"{_standing(differences, baseline, 'top1')}{_standing(differences, baseline, 'knn')}"
     )
-    _write(path, config, " · ".join(runs), lead, sections, own)
+    _write(path, config, " · ".join(runs), lead, shown, first, own, LOSS_OPTIONS)
 
 
 def write_sweep_report(
     path: Path,
     config: TrainConfig,
-    settings: Sequence[Setting],
+    settings: Sequence[Mapping[str, Any]],
     grid: Mapping[str, Sequence[Any]],
-    metric: str,
+    figure: str,
+    columns: Mapping[tuple[str, str], str],
+    results: Mapping[str, Any],
 ) -> None:
-    """A table of the settings and, per option of the grid, how the metric follows it."""
-    names = list(dict.fromkeys(s.objective for s in settings))
-    figure, watched = ACCURACIES[metric], settings[0].records[0].results["split"]
-    table = [["", *grid, f"{figure}, {watched}"]]
-    for s in sorted(settings, key=lambda s: (names.index(s.objective), -s.interval.mean)):
-        values = [str(s.point.get(option, "–")) for option in grid]
-        table.append([name_cell(s.objective), *values, cell(spread(s.interval), bold=s.chosen)])
-    svgs = []
+    """A table of the ``settings``, the rows of sweep.csv, and, per option of the grid, how the figure follows
+    it. ``columns`` are the figure's mean and half width in these rows, on the split that chose and perhaps on
+    another one, with what it was judged on; ``results`` are those of one run."""
+    mean, half = next(iter(columns))
+    objectives = list(dict.fromkeys(s["objective"] for s in settings))
+    table = [["", *grid, *(f"{figure}, {images}" for images in columns.values())]]
+    for s in sorted(settings, key=lambda s: (objectives.index(s["objective"]), -s[mean])):
+        cells = [str(s.get(option, "–")) for option in grid]
+        for column in columns:
+            found = metrics.Interval(*map(s.get, column), s["seeds"]) if column[0] in s else None
+            cells.append(_cell(found.text(), bold=s["chosen"]) if found else "–")
+        table.append([_name(s["objective"]), *cells])
+    figures = []
     for option, values in grid.items():
-        lines: dict[str, dict[Any, list[metrics.Interval]]] = {}
-        for s in settings:
-            if option in s.point:
-                lines.setdefault(s.objective, {}).setdefault(s.point[option], []).append(s.interval)
-        if any(len(points) > 1 for points in lines.values()):
-            svgs.append(plots.sweep_curves(lines, values, f"{figure} by {option}"))
-    judged = [
-        (s.objective, f"{spread(interval_of(s.judged, metric))} %, {_judged_on(s.judged[0].results)}")
-        for s in settings
-        if s.judged
-    ]
-    note = "Percent, mean over seeds ± half of the 95 % interval; the best of each objective stands out."
-    joined = "Lines join the best of each value; dots are all settings. Bars are 95 % intervals."
-    sections = [
-        Section("Settings", table=table, note=note),
-        Section("What was chosen, on a split that chose nothing", said=judged) if judged else None,
-        Section("By option", figures=[(svg, ()) for svg in svgs], note=joined) if svgs else None,
-    ]
-    lead = f"{len(settings)} settings of {', '.join(names)}, chosen by {figure.lower()}."
-    _write(path, config, "Sweep", lead, sections, {"grid": grid})
+        points: dict[str, list[tuple[int, float, float]]] = {}
+        for s in (s for s in settings if option in s):
+            point = values.index(s[option]), 100 * s[mean], 100 * s[half]
+            points.setdefault(s["objective"], []).append(point)
+        if any(len({place for place, *_ in of}) > 1 for of in points.values()):
+            figures.append(plots.sweep_curves(points, values, f"{figure} by {option}"))
+    lead = f"{len(settings)} settings of {', '.join(objectives)}, chosen by {figure.lower()}."
+    _write(path, config, "Sweep", lead, {"settings": table, "by_option": figures}, results, {"grid": grid})
+
+
+def own_values(
+    configs: Mapping[str, TrainConfig], given: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What objectives do not share: by objective, its loss's options, where they are set, and its values of
+    all others that were ``given`` to one of them alone."""
+    others = dict.fromkeys(option for of in given.values() for option in of if option not in LOSS_OPTIONS)
+    values = {}
+    for objective, config in configs.items():
+        of_loss = [n for n in LOSS_OPTIONS if n in OBJECTIVES[objective].options]
+        of_loss = [n for n in of_loss if getattr(config, n) is not None]
+        values[objective] = {n: getattr(config, n) for n in [*of_loss, *others]}
+    return values
 
 
 def _write(
@@ -147,37 +149,64 @@ def _write(
     config: TrainConfig,
     what: str,
     lead: str,
-    sections: Sequence[Section | None],
+    shown: Mapping[str, Any],
+    results: Mapping[str, Any],
     own: Mapping[str, Mapping[str, Any]] | None = None,
+    unshared: Sequence[str] = (),
 ) -> None:
-    """A page with the options of a run; or, where some are ``own`` to an objective, those that all share, and
-    those own ones."""
+    """A page with the options of a run, and the versions that made its ``results``; or, where some options
+    are ``own`` to an objective, those that all share (never ``unshared`` ones), and those own ones."""
     varied = {option for of in (own or {}).values() for option in of}
-    options = {k: v for k, v in config.to_dict().items() if own is None or k not in {*varied, *OF_ONE_RUN}}
-    setting = [str(options["model"])] if "model" in options else []
-    if options.get("shots"):
-        setting.append(f"{config.shots} training images of each class")
-    if "batch_size" in options:
-        balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
-        setting.append(f"batches of {config.batch_size} images{balanced}")
-    comments = {name: ", ".join(f"{k} {v}" for k, v in of.items()) for name, of in (own or {}).items()}
-    comments = "".join(f"# {name} {text}\n" for name, text in (comments | versions()).items())
+    hidden = () if own is None else {*OF_ONE_RUN, *unshared, *varied}
+    options = {k: v for k, v in config.to_dict().items() if k not in hidden}
+    balanced = f", {config.images_per_class} of a class" if config.images_per_class else ""
+    setting = {
+        "model": config.model,
+        "shots": config.shots and f"{config.shots} training images of each class",
+        "batch_size": f"batches of {config.batch_size} images{balanced}",
+    }
+    comments = {n: ", ".join(f"{k} {v}" for k, v in of.items()) for n, of in (own or {}).items() if of}
+    comments |= {name: results[name] for name in versions() if name in results}
+    comments = "".join(f"# {name} {text}\n" for name, text in comments.items())
     write_page(
         path,
-        sections,
         title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
         lead=lead,
-        setting="; ".join(setting) + "." * bool(setting),
+        setting="; ".join(text for name, text in setting.items() if text and name in options),
         options_title="Options of the run" if own is None else "Options shared by the runs",
         options=yaml.safe_dump(options, sort_keys=False) + comments,
+        **shown,
     )
 
 
-def _judged_on(results: Mapping[str, Any]) -> str:
+def write_page(path: Path, **shown: Any) -> None:
+    """A page of ``title``, ``lead`` and those parts of templates/report.html that ``shown`` has."""
+    environment = Environment(loader=PackageLoader("clce_ext.train"), autoescape=True, trim_blocks=True)
+    write_text(path, environment.get_template("report.html").render(shown) + "\n")
+
+
+def _cell(text: str, bold: bool = False) -> Markup:
+    """Of what Interval.text gives, with the interval small."""
+    mean, plus_minus, half = text.partition(" ± ")
+    shown = Markup("<b>{}</b>" if bold else "{}").format(mean)
+    return shown + Markup(" <small>± {}</small>").format(half) if plus_minus else shown
+
+
+def _name(objective: str) -> Markup:
+    style = Markup('<span class=dot style="background:{}"></span>{}')
+    return style.format(plots.color(objective), objective)
+
+
+def _table(rows: Mapping[str, Sequence[str]], columns: Iterable[str]) -> Table:
+    """A row per objective."""
+    return [["", *columns], *([_name(name), *cells] for name, cells in rows.items())]
+
+
+def judged_on(results: Mapping[str, Any]) -> str:
     return f"{results['images']} images of the {results['split']} split"
 
 
-# Sections of accuracy
+# Accuracy
 
 
 def with_untouched(runs: Runs) -> Runs:
@@ -191,40 +220,36 @@ def accuracy_columns(runs: Runs) -> dict[str, str]:
     return {k: v for k, v in ACCURACIES.items() if all(k in r.results for of in runs.values() for r in of)}
 
 
-def _accuracies(runs: Runs) -> Section:
+def _accuracies(runs: Runs) -> dict[str, Any]:
     columns, shown = accuracy_columns(runs), with_untouched(runs)
-    winners = {column: _winner(shown, column) for column in columns}
+    compared = _compared(shown, columns)
+    best = {d.figure: d.objective for d in compared}
+    best |= {d.figure: "" for d in compared if d.verdict != "above"}  # chance may have put it ahead
     rows = {
-        name: [cell(spread(interval_of(records, c)), bold=winners[c] == name) for c in columns]
+        name: [_cell(interval_of(records, c).text(), bold=best.get(c) == name) for c in columns]
         for name, records in shown.items()
     }
-    note = "Percent. "
-    if max(map(len, runs.values())) > 1:
-        note = (
-            "Percent, mean over seeds ± half of the 95 % interval (Student's t). Bold is ahead of all others "
-            "by more than the interval of the paired difference; where nothing is bold, nothing is. "
-        )
-    note += (
-        "Top-k is the trained classifier's. Neighbours (20, weighed by similarity), centroid (nearest class "
-        "mean) and probe (logistic regression) look only at the frozen embeddings, with the training images "
-        "as references."
-    )
-    if UNTOUCHED in shown:
-        note += " Untouched is the given backbone before the first step."
-    return Section("Accuracy", table=table_of(rows, columns.values()), note=note)
+    seeds = max(map(len, runs.values()))
+    return {
+        "accuracies": _table(rows, columns.values()),
+        "seeds": seeds,
+        "compared": len(compared),
+        "significant": SIGNIFICANT,
+        "is_given": UNTOUCHED in shown,
+    }
 
 
-def _winner(shown: Runs, column: str) -> str | None:
-    """Who is ahead of every other by more than chance explains, if anybody."""
-    having = {name: records for name, records in shown.items() if all(column in r.results for r in records)}
-    if len(having) < 2:
-        return None
-    best = max(having, key=lambda name: interval_of(having[name], column).mean)
-    against = [difference(having[best], records, column) for name, records in having.items() if name != best]
-    return best if all(d.mean - d.half_width > 0 for d in against) else None
+def _compared(shown: Runs, columns: Iterable[str]) -> list[Difference]:
+    """In each column, who has the best mean against every other, corrected together."""
+    found = []
+    for column in columns:
+        having = {n: records for n, records in shown.items() if all(column in r.results for r in records)}
+        best = max(having, key=lambda name: interval_of(having[name], column).mean)
+        found += [difference(having[best], of, column) for name, of in having.items() if name != best]
+    return corrected(found)
 
 
-def _differences(differences: Sequence[Difference]) -> Section | None:
+def _differences(differences: Sequence[Difference]) -> dict[str, Any]:
     """A figure for each column and reference, a line in it per objective, and what it says in words."""
     groups: dict[str, list[Difference]] = {}
     for d in differences:
@@ -234,17 +259,11 @@ def _differences(differences: Sequence[Difference]) -> Section | None:
         rows = [(d.objective, 100 * np.array(d.by_seed), 100 * d.mean, 100 * d.half_width) for d in group]
         figures.append((plots.differences(rows, title), [(d.objective, _verdict(d)) for d in group]))
     images = {d.images for d in differences}
-    what = (
-        "of the seeds, not that of the images"
-        if None in images
-        else f"of seeds and of images ({', '.join(map(str, sorted(images)))}), both drawn anew"
-    )
-    note = (
-        "Small dots are seeds: the same subset and the same order of images for both sides. Bars are 95 % "
-        f"intervals of each mean difference alone, and hold the variation {what}. Above and below are said "
-        f"where p < {SIGNIFICANT} with Holm's correction for the {len(differences)} comparisons here."
-    )
-    return Section("Paired differences", figures=figures, note=note) if figures else None
+    return {
+        "differences": figures,
+        "comparisons": len(differences),
+        "images": "" if None in images else ", ".join(map(str, sorted(images))),
+    }
 
 
 def _verdict(d: Difference) -> str:
@@ -266,31 +285,25 @@ def _standing(differences: Sequence[Difference], baseline: str, figure: str) -> 
     return f" {ACCURACIES[figure]}: {said}." if said else ""
 
 
-def _classes(val: Outputs, classes: Sequence[str]) -> Section:
+def _classes(val: Outputs, classes: Sequence[str]) -> dict[str, Any]:
     """The worst, and of few classes which is taken for which."""
-    rows = val.by_class(classes)
-    worst = sorted(rows, key=lambda row: row["accuracy"])[:_CLASSES]
+    rows = sorted(val.by_class(classes), key=lambda row: row["accuracy"])
     table = [["Class", "Top-1", "Images", "Most often taken for"]]
-    for row in worst:
+    for row in rows[:_CLASSES]:
         taken = f"{row['taken_for']} ({row['times']})" if row["times"] else "–"
         table.append([row["class"], f"{100 * row['accuracy']:.1f}", str(row["images"]), taken])
-    which = (
-        f"The {len(worst)} of {len(rows)} classes that are found least often."
-        if len(worst) < len(rows)
-        else "Those that are found least often first."
-    )
-    figures = []
+    shown = {"classes": table, "of_classes": len(rows)}
     if len(classes) <= _CONFUSED:
         counts = confusion_matrix(val.labels, val.top[:, 0], labels=range(len(classes)))
-        figures.append((plots.confusion(counts, classes), ()))
-    return Section("Classes", which, table=table, figures=figures)
+        shown["confusion"] = plots.confusion(counts, classes)
+    return shown
 
 
-def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
+def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> dict[str, Any]:
     """Mean over seeds, of the classes that are hardest for all together."""
     records = [record for of in runs.values() for record in of]
     if any(r.labels is None or len(r.correct.get("top1", ())) != len(r.labels) for r in records):
-        return None
+        return {}
     present = np.unique(records[0].labels)
 
     def by_class(record: RunRecord) -> list[float]:
@@ -300,152 +313,86 @@ def _classes_by_objective(runs: Runs, classes: Sequence[str]) -> Section | None:
     order = np.argsort(accuracy.mean(axis=0))[:_CLASSES]
     table = [["Class", *runs]]
     table += [[classes[present[i]], *(f"{100 * value:.1f}" for value in accuracy[:, i])] for i in order]
-    text = "Top-1 in percent, mean over seeds"
-    if len(order) < len(present):
-        text += f", of the {len(order)} of {len(present)} classes that are hardest for all together"
-    return Section("Classes", f"{text}.", table=table)
+    return {"classes": table, "of_classes": len(present)}
 
 
-# Sections of photographs
+def _photographs(val: Outputs, images: Images, classes: Sequence[str]) -> dict[str, Photos]:
+    """Of what the classifier is wrong about, and of different classes that the model finds alike."""
 
+    def shown(*places: int) -> list[str]:
+        return [plots.photograph(images.decode(int(images.indices[val.rows[i]]))) for i in places]
 
-def _mistakes(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
+    names = [classes[label] for label in val.labels]
     wrong = (~val.correct()).nonzero()[:, 0]
-    worst = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
-    photos = [
-        (
-            [_photograph(images, val, i)],
-            f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %; it is {classes[val.labels[i]]}",
-        )
-        for i in worst
-    ]
-    text = "Wrong, and surest of it: what the classifier says, how sure it is, and what it is."
-    return Section("Worst mistakes", text, photos=photos) if photos else None
+    surest = wrong[val.confidence[wrong, 0].argsort(descending=True, stable=True)][:_MISTAKES].tolist()
+    said = {i: f"{classes[val.top[i, 0]]}, {100 * val.confidence[i, 0]:.0f} %" for i in surest}
+    pairs = metrics.hardest_pairs(*val.embedded(), _PAIRS)
+    return {
+        "mistakes": [(shown(i), f"{text}; it is {names[i]}") for i, text in said.items()],
+        "alike": [(shown(i, j), f"{names[i]} and {names[j]}, cosine {c:.3f}") for i, j, c in pairs],
+    }
 
 
-def _hardest(val: Outputs, images: Images, classes: Sequence[str]) -> Section | None:
-    photos = [
-        (
-            [_photograph(images, val, i), _photograph(images, val, j)],
-            f"{classes[val.labels[i]]} and {classes[val.labels[j]]}, cosine {cosine:.3f}",
-        )
-        for i, j, cosine in metrics.hardest_pairs(val.embeddings.numpy(), val.labels.numpy(), _PAIRS)
-    ]
-    text = "Images of different classes whose embeddings are most alike."
-    return Section("Hardest negatives", text, photos=photos) if photos else None
+# Curves, embeddings and cost
 
 
-def _photograph(images: Images, val: Outputs, i: int) -> str:
-    return plots.photograph(images.decode(int(images.indices[val.rows[i]])))
-
-
-# Sections of curves, embeddings and cost
-
-
-def _curves(runs: Runs, columns: Mapping[str, str]) -> Section:
+def _curves(runs: Runs, columns: Mapping[str, str]) -> list[str]:
     """Of ``columns`` of metrics.csv, with their titles."""
     figures = []
     for column, title in columns.items():
         scale, unit = (1.0, "nats") if column in _LOSSES else (100.0, "%")
-        curves = {name: [_curve(r, column, scale) for r in records] for name, records in runs.items()}
-        curves = {name: of for name, of in curves.items() if all(len(epochs) for epochs, _ in of)}
+        curves = {
+            name: [scale * np.array([row.get(column, math.nan) for row in r.rows]) for r in records]
+            for name, records in runs.items()
+        }
+        curves = {name: of for name, of in curves.items() if all(np.isfinite(values).any() for values in of)}
         if curves:
-            figures.append((plots.learning_curves(curves, title, unit), ()))
-    return Section(
-        "Learning curves",
-        figures=figures,
-        note="Accuracy per epoch on the split that training watches: val, or test where there is no val. "
-        "Thin lines are seeds. Objectives of two stages have a classifier only in the second one.",
-    )
+            figures.append(plots.learning_curves(curves, title, unit))
+    return figures
 
 
-def _curve(record: RunRecord, column: str, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """(epochs counted through the stages, values) where the column has a value."""
-    points = [(i, scale * row[column]) for i, row in enumerate(record.rows, 1) if row.get(column) is not None]
-    epochs, values = np.array(points, dtype=float).reshape(-1, 2).T
-    return epochs, values
-
-
-def _embeddings(runs: Runs, classes: Sequence[str]) -> list[Section]:
-    shown = {name: _shown(records[0]) for name, records in runs.items() if records[0].embeddings is not None}
-    if not shown:
-        return []
-    maps = []
-    for name, (x, labels) in shown.items():
-        points, method = map_points(x)
-        maps.append((plots.embedding_map(points, labels, classes, name), ()))
-    cosines = {name: metrics.pair_cosines(x, labels) for name, (x, labels) in shown.items()}
+def _embeddings(runs: Runs, classes: Sequence[str]) -> dict[str, Any]:
+    """Maps and cosines of each objective's first seed, and the geometry of all."""
+    firsts = {name: records[0] for name, records in runs.items() if records[0].embeddings is not None}
+    maps, cosines, shown = [], {}, {}
+    for name, record in firsts.items():
+        count = min(_SHOWN, len(record.labels))
+        drawn = resample(record.embeddings, record.labels, replace=False, n_samples=count, random_state=0)
+        points, method = _map_points(drawn[0])
+        maps.append(plots.embedding_map(points, drawn[1], classes, name))
+        cosines[name] = metrics.pair_cosines(*drawn)
+        shown = {"shown": count, "seed": record.seed, "method": method}
     low = min([0.9, *(of.min() for kinds in cosines.values() for of in kinds if len(of))])
-    histograms = [(plots.cosine_histogram(*kinds, name, low), ()) for name, kinds in cosines.items()]
-    rows = {name: [cell(spread(interval_of(of, c), 1, 3)) for c in GEOMETRY] for name, of in runs.items()}
-    seed = next(iter(runs.values()))[0].seed
-    return [
-        Section(
-            "Embeddings",
-            f"{len(labels)} of the images judged on, seed {seed}, {method} of the normalised embeddings. "
-            "Only neighbourhoods mean something on such a map; distances across it do not.",
-            figures=maps,
-        ),
-        Section(
-            "Cosines within and between classes",
-            "The further apart the two, the easier it is to tell classes by the embedding alone.",
-            figures=histograms,
-        ),
-        Section(
-            "Retrieval and geometry",
-            table=table_of(rows, GEOMETRY.values()),
-            note="Among the images judged on. Recall@K: one of the K nearest others is of the same class. "
-            "MAP@R: Musgrave et al., arXiv 2003.08505. Silhouette by cosine distance, in [-1, 1]. Alignment: "
-            "mean squared distance within a class. Uniformity: log mean exp(-2 · squared distance) over all "
-            "pairs (both: Wang & Isola, arXiv 2005.10242). Isotropy: smallest over largest partition "
-            "function along the principal directions (Mu & Viswanath, arXiv 1702.01417), 1 is isotropic. "
-            "Embeddings normalised.",
-        ),
-    ]
+    histograms = [plots.cosine_histogram(*kinds, name, low) for name, kinds in cosines.items()]
+    rows = {name: [_cell(interval_of(of, c).text(1, 3)) for c in GEOMETRY] for name, of in runs.items()}
+    geometry = _table(rows, GEOMETRY.values())
+    return shown | {"maps": maps, "histograms": histograms, "geometry": geometry}
 
 
-def _shown(record: RunRecord) -> tuple[np.ndarray, np.ndarray]:
-    """(embeddings, labels) of as many images as maps and histograms show."""
-    count = len(record.labels)
-    chosen = np.sort(np.random.default_rng(0).choice(count, min(count, _SHOWN), replace=False))
-    return record.embeddings[chosen], record.labels[chosen]
-
-
-def map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
+def _map_points(x: np.ndarray) -> tuple[np.ndarray, str]:
     """(points [n, 2], name of the method): t-SNE, or PCA of fewer than 30 images."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
-    x = metrics.normalized(x)
     if len(x) < 30:
-        return PCA(2, random_state=0).fit_transform(x), "principal components"
-    x = PCA(min(50, *x.shape), random_state=0).fit_transform(x)
+        return PCA(2).fit_transform(metrics.normalized(x)), "principal components"
     tsne = TSNE(2, init="pca", perplexity=min(30, len(x) // 4), max_iter=500, random_state=0)
-    return tsne.fit_transform(x), "t-SNE"
+    return tsne.fit_transform(metrics.normalized(x)), "t-SNE"
 
 
-def _cost(runs: Runs) -> Section:
-    if not all(is_steady(record.rows) for records in runs.values() for record in records):
-        return Section(
-            "Cost",
-            "Time per epoch is not shown: epochs of the same stage took unlike times, so that something else "
-            "must have kept the machine busy, or they are too few to tell.",
-        )
-    rows = {name: [cell(spread(interval_of(of, "seconds_per_epoch"), 1, 2))] for name, of in runs.items()}
-    return Section(
-        "Cost",
-        table=table_of(rows, ["Seconds per epoch"]),
-        note="Forward, backward and data loading on the machine of these runs, without evaluation. Two views "
-        "double the images; a frozen backbone in the head stage makes its epochs cheap. Epochs of the same "
-        f"stage took the same time within {round(100 * (_STEADY - 1))} %.",
-    )
+def _cost(runs: Runs) -> dict[str, Any]:
+    """Nothing to show where something else may have kept the machine busy, or there were several machines."""
+    machines = {(r.results.get("device"), r.results.get("processes")) for of in runs.values() for r in of}
+    if len(machines) > 1 or not all(_is_steady([r.rows for r in of]) for of in runs.values()):
+        return {"cost": [], "machines": len(machines)}
+    rows = {name: [_cell(interval_of(of, "seconds_per_epoch").text(1, 2))] for name, of in runs.items()}
+    return {"cost": _table(rows, ["Seconds per epoch"]), "steady": round(100 * (_STEADY - 1))}
 
 
-def is_steady(rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether the epochs of each stage took the same time, the first of all aside, which warms up."""
+def _is_steady(runs: Sequence[Sequence[Mapping[str, Any]]]) -> bool:
+    """Whether the epochs of each stage took the same time, within a run and from one seed's to another's; the
+    first of each run aside, which warms up."""
     stages: dict[str, list[float]] = {}
-    for row in rows[1:]:
+    for row in (row for rows in runs for row in rows[1:]):
         stages.setdefault(row["stage"], []).append(row["seconds"])
-    return bool(stages) and all(
-        len(times) > 1 and max(times) <= _STEADY * min(times) for times in stages.values()
-    )
+    return bool(stages) and all(len(of) > 1 and max(of) <= _STEADY * min(of) for of in stages.values())

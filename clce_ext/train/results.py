@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,17 +18,13 @@ from safetensors.numpy import load_file
 from torch import Tensor
 
 from .checkpoint import write_text, write_weights
-from .config import TrainConfig
 from .errors import TrainingError, first_line
 from .judge import Outputs
-from .metrics import Interval
+from .metrics import Interval, confidence_interval
 from .objectives import UNTOUCHED
 
-# What results.json says of how a run was made, whatever it is judged on.
-_OF_THE_RUN = (
-    "objective", "model", "data", "seed", "classes", "train_images", "epochs", "steps", "seconds",
-    "seconds_per_epoch", "best_metric", "best_epoch", "code", "torch", "timm",
-)  # fmt: skip
+# What the untouched backbone's row has of the run that started from it, beside what was found of it.
+_SHARED = ("model", "data", "seed", "classes", "train_images", "split", "images")
 
 
 @dataclass
@@ -38,22 +36,9 @@ class RunRecord:
     results: dict[str, Any]
     rows: list[dict[str, Any]]  # of metrics.csv
     embeddings: np.ndarray | None = None  # [N, D] of the images that the run was judged on
-    labels: np.ndarray | None = None  # [N]
-    # "images" [N], positions of all images of the split in its source, and by figure whether it is right [N].
+    labels: np.ndarray | None = None  # [N] of them
+    # Which images were judged, and by figure for which the class was found, each [N].
     correct: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-@dataclass
-class Setting:
-    """An objective at a point of a sweep's grid."""
-
-    objective: str
-    point: dict[str, Any]  # without the options that the objective does not have
-    configs: list[TrainConfig]  # by seed
-    records: Sequence[RunRecord] = ()  # on the split that training watches
-    interval: Interval | None = None  # of the metric there, over seeds
-    chosen: bool = False  # the best of its objective
-    judged: Sequence[RunRecord] = ()  # of a chosen one, on the split that --split names
 
 
 def read_run(folder: Path, split: str | None = None) -> RunRecord:
@@ -63,25 +48,19 @@ def read_run(folder: Path, split: str | None = None) -> RunRecord:
         TrainingError: a file of it is missing or damaged.
     """
     suffix = f"-{split}" if split else ""
-    correct = folder / f"correct{suffix}.safetensors"
     try:
         results = json.loads((folder / "results.json").read_text())
-        if split:  # what says how the run was made, with the figures of that split
-            made = {k: v for k, v in results.items() if k in _OF_THE_RUN}
+        if split:  # what says how the run was made comes before the figures, the first of which is the split
+            made = dict(itertools.takewhile(lambda item: item[0] != "split", results.items()))
             results = made | json.loads((folder / f"results{suffix}.json").read_text())
         with (folder / "metrics.csv").open(newline="") as file:
             rows = [
-                {k: v if k == "stage" else float(v) for k, v in row.items() if v != ""}
+                {k: v if k == "stage" else float(v) for k, v in row.items() if v}
                 for row in csv.DictReader(file)
             ]
-        return RunRecord(
-            results["objective"],
-            results["seed"],
-            results,
-            rows,
-            **load_file(folder / f"embeddings{suffix}.safetensors"),
-            correct=load_file(correct) if correct.exists() else {},
-        )
+        tensors = load_file(folder / f"embeddings{suffix}.safetensors")
+        correct = load_file(folder / f"correct{suffix}.safetensors")
+        return RunRecord(results["objective"], results["seed"], results, rows, **tensors, correct=correct)
     except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
         raise TrainingError(
             f"{folder}: not what a finished run leaves ({type(error).__name__}: {first_line(error)}): "
@@ -107,16 +86,18 @@ def write_figures(
 
 def untouched_records(records: Iterable[RunRecord]) -> list[RunRecord]:
     """What runs on given weights noted of the backbone before their first step, as records of their own."""
-    shared, prefix = ("model", "data", "seed", "classes", "train_images", "split", "images"), f"{UNTOUCHED}."
-    found = []
-    for record in records:
-        if UNTOUCHED in record.results:
-            results = {"objective": UNTOUCHED} | {k: record.results[k] for k in shared}
-            correct = {k: v for k, v in record.correct.items() if k == "images" or k.startswith(prefix)}
-            correct = {k.removeprefix(prefix): v for k, v in correct.items()}
-            results |= record.results[UNTOUCHED]
-            found.append(RunRecord(UNTOUCHED, record.seed, results, [], correct=correct))
+    found, prefix = [], f"{UNTOUCHED}."
+    for record in (r for r in records if UNTOUCHED in r.results):
+        shared = {k: record.results[k] for k in _SHARED}
+        results = {"objective": UNTOUCHED} | shared | record.results[UNTOUCHED]
+        correct = {k.removeprefix(prefix): v for k, v in record.correct.items() if k.startswith(prefix)}
+        correct |= {k: v for k, v in record.correct.items() if k == "images"}
+        found.append(RunRecord(UNTOUCHED, record.seed, results, [], correct=correct))
     return found
+
+
+def interval_of(records: Sequence[RunRecord], figure: str) -> Interval:
+    return confidence_interval(np.array([r.results.get(figure, math.nan) for r in records]))
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> None:

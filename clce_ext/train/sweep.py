@@ -5,18 +5,17 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import compare
 from .compare import Comparison, assignment, judged, train_all
+from .config import TrainConfig
 from .errors import TrainingError, run_command
 from .objectives import LOSS_OPTIONS, OBJECTIVES
-from .page import interval_of
-from .report import OF_ONE_RUN, write_sweep_report
-from .results import Setting, write_rows
+from .report import ACCURACIES, OF_ONE_RUN, judged_on, write_sweep_report
+from .results import interval_of, write_rows
 
 _EPILOG = """\
 Every other option is clce-compare's. Options that an objective does not have (a temperature of ce) are not
@@ -40,13 +39,10 @@ class Sweep(NamedTuple):
 
 def parse(arguments: Sequence[str] | None = None) -> Sweep:
     parser = compare.make_parser(__doc__, _EPILOG)
-    parser.add_argument(
-        "--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="options and the values to try"
-    )
-    parser.add_argument("--random", type=int, metavar="N", help="try N points of the grid, drawn at random")
-    parser.add_argument(
-        "--metric", choices=("top1", "knn", "centroid", "probe"), default="top1", help="that chooses the best"
-    )
+    add, metrics = parser.add_argument, ("top1", "knn", "centroid", "probe")
+    add("--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="options and the values to try")
+    add("--random", type=int, metavar="N", help="try N points of the grid, drawn at random")
+    add("--metric", choices=metrics, default="top1", help="that chooses the best")
     parsed = parser.parse_args(arguments)
     assignments, count, metric = (vars(parsed).pop(name) for name in ("grid", "random", "metric"))
     comparison, grid = compare.asked_for(parsed), _grid(assignments)
@@ -70,40 +66,41 @@ def _grid(assignments: Sequence[str]) -> dict[str, list[Any]]:
     return grid
 
 
-def sweep(asked: Sweep) -> Path | None:
-    """Trains what has not been trained, and writes sweep.csv and sweep.html; returns the latter's path, in
-    the main process."""
-    c = asked.comparison
-    settings: dict[str, Setting] = {}  # points that differ in others' options alone are one
+def sweep(asked: Sweep) -> None:
+    """Trains what has not been trained, and writes sweep.csv and sweep.html."""
+    c, metric = asked.comparison, asked.metric
+    # An objective at a point, and its runs; points that differ in others' options alone are one.
+    settings: dict[str, dict[str, Any]] = {}
+    configs: dict[str, list[TrainConfig]] = {}
     for objective, point in itertools.product(c.objectives, asked.points):
         own = _of_objective(objective, point)
-        name = ",".join(f"{option}={value}" for option, value in own.items()) or "as-given"
-        folders = {seed: c.output / "runs" / name / f"{objective}-seed{seed}" for seed in c.seeds}
-        configs = [c.config(objective, seed, folder, **own) for seed, folder in folders.items()]
-        settings[f"{objective}, {name}"] = Setting(objective, own, configs)
-    if not train_all({name: s.configs for name, s in settings.items()}):
-        return None
-    for s in settings.values():
-        s.records = [judged(run, None) for run in s.configs]
-        s.interval = interval_of(s.records, asked.metric)
+        part = ",".join(f"{option}={value}" for option, value in own.items()) or "as-given"
+        settings[f"{objective}, {part}"] = {"objective": objective, **own}
+        configs[f"{objective}, {part}"] = c.configs(objective, part, **own)
+    if not train_all(configs):
+        return
+    columns = {}
+    for name, row in settings.items():
+        runs = [judged(config) for config in configs[name]]
+        mean, half, seeds = interval_of(runs, metric)
+        row |= {"seeds": seeds, metric: mean, "ci95": half, "chosen": False}
+        made = runs[0].results
+        columns[metric, "ci95"] = judged_on(made)
     for objective in c.objectives:
-        of_objective = (s for s in settings.values() if s.objective == objective)
-        best = max(of_objective, key=lambda s: s.interval.mean)
-        best.chosen = True
+        names = [name for name, row in settings.items() if row["objective"] == objective]
+        best = max(names, key=lambda name: settings[name][metric])
+        settings[best]["chosen"] = True
         if c.split:  # a split that chose nothing judges only what was chosen
-            best.judged = [judged(run, c.split) for run in best.configs]
-    rows = []
-    for s in settings.values():
-        row = {"objective": s.objective, **s.point, "seeds": len(s.records)}
-        row |= {asked.metric: s.interval.mean, "ci95": s.interval.half_width, "chosen": s.chosen}
-        if s.judged:
-            other = interval_of(s.judged, asked.metric)
-            row |= {f"{c.split}_{asked.metric}": other.mean, f"{c.split}_ci95": other.half_width}
-        rows.append(row)
+            runs = [judged(config, c.split) for config in configs[best]]
+            names = f"{c.split}_{metric}", f"{c.split}_ci95"
+            settings[best] |= dict(zip(names, interval_of(runs, metric), strict=False))
+            columns[names] = judged_on(runs[0].results)
+    path, rows = c.output / "sweep.html", list(settings.values())
     write_rows(c.output / "sweep.csv", rows)
-    path, first = c.output / "sweep.html", next(iter(settings.values()))
-    write_sweep_report(path, first.configs[0], list(settings.values()), asked.grid, asked.metric)
-    return path
+    write_sweep_report(
+        path, next(iter(configs.values()))[0], rows, asked.grid, ACCURACIES[metric], columns, made
+    )
+    print(f"report: {path}")
 
 
 def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +110,7 @@ def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-sweep", lambda: compare.print_report(sweep(parse(arguments))))
+    return run_command("clce-sweep", lambda: sweep(parse(arguments)))
 
 
 if __name__ == "__main__":

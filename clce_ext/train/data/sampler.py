@@ -53,19 +53,20 @@ class EpochSampler(Sampler):
 
     def _check_balance(self) -> None:
         counts = np.unique(self.labels, return_counts=True)[1]
-        per_batch = self.batch_size // self.images_per_class
-        if per_batch > len(counts):
-            least = -(-self.batch_size // len(counts))
-            enough = [k for k in range(least, self.batch_size + 1) if self.batch_size % k == 0]
-            raise TrainingError(
-                f"batches of {self.batch_size} images with --images-per-class {self.images_per_class} need "
-                f"{per_batch} classes; there are {len(counts)}: --images-per-class {enough[0]} would do, or "
-                "a smaller --batch-size"
-            )
         if counts.min() < self.images_per_class:
             raise TrainingError(
                 f"--images-per-class {self.images_per_class}: the smallest class has {counts.min()} images, "
                 "which is the most to ask for"
+            )
+        per_batch = self.batch_size // self.images_per_class
+        if per_batch > len(counts):
+            least = -(-self.batch_size // len(counts))
+            enough = [k for k in range(least, counts.min() + 1) if self.batch_size % k == 0]
+            remedies = [f"--images-per-class {k} or " for k in enough[:1]]
+            raise TrainingError(
+                f"batches of {self.batch_size} images with --images-per-class {self.images_per_class} need "
+                f"{per_batch} classes; there are {len(counts)}: {''.join(remedies)}--batch-size "
+                f"{self.images_per_class * len(counts)} would do"
             )
 
     @property
