@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import sys
 from itertools import chain
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +19,6 @@ from clce_ext.train.data import (
     evaluation_loader,
     load_classes,
     load_data,
-    sources,
     training_loader,
 )
 from clce_ext.train.errors import TrainingError, UnreadableImageError
@@ -426,76 +423,3 @@ def test_torchvision(monkeypatch):
 def test_torchvision_not_downloaded(tmp_path):
     with pytest.raises(TrainingError, match=r"CIFAR10 in .*(see --data-dir, --download)"):
         load_data(config(data="torchvision:CIFAR10", data_dir=str(tmp_path)))
-
-
-class FakeHuggingFace:
-    """What is asked of the package datasets: a set whose columns have names of their own."""
-
-    class Image:
-        def __init__(self, decode=True):
-            pass
-
-    class ClassLabel:
-        names = ("cat", "dog")
-
-    class Value:
-        pass
-
-    def __init__(self, features=None):
-        self.info = SimpleNamespace(
-            features=features or {"id": self.Value(), "img": self.Image(), "fine_label": self.ClassLabel()}
-        )
-
-    def load_dataset_builder(self, name, cache_dir):
-        assert name == "owner/pets"
-        return self
-
-
-def test_hugging_face_columns_of_other_names(monkeypatch):
-    def create_dataset(name, root, split, input_key, target_key):
-        assert (name, input_key, target_key) == ("hfds/owner/pets", "img", "fine_label")
-        if split not in ("train", "test"):
-            raise ValueError(f"unknown split {split}")
-        rows = {"fine_label": [0, 1, 1, 0]}
-        reader = SimpleNamespace(dataset=rows, label_key=target_key, class_to_idx={"cat": 0, "dog": 1})
-        return SimpleNamespace(reader=reader)
-
-    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace())
-    monkeypatch.setattr(sources, "create_dataset", create_dataset)
-    data = load_data(config(data="hfds/owner/pets"))
-    assert data.classes == ["cat", "dog"] and data.train.labels.tolist() == [0, 1, 1, 0]
-    assert data.watched == "test"
-    monkeypatch.setitem(sys.modules, "datasets", FakeHuggingFace({"text": FakeHuggingFace.Value()}))
-    with pytest.raises(TrainingError, match=r"of images and one of class labels are wanted, it has text \(V"):
-        load_data(config(data="hfds/owner/pets"))
-
-
-class FakeStream:
-    """What timm makes of WebDataset or TensorFlow data sets: images in one order, from the beginning only."""
-
-    def __init__(self, name, root, split):
-        if split not in ("train", "test"):
-            raise ValueError(f"unknown split {split}")
-        self.reader = SimpleNamespace(class_to_idx={"cat": 0, "dog": 1} if name == "tfds/pets" else {})
-        self.count = 6 if split == "train" else 3
-
-    def __iter__(self):
-        return ((Image.new("L", (8 + i, 8), 10 * i), i % 2) for i in range(self.count))
-
-
-@pytest.mark.parametrize(("name", "classes"), [("tfds/pets", ["cat", "dog"]), ("wds/", ["0", "1"])])
-def test_data_sets_that_are_streams(monkeypatch, name, classes):
-    monkeypatch.setattr(sources, "create_dataset", FakeStream)
-    data = load_data(config(data=name, data_dir="somewhere"))
-    assert data.classes == classes and data.train.labels.tolist() == [0, 1, 0, 1, 0, 1]
-    assert data.watched == "test" and len(data.test) == 3
-    assert data.train.decode(3).size == (11, 8) and data.train.decode(3).getpixel((0, 0)) == (30,) * 3
-
-    def not_installed(*_, **__):
-        raise ImportError
-
-    monkeypatch.setattr(sources, "create_dataset", not_installed)
-    with pytest.raises(
-        TrainingError, match=r"needs the package (webdataset|tensorflow-datasets) \(pip install"
-    ):
-        load_data(config(data=name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,13 @@ from clce_ext.train import checkpoint, models, plots
 from clce_ext.train.cli import parse
 from clce_ext.train.config import TrainConfig
 from clce_ext.train.errors import TrainingError
+from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
+from clce_ext.train.predict import load_saved
 from clce_ext.train.stages import Stage
 from clce_ext.train.stages import stages as stages_of
+
+from .training import quick_config
 
 
 def create(name="beit_tiny_digits", classes=7, projection=False, **options) -> models.FineTuner:
@@ -506,12 +511,35 @@ def test_models_of_elsewhere_are_timms_to_find(name, monkeypatch):
 
 
 def test_models_of_a_directory(tmp_path):
+    """What a run saves of it is whole without the directory, with scale and arguments of its own."""
     from timm.models import save_for_hf
 
-    save_for_hf(timm.create_model("resnet10t", num_classes=3), tmp_path, model_config={"num_classes": 3})
-    model = create(f"local-dir:{tmp_path}", classes=3, pretrained=True, image_size=32)
-    assert model(torch.randn(1, 3, 32, 32))[0].shape == (1, 3)
+    folder = tmp_path / "model"
+    original = timm.create_model("resnet10t", num_classes=3, global_pool="max")
+    original.pretrained_cfg = original.pretrained_cfg | {"mean": (0.25, 0.25, 0.25)}
+    save_for_hf(original, folder, model_config={"num_classes": 3, "model_args": {"global_pool": "max"}})
+    model = create(f"local-dir:{folder}", classes=3, pretrained=True, image_size=32)
+    images = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    assert model(images)[0].shape == (1, 3)
     assert any("classifier kept" in note for note in model.notes)
+    run = train(
+        quick_config(
+            tmp_path / "run", model=f"local-dir:{folder}", pretrained=True, image_size=32, epochs=0,
+            hold_out_classes=list("3456789"),
+        ),
+        with_map=False,
+    )  # fmt: skip
+    assert run["classes"] == 3
+    shutil.rmtree(folder)
+    for pretrained in (True, False):
+        with pytest.raises(
+            TrainingError, match=r"^--model local-dir:.*: FileNotFoundError: Config file not f"
+        ):
+            create(f"local-dir:{folder}", pretrained=pretrained)
+    again, classes, _ = load_saved(tmp_path / "run")
+    assert classes == ["0", "1", "2"] and again.mean.flatten().tolist() == [0.25] * 3
+    # The layout in memory differs, and with it the rounding.
+    torch.testing.assert_close(again(images), model.eval()(images), rtol=1e-4, atol=1e-5)
 
 
 def test_convolutional_backbones_keep_channels_side_by_side():

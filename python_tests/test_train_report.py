@@ -6,9 +6,7 @@ import csv
 import html
 import re
 import shutil
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,11 +17,9 @@ from PIL import Image
 
 from clce_ext.train import plots, predict, report
 from clce_ext.train.config import TrainConfig
-from clce_ext.train.errors import TrainingError
 from clce_ext.train.judge import Judge, Outputs
 from clce_ext.train.loop import train
 from clce_ext.train.processes import Processes
-from clce_ext.train.records import Records
 from clce_ext.train.results import RunRecord
 
 from .training import QUICK, quick_config, write_digit_images
@@ -236,47 +232,3 @@ def test_prediction(finished, tmp_path, capsys):
     torch.save(model.backbone.state_dict(), tmp_path / "plain.pth")
     assert predict.main(["--checkpoint", str(tmp_path / "plain.pth"), str(single)]) == 2
     assert "does not say its arguments, classes, input, model" in capsys.readouterr().err
-
-
-def test_trackers(tmp_path, monkeypatch):
-    logged = []
-
-    def log(values, step):
-        logged.append((values, step))
-
-    ended = []
-    run = SimpleNamespace(log=log, finish=lambda: ended.append("wandb"))
-    ids = []
-    wandb = SimpleNamespace(init=lambda **options: (ids.append(options["id"]), run)[1])
-    started, given = [], []
-
-    def start_run(run_id, run_name):
-        started.append(run_id)
-        return SimpleNamespace(info=SimpleNamespace(run_id="ours"))
-
-    mlflow = SimpleNamespace(
-        start_run=start_run,
-        log_params=given.append,
-        log_metrics=log,
-        end_run=lambda: ended.append("mlflow"),
-    )
-    row = {"stage": "joint", "epoch": 0, "step": 4, "loss": 1.5}
-    for name, package in (("wandb", wandb), ("mlflow", mlflow)) * 2:
-        monkeypatch.setitem(sys.modules, name, package)
-        config = quick_config(tmp_path, tracker=name)
-        records = Records(tmp_path, config)
-        records.write([row])
-        assert not ended
-        records.close()
-        records.close()
-        assert ended.pop() == name and not ended  # once
-        assert logged.pop() == ({"epoch": 0, "loss": 1.5}, 4)
-    # One run, where it is resumed; MLflow refuses to log other options a second time.
-    assert (
-        ids[0] == ids[1]
-        and started == [None, "ours"]
-        and given == [quick_config(tmp_path, tracker="mlflow").to_dict()]
-    )
-    monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(TrainingError, match="--tracker mlflow: needs the package mlflow"):
-        Records(tmp_path, quick_config(tmp_path, tracker="mlflow"))

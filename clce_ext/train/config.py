@@ -21,7 +21,7 @@ DEFAULT_LR = 5e-4
 NEW_CLASSIFIER_RATE = 5
 # The figures that --best-metric may choose by, and what gives the best of several.
 METRICS = {"top1": max, "top5": max, "val_loss": min, "knn": max, "centroid": max}
-OF_TIMM = ("hfds/", "tfds/", "wds/")  # how the names of data sets begin that timm reads
+_OF_PACKAGES = ("hfds/", "tfds/", "wds/")  # how names of data sets begin that look like folders and are none
 
 # Types of options: numbers, of which _KINDS says more.
 Count = Whole = int
@@ -53,11 +53,18 @@ class TrainConfig:
         "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with class "
         "folders in train/, val/ and test/",
     )
-    data_dir: str | None = option(None, "where torchvision and Hugging Face data sets are kept")
+    data_dir: str | None = option(
+        None, "where data sets of torchvision, Hugging Face and TensorFlow are kept; wds/: the shards' folder"
+    )
+    image_column: str | None = option(None, "hfds, wds, tfds: column of images (default: by its type)")
+    label_column: str | None = option(
+        None,
+        "hfds, wds, tfds: column of labels (default: by its type or a usual name)",
+    )
     fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
     letter_size: Count = option(8, "letters: side in pixels that they are drawn at")
     letter_images: Count = option(150, "letters: images of each in train; a fifth in val and test")
-    download: bool = option(False, "let torchvision download the data set")
+    download: bool = option(False, "let torchvision or TensorFlow fetch the data set")
     train_split: str | None = option(None, "name of the training split (default: train)")
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
@@ -215,7 +222,7 @@ class TrainConfig:
     @property
     def data_is_folder(self) -> bool:
         """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(OF_TIMM))
+        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(_OF_PACKAGES))
 
     @property
     def data_is_glyphs(self) -> bool:

@@ -23,7 +23,7 @@ from .metrics import episode_classes, few_shot_episodes, quality
 from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 
-_LOADING = ("data", "data_dir", "workers", "device")
+_LOADING = ("data", "data_dir", "image_column", "label_column", "workers", "device")
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
 with --classes, or every class of another data set given with --data. If that data set has the very classes

@@ -135,7 +135,7 @@ class _Run:
 
     def execute(self) -> dict[str, Any]:
         config, state = self.config, self.state
-        try:
+        with nullcontext() if self.records is None else self.records:
             if config.has_weights and state.untouched is None and config.eval_embeddings != "never":
                 val = self.judge.outputs(self.model, self.data.val)
                 state.untouched = self.judge.frozen(self.model, self.data.train, val)
@@ -143,9 +143,6 @@ class _Run:
                 self._train_stage(stage)
                 state.stage, state.epoch = state.stage + 1, 0
             return self._finish()
-        finally:
-            if self.records is not None:
-                self.records.close()
 
     def _train_stage(self, stage: Stage) -> None:
         trainer = Trainer(stage, self.model, self.data, self.config, self.group)
@@ -309,6 +306,7 @@ class _Run:
         results |= figures
         if not self.group.is_main:
             return results
+        self.records.finish(figures, state.step)
         folder, part = self.folder, None if config.eval_embeddings == "never" else self.judge.part(val)
         (folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
         self._write_backbone("model.safetensors")
@@ -325,7 +323,7 @@ class _Run:
 
     def _write_backbone(self, name: str) -> None:
         metadata = {
-            "model": self.config.model,
+            "model": self.model.architecture,
             "classes": json.dumps(self.data.classes),
             "input": json.dumps(self.model.input),
             "arguments": json.dumps(self.model.arguments),

@@ -72,7 +72,9 @@ class FineTuner(nn.Module):
 
     MODES = ("joint", "logits", "contrast", "head")
     notes: Sequence[str] = ()  # what became of the given weights, in words
-    arguments: Mapping[str, Any] = MappingProxyType({})  # that timm made the backbone with
+    # By which timm makes the backbone again, without the folder or the hub that it may have come from.
+    architecture: str = ""
+    arguments: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self, backbone: nn.Module, projection_dim: int | None = None, frozen_batch_norm: bool = False
@@ -180,8 +182,8 @@ def create_model(
     if config.checkpoint:
         has_classifier, notes = load_backbone(backbone, config.checkpoint, config.model, class_names)
     elif config.pretrained:
-        state = f"kept, of timm's {theirs} classes" if has_classifier else f"new, of {num_classes} classes"
-        notes = [f"timm's of {config.model}", f"classifier {state}"]
+        state = f"kept, of its {theirs} classes" if has_classifier else f"new, of {num_classes} classes"
+        notes = [f"those of {config.model}", f"classifier {state}"]
     if sum(isinstance(layer, nn.Conv2d) for layer in backbone.modules()) > 1:
         # A convolutional network is faster with the channels of a pixel side by side; its images follow suit.
         backbone.to(memory_format=torch.channels_last)
@@ -210,21 +212,28 @@ def create_model(
             layer = [m for m in classifier.modules() if isinstance(m, (nn.Linear, nn.Conv2d))][-1]
             for parameter in layer.parameters():
                 nn.init.zeros_(parameter)
-    model.notes, model.arguments = notes, arguments
+    model.notes, model.architecture, model.arguments = notes, config.model, arguments
+    if _is_elsewhere(config):
+        model.architecture = backbone.pretrained_cfg["architecture"]
+        model.arguments = {**getattr(backbone, "_model_args", {}), **arguments}
     return model
+
+
+def _is_elsewhere(config: TrainConfig) -> bool:
+    """Whether timm finds the model in a folder or on the hub, not among its own."""
+    return config.model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
 
 
 def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Module:
     name = config.model.partition(".")[0]
-    is_elsewhere = config.model.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    if not is_elsewhere and not timm.is_model(name):
+    if not _is_elsewhere(config) and not timm.is_model(name):
         near = _models_near(name)
         raise TrainingError(
             f"--model {config.model}: timm has no such model"
             + (f"; near it: {', '.join(near)}" if near else "")
             + ". hf-hub:OWNER/NAME and local-dir:DIR are accepted too"
         )
-    tag = "" if is_elsewhere else config.model.partition(".")[2]
+    tag = "" if _is_elsewhere(config) else config.model.partition(".")[2]
     if tag and config.model not in timm.models.get_arch_pretrained_cfgs(name):
         there = timm.list_pretrained(f"{name}.*")
         raise TrainingError(f"--model {config.model}: {name} has no weights {tag}; it has {listing(there)}")
@@ -234,8 +243,10 @@ def _create_backbone(config: TrainConfig, arguments: dict[str, Any]) -> nn.Modul
         if isinstance(error, TypeError) and "img_size" in str(error):  # convolutional models take any size
             arguments.pop("img_size")
             return _create_backbone(config, arguments)
-        if not config.pretrained:
-            raise TrainingError(f"--model {config.model}: {type(error).__name__}: {error}") from error
+        if not config.pretrained or config.model.startswith("local-dir:"):
+            raise TrainingError(
+                f"--model {config.model}: {type(error).__name__}: {first_line(error)}"
+            ) from error
         raise TrainingError(
             f"--pretrained: the weights of {config.model} could not be fetched from timm's hub "
             f"({type(error).__name__}: {first_line(error)}). Without the network, save its state_dict() "

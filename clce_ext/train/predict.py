@@ -111,12 +111,15 @@ def load_saved(path: str | Path) -> tuple[models.FineTuner, list[str], dict[str,
             f"--checkpoint {path}: does not say its {', '.join(sorted(missing))}, as the model.safetensors "
             "of clce-train does"
         )
-    classes = json.loads(about["classes"])
-    backbone = timm.create_model(about["model"], **json.loads(about["arguments"]))
+    classes, seen = json.loads(about["classes"]), json.loads(about["input"])
+    scale = {name: seen[name] for name in ("mean", "std")}
+    backbone = timm.create_model(
+        about["model"], pretrained_cfg_overlay=scale, **json.loads(about["arguments"])
+    )
     if about.get("global_pool"):
         backbone.reset_classifier(len(classes), about["global_pool"])
     backbone.load_state_dict(state)
-    return models.FineTuner(backbone).eval(), classes, json.loads(about["input"])
+    return models.FineTuner(backbone).eval(), classes, seen
 
 
 def _paths(given: Sequence[str]) -> list[str]:

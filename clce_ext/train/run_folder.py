@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from .checkpoint import checkpoints, damage, write_checksums
 from .config import TrainConfig, flag, read_yaml
 from .errors import TrainingError, differences
-from .records import MLFLOW_RUN
+from .records import TRACKED
 
 # Options that may differ between a run and its continuation: they do not change what is computed.
 FREE_TO_CHANGE = {
@@ -84,8 +84,10 @@ def write_finished(folder: Path, config: TrainConfig) -> None:
 
 def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
     results = folder / "results.json"
-    # A start that failed has left nothing to keep.
+    # A start that failed has left nothing to keep, and a tracker's run of it is another run.
     if not (checkpoints(folder) or results.exists()):
+        for name in TRACKED.values():
+            (folder / name).unlink(missing_ok=True)
         return None
     if config.resume:
         return _resumed(folder, config)
@@ -98,8 +100,8 @@ def _prepared(folder: Path, config: TrainConfig) -> dict[str, Any] | None:
         (folder / name).unlink(missing_ok=True)
     for name in ("checkpoints", "tensorboard"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json", MLFLOW_RUN, "config.yaml")
-    for pattern in patterns:
+    patterns = ("metrics.csv", "report.html", "*.safetensors", "results-*.json")
+    for pattern in (*patterns, *TRACKED.values(), "config.yaml"):
         for file in folder.glob(pattern):
             file.unlink()
     return None

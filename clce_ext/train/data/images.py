@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from ..seeds import seeded
 class Source:
     """One split: N images and their classes."""
 
-    items: Any  # of images: paths, files, arrays, PIL's images, or samples that begin with one of these
+    items: Any  # of images: paths, files or what they hold, arrays, PIL's images, or samples of these
     labels: np.ndarray  # [N] int64
     title: str = ""  # of the data set; none where the items are paths
     max_pixels: int | None = None  # larger images are refused
@@ -34,6 +35,10 @@ class Source:
     def read(self, i: int) -> Image.Image:
         item = self.items[i]
         item = item[0] if isinstance(item, tuple) else item
+        if isinstance(item, dict):  # Hugging Face's
+            item = item["path"] if item["bytes"] is None else item["bytes"]
+        if isinstance(item, bytes):
+            item = io.BytesIO(item)
         if isinstance(item, np.ndarray):
             item = Image.fromarray(item)
         if isinstance(item, Image.Image):

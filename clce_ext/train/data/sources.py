@@ -1,22 +1,20 @@
-"""Data sets by name: digits, letters, folders of class folders, torchvision's and Hugging Face's."""
+"""Data sets by name: digits, letters, folders of class folders, and those of other packages."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torchvision
-from timm.data import create_dataset
 from timm.utils.misc import natural_key
 
 from .. import letters
-from ..config import OF_TIMM, TrainConfig
+from ..config import TrainConfig
 from ..errors import TrainingError, listing
-from .images import Source, rgb
+from .images import Source
+from .packages import NoSplit, open_hugging_face, open_tensorflow, open_torchvision
 
 # What splits are called, the usual names first.
 _USUAL = {
@@ -27,20 +25,19 @@ _USUAL = {
 # Of folders. Files of other kinds are passed over and counted, and so is what a system hides, such as the
 # ._photo.jpg that macOS leaves beside photo.jpg.
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-# What timm needs to read these.
-_PACKAGES = dict(zip(OF_TIMM, ("datasets", "tensorflow-datasets", "webdataset"), strict=True))
+# What opens data sets whose names begin so.
+_OF_PACKAGES = {
+    "torchvision:": open_torchvision, "hfds/": open_hugging_face, "wds/": open_hugging_face,
+    "tfds/": open_tensorflow,
+}  # fmt: skip
 # Characters by the name of their data set; those for few-shot episodes are none of those to train on.
 LETTERS = {"letters": letters.BASE, "letters:novel": letters.NOVEL}
-
-
-class _NoSplit(Exception):
-    """A data set has no split of some name; says what it has."""
 
 
 def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
     """The splits of ``config.data`` by name, and its classes: train, and at least one of val and test, unless
     a part of the training images is to validate (``val_fraction``)."""
-    names, found, classes, failure = _split_names(config), {}, None, None
+    names, found, failures, classes = _split_names(config), {}, {}, None
     opener = _opener(config.data)
     for split, wanted in names.items():
         for name in wanted:
@@ -49,8 +46,8 @@ def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
                 found[split], of_split = opener(config, name, classes)
                 classes = classes or of_split
                 break
-            except _NoSplit as error:
-                failure = error
+            except NoSplit as error:
+                failures.setdefault(split, error)
     needed = {"train": names["train"]}
     needed |= {s: n for s, n in names.items() if getattr(config, f"{s}_split") in n}  # asked for by name
     if not (found.keys() & {"val", "test"} or config.val_fraction):
@@ -58,6 +55,8 @@ def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
     for split, wanted in needed.items():
         if split not in found:
             kind = "folder" if config.data_is_folder else "split"
+            of = ("train",) if split == "train" else ("val", "test")
+            failure = "; ".join(dict.fromkeys(str(failures[name]) for name in of if name in failures))
             raise TrainingError(
                 f"--data {config.data}: no {'/'.join(wanted)} {kind} in it; {failure} (see --train-split, "
                 "--val-split, --val-fraction)"
@@ -74,9 +73,8 @@ def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], tuple[S
         return _digits
     if name in LETTERS:
         return _letters
-    if name.startswith("torchvision:"):
-        return _torchvision
-    return _timm if name.lower().startswith(OF_TIMM) else _folder
+    begins = (opener for prefix, opener in _OF_PACKAGES.items() if name.lower().startswith(prefix))
+    return next(begins, _folder)
 
 
 def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
@@ -97,7 +95,7 @@ def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> tuple
     from sklearn.model_selection import train_test_split
 
     if split not in ("train", "val"):
-        raise _NoSplit("it has train and val")
+        raise NoSplit("it has train and val")
     digits = load_digits()
     pixels = (digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     labels = digits.target.astype(np.int64)
@@ -109,7 +107,7 @@ def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> tuple
 def _letters(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
     """Drawn, the same ones for every seed of a run; no font is in two splits."""
     if split not in letters.SPLITS:
-        raise _NoSplit(f"it has {listing(letters.SPLITS)}")
+        raise NoSplit(f"it has {listing(letters.SPLITS)}")
     count = config.letter_images if split == "train" else max(1, config.letter_images // 5)
     drawn = letters.draw(split, LETTERS[config.data], count, config.letter_size, folder=config.fonts)
     return Source(drawn.pixels, drawn.labels, config.data), drawn.classes
@@ -124,7 +122,7 @@ def _folder(config: TrainConfig, split: str, classes: list[str] | None) -> tuple
         )
     if not (root / split).is_dir():
         found = sorted(p.name for p in root.iterdir() if p.is_dir())
-        raise _NoSplit(
+        raise NoSplit(
             f"it holds {listing(found) or 'no folders'}. Wanted: {root}/train/CLASS/*.jpg and "
             f"{root}/val/CLASS/*.jpg"
         )
@@ -209,80 +207,3 @@ def _check_links(root: Path, folders: list[str]) -> None:
             raise TrainingError(
                 f"{path}: a link to {path.resolve()}, in which it lies, leads round in a circle: remove it"
             )
-
-
-# Libraries
-
-
-def _torchvision(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-    name, root = config.data.partition(":")[2], config.data_dir or "data"
-    available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
-    if name not in available:
-        raise TrainingError(f"--data {config.data}: no such data set; torchvision has {', '.join(available)}")
-    make = getattr(torchvision.datasets, name)
-    parameters = inspect.signature(make).parameters
-    if "train" not in parameters and "split" not in parameters:
-        raise TrainingError(f"--data {config.data}: has no splits to train and validate on")
-    if "train" in parameters and split not in ("train", "test"):
-        raise _NoSplit("it has train and test")
-    options = {"train": split == "train"} if "train" in parameters else {"split": split}
-    if "download" in parameters:
-        options["download"] = config.download
-    try:
-        dataset = make(root=root, **options)
-    except ValueError as error:
-        raise _NoSplit(error) from error
-    except (RuntimeError, OSError) as error:
-        raise TrainingError(f"--data {config.data} in {root}: {error} (see --data-dir, --download)") from None
-    samples = getattr(dataset, "samples", None) or getattr(dataset, "_samples", None)
-    listed = [getattr(dataset, attribute, None) for attribute in ("targets", "labels", "_labels", "y")]
-    for labels in (*listed, [label for _, label in samples or []]):
-        if labels is not None and len(labels) == len(dataset):
-            source = Source(dataset, np.asarray(labels, dtype=np.int64), name, config.max_image_pixels)
-            return source, [str(c) for c in getattr(dataset, "classes", [])]
-    raise TrainingError(f"--data {config.data}: its labels cannot be listed without decoding every image")
-
-
-def _timm(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
-    """Hugging Face's (hfds/NAME), and by one pass over all their images TensorFlow's (tfds/NAME) and
-    WebDataset's (wds/ with --data-dir)."""
-    name, most = config.data, config.max_image_pixels
-    prefix = name[: name.index("/") + 1].lower()
-    try:
-        columns = _hugging_face_columns(name, config.data_dir) if prefix == "hfds/" else {}
-        dataset = create_dataset(name, root=config.data_dir, split=split, **columns)
-        items, mapping = dataset.reader, getattr(dataset.reader, "class_to_idx", None) or {}
-        if prefix == "hfds/":
-            labels = items.dataset[items.label_key]
-        else:
-            # It can only be read from its beginning to its end: all its images are kept in memory.
-            images = [(np.asarray(rgb(image, most)), int(label)) for image, label in dataset]
-            if not images:
-                raise TrainingError(f"--data {name}: no images in it")
-            items, labels = zip(*images, strict=True)
-    except TrainingError:
-        raise
-    except ImportError as error:
-        raise TrainingError(
-            f"--data {name}: needs the package {_PACKAGES[prefix]} (pip install {_PACKAGES[prefix]})"
-        ) from error
-    except Exception as error:  # unknown split, unknown data set or no network: all kinds of types
-        raise _NoSplit(f"{type(error).__name__}: {error}") from error
-    return Source(items, np.asarray(labels, dtype=np.int64), name, most), sorted(mapping, key=mapping.get)
-
-
-def _hugging_face_columns(name: str, cache: str | None) -> dict[str, str]:
-    """The columns of images and labels as timm wants them, by their types: sets name them as they like."""
-    import datasets
-
-    features = datasets.load_dataset_builder(name[5:], cache_dir=cache).info.features or {}
-    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
-    if features and not (images and labels):
-        raise TrainingError(
-            f"--data {name}: a column of images and one of class labels are wanted, it has "
-            + listing([f"{column} ({type(kind).__name__})" for column, kind in features.items()])
-        )
-    usual = {"image": images, "label": labels}
-    image, label = (name if name in of or not of else of[0] for name, of in usual.items())
-    return {"input_key": image, "target_key": label}
