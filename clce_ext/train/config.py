@@ -72,14 +72,16 @@ class TrainConfig:
     shots: Count | None = option(None, "train on K images per class, drawn with --seed")
     hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")
     images_per_class: Count | None = option(
-        None, "images of a class in a batch (default: batches are shuffled)"
+        None, "batches of K images of each of batch-size / K classes (default: shuffled)"
     )
     image_size: Count | None = option(None, "side in pixels (default: the model's)")
     max_image_pixels: Count = option(89_478_485, "refuse larger images (default: Pillow's limit)")
     augment: bool = option(True, "augment training images; --no-augment only resizes them")
     scale: list[Positive] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
     hflip: Share | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)")
-    color_jitter: NotNegative | None = option(None, "its strength (default: 0.4, digits and letters 0)")
+    color_jitter: NotNegative | None = option(
+        None, "strength of the jitter (default: 0.4, digits and letters 0)"
+    )
     auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
     random_erasing: Share = option(0.0, "probability of erasing a rectangle")
     workers: Whole = option(0, "processes that load images")
@@ -89,14 +91,19 @@ class TrainConfig:
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
     checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
     global_pool: str | None = option(
-        None, "what makes one embedding of patches, avg or token (default: the model's)"
+        None, "how patches become one embedding: avg, token, ... (default: the model's)"
     )
     drop: Share = option(0.0, "dropout before the classifier")
     drop_path: Share = option(0.0, "stochastic depth")
     batch_norm: str | None = option(
-        None, "BatchNorm's statistics (default: those of given weights rest)", choices=("frozen", "train")
+        None,
+        "BatchNorm's statistics: frozen, those of the given weights, or train, each batch's (default: frozen "
+        "with --pretrained or --checkpoint, else train)",
+        choices=("frozen", "train"),
     )
-    projection_dim: Count = option(128, f"outputs of the head of {_objectives(lambda o: o.projection)}")
+    projection_dim: Count = option(
+        128, f"outputs of the projection head, {_objectives(lambda o: o.projection)}"
+    )
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
     # Objective
@@ -107,7 +114,9 @@ class TrainConfig:
     )
     weight: Share = option(0.9, "clce: lambda, the share of the contrastive half")
     temperature: Positive | None = option(None, f"tau of the contrastive loss (default: {_TEMPERATURES})")
-    beta: Beta | None = option(None, f"hardness of negatives, {_objectives(lambda o: 'beta' in o.options)}")
+    beta: Beta | None = option(
+        None, f"hardness of negatives in {_objectives(lambda o: 'beta' in o.options)} (default: 1)"
+    )
     label_smoothing: Share = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
     views: Count | None = option(
         None, f"augmented views of an image (default: 2 in {_objectives(lambda o: o.views == 2)}, else 1)"
@@ -117,9 +126,13 @@ class TrainConfig:
     mix_prob: Share = option(1.0, "probability of mixing")
     queue_size: Count | None = option(None, "also contrast with the last N embeddings of steps before")
     head_epochs: int | None = option(
-        None, "of --epochs, those of a head stage (default: a quarter, at least 1)"
+        None, "two-stage objectives: of --epochs, those that train the head (default: a quarter, at least 1)"
     )
-    head_backbone: str = option("frozen", "the backbone in a head stage", choices=("frozen", "trained"))
+    head_backbone: str = option(
+        "frozen",
+        "two-stage objectives: the backbone while the head is trained",
+        choices=("frozen", "trained"),
+    )
 
     # Optimisation
     epochs: Whole = option(20, "epochs of all stages together; 0 judges the given weights as they are")
@@ -129,7 +142,9 @@ class TrainConfig:
     lr: Positive | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)")
     lr_base: Positive | None = option(None, "learning rate of a batch of 256, scaled as timm does")
     head_lr: Positive | None = option(
-        None, f"of the classifier or the head stage (default: --lr, {NEW_CLASSIFIER_RATE} times with weights)"
+        None,
+        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
+        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
     )
     weight_decay: NotNegative = option(0.05, "weight decay")
     layer_decay: Decay | None = option(None, "layer-wise decay of the learning rate")
@@ -146,7 +161,9 @@ class TrainConfig:
     amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
     compile: bool = option(False, "torch.compile the model")
     distributed_loss: str | None = option(
-        None, "contrast with other processes' images (default: gather)", choices=("none", "gather", "ring")
+        None,
+        "under torchrun: contrast with the other processes' images, or not (default: gather)",
+        choices=("none", "gather", "ring"),
     )
     seed: Whole = option(0, "of weights, few-shot subset, order, augmentation and dropout")
 
@@ -165,12 +182,17 @@ class TrainConfig:
     eval_images: Count = option(10000, "most images to judge embeddings on and to fit a probe to")
     best_metric: str | None = option(
         None,
-        "keep the epoch of the last stage that is best on val (default: the last)",
+        "keep the weights of the last stage's epoch that is best by this figure on the validation split "
+        "(default: those of the last epoch)",
         choices=tuple(METRICS),
     )
-    patience: Count | None = option(None, "evaluations without a better --best-metric that end the run")
+    patience: Count | None = option(
+        None, "end the last stage after N evaluations without a better --best-metric"
+    )
     tensorboard: bool = option(True, "write TensorBoard events")
-    tracker: str | None = option(None, "also log to this package, if installed", choices=("wandb", "mlflow"))
+    tracker: str | None = option(
+        None, "also log to Weights & Biases or MLflow, which must be installed", choices=("wandb", "mlflow")
+    )
     progress: bool = option(True, "progress bar")
 
     def __post_init__(self) -> None:
@@ -322,7 +344,7 @@ def add_options(
             options["action"] = argparse.BooleanOptionalAction
         else:
             kind = field.type.removesuffix(" | None").removeprefix("list[").removesuffix("]")
-            options["metavar"] = f"{{{','.join(choices)}}}" if choices else kind.upper()
+            options["metavar"] = f"{{{','.join(choices)}}}" if choices else _KINDS[kind][1].__name__.upper()
             if field.type.startswith("list"):
                 options["nargs"] = "*"
             elif field.default is not None and "default:" not in text:
