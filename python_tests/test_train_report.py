@@ -162,6 +162,7 @@ def test_a_stage_of_one_epoch_has_a_dot_in_the_learning_curves(monkeypatch):
     for epochs in (1, 2):
         plots.learning_curves({"supcon": [np.array([np.nan, *np.ones(epochs)])]}, "Top-1")
     assert [of.lines[-1].get_marker() for of in axes] == ["o", "None"]
+    assert all(tick == round(tick) for of in axes for tick in of.get_xticks())  # there is no epoch 1.025
 
 
 def test_every_class_and_what_it_is_taken_for():

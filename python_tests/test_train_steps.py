@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from timm.models import save_for_hf
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clce_ext.train import loop, models
+from clce_ext.train import checkpoint, loop, models
 from clce_ext.train.cli import main
 from clce_ext.train.config import TrainConfig
 from clce_ext.train.data import evaluation_loader, in_memory, load_data, loaders, training_loader
@@ -30,6 +31,7 @@ from clce_ext.train.judge import Judge, Outputs, run_model
 from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
 from clce_ext.train.processes import Processes
+from clce_ext.train.run_folder import run_id
 from clce_ext.train.stages import stages
 from clce_ext.train.trainer import RunningLosses, Trainer
 
@@ -364,6 +366,29 @@ def test_results_name_every_version_that_a_run_was_made_by(tmp_path, monkeypatch
     monkeypatch.setattr(loop, "versions", lambda: now)
     assert train(quick_config(tmp_path, resume=True)).items() >= (now | {"code": "0+a, then 0+b"}).items()
     assert train(quick_config(tmp_path, overwrite=True)).items() >= now.items()
+
+
+def test_results_of_a_run_that_began_before_versions_were_kept_say_so(tmp_path):
+    train(quick_config(tmp_path))
+    last = sorted(tmp_path.glob("checkpoints/*"))[-1]
+    weights, state = checkpoint.load_checkpoint(last)
+    state["run"].pop("versions")
+    (tmp_path / "results.json").unlink()
+    run = run_id(quick_config(tmp_path))
+    checkpoint.save_checkpoint(tmp_path, state["run"]["step"], weights, state, 2, run)
+    results = train(quick_config(tmp_path, resume=True))
+    assert {k: results[k] for k in loop.versions()} == {
+        k: f"unknown, then {v}" for k, v in loop.versions().items()
+    }
+
+
+def test_the_time_of_an_epoch_holds_the_start_of_its_loader(tmp_path, monkeypatch):
+    def slow(self, *position, start=Trainer.start_epoch):
+        time.sleep(0.5)
+        start(self, *position)
+
+    monkeypatch.setattr(Trainer, "start_epoch", slow)
+    assert train(quick_config(tmp_path, epochs=1))["seconds"] >= 0.5
 
 
 def test_no_epochs(tmp_path):

@@ -174,6 +174,7 @@ class _Run:
         config, state, stage, sampler = self.config, self.state, trainer.stage, trainer.sampler
         self.val_outputs = None
         check_every, save_every = _CHECK_EVERY[self.group.device.type], config.checkpoint_steps
+        start = time.perf_counter()  # to start the loader's processes is part of an epoch
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         trainer.start_epoch(state.epoch + sum(s.epochs for s in self.stages[: state.stage]), state.batch)
         bar = tqdm(
@@ -187,7 +188,6 @@ class _Run:
             disable=not (self.is_shown and sys.stderr.isatty()),
         )
         with bar:
-            start = time.perf_counter()
             while state.batch < sampler.steps:
                 is_last = state.batch + 1 == sampler.steps
                 saves = save_every is not None and (state.step + 1) % save_every == 0 and not is_last
@@ -363,7 +363,9 @@ class _Run:
             self.model.load_state_dict(weights)
         except RuntimeError as error:
             raise TrainingError(f"{folder}: not a checkpoint of this model: {first_line(error)}") from error
-        self.state = State(**state["run"])
+        # Checkpoints of before versions were kept say nothing of them.
+        unknown = [dict.fromkeys(versions(), "unknown")]
+        self.state = State(**({"versions": unknown} | state["run"]))
         self.losses = RunningLosses(self.group, state["sums"][self.group.rank])
         self.trainer_state = state
         if self.is_shown:

@@ -89,10 +89,9 @@ class FineTuner(nn.Module):
             self.projection = nn.Sequential(*layers)
         self.mode = "joint"
         self.contrast_dim = projection_dim or width  # columns of what a contrastive loss compares
+        # What timm says of the model's images: input_size, interpolation, crop_pct, mean, std, ...
+        self.input = resolve_model_data_config(backbone)
         # Loaders give pixels 0...255, a quarter of the size of normalised ones.
-        self.input = resolve_model_data_config(
-            backbone
-        )  # input_size, interpolation, crop_pct, mean, std, ...
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(self.input[name]).view(-1, 1, 1), persistent=False)
 

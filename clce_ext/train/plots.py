@@ -55,7 +55,7 @@ def learning_curves(curves: Mapping[str, Sequence[np.ndarray]], title: str, unit
             (means[name],) = axes.plot(epochs + 1, values[epochs], marker=marker, **style)
     axes.set_xlabel("epoch")
     axes.set_ylabel(unit)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
     return _svg(axes, means)
 
 

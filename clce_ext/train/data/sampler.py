@@ -16,8 +16,8 @@ ITEM = 64  # images that a loader's process hands over at once, at most
 
 
 class EpochSampler(Sampler):
-    """This process's share of the batches of one epoch, as lists of (index, draw), which a
-    loader hands over as one item: a micro-batch, but no more than ITEM images.
+    """This process's share of the batches of one epoch, as lists of (index, draw). A loader hands over each
+    list as one item: a micro-batch, but no more than ITEM images.
 
     A batch is of all processes together; their shares differ by one image at most. Plain: a permutation cut
     into batches; the remainder is dropped. Class-balanced: every batch holds ``images_per_class`` images of
