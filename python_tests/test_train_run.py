@@ -511,12 +511,6 @@ def test_eval_on_another_folder(finished, tmp_path):
     figures = json.loads((tmp_path / "e.json").read_text())
     assert figures["novel_classes"] == 4 and "top1" not in figures
     assert figures["novel_images"] == 80
-    # More classes than the model's classifier has.
-    folder = write_digit_images(tmp_path / "many", train=3, val=0, classes=10, size=32) / "train"
-    arguments = ["--checkpoint", str(finished), "--data", str(folder), "--ways", "9", "--shots", "1"]
-    arguments += ["--queries", "2", "--episodes", "2", "--output", str(tmp_path / "e.json")]
-    assert evaluate.main(arguments) == 0
-    assert json.loads((tmp_path / "e.json").read_text())["novel_classes"] == 10
 
 
 def test_eval_on_more_classes_than_the_model_has(finished, tmp_path):
