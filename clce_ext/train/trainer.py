@@ -34,8 +34,8 @@ class Trainer:
     """Updates ``model`` as ``stage`` asks.
 
     An epoch is ``start_epoch``, then for every batch ``gradients`` and ``update``. None of these waits for a
-    GPU, but for optimizers that torch does not fuse in float16, and contrast across processes, which first
-    agree on what they do: what they return lies on the device.
+    GPU, but for optimizers that torch does not fuse in float16: what they return lies on the device. Contrast
+    across processes waits for the others, which tell each other on the host what they are about to do.
     """
 
     def __init__(
