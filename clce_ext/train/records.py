@@ -16,12 +16,10 @@ from .config import TrainConfig
 from .errors import first_line, imported, in_one_line
 from .results import write_rows
 
-# fmt: off
 COLUMNS = (
     "stage", "epoch", "step", "lr", "loss", "ce", "contrast", "val_loss", "top1", "top5", "knn", "centroid",
     "seconds", "images_per_second",
-)
-# fmt: on
+)  # fmt: skip
 # The files that say which run of a tracker goes on, where this one is resumed.
 TRACKED = {"wandb": "wandb-run.txt", "mlflow": "mlflow-run.txt"}
 
