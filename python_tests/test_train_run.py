@@ -853,7 +853,7 @@ def test_compare_errors(capsys, tmp_path):
         (["--eval-embeddings", "never"], "leaves nothing to compare"),
         (
             ["--temperature", "0.1"],
-            "--temperature belongs to an objective, not to all of a comparison: give --set",
+            "belongs to an objective, not to all of a comparison: give --set clce.temperature=0.1",
         ),
     ):
         assert compare.main([*arguments, "--output", str(tmp_path)]) == 2

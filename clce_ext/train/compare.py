@@ -100,7 +100,8 @@ def asked_for(parsed: argparse.Namespace) -> Comparison:
     if split not in (None, "val", "test"):
         raise TrainingError(f"--split must be val or test, got {split!r}")
     # A recipe may say more than is compared this time.
-    own = _own_options(options, given, objectives if "set" in given else OBJECTIVES)
+    others = () if "set" in given else (o for o in OBJECTIVES if o not in objectives)
+    own = _own_options(options, given, [*objectives, *others])
     own = {objective: of for objective, of in own.items() if objective in objectives}
     options = {k: v for k, v in options.items() if k not in OF_ONE_RUN}
     if options["eval_embeddings"] == "never":
