@@ -153,6 +153,16 @@ def test_a_run_on_a_hugging_face_set_goes_on_and_refuses_other_data(hub, tmp_pat
         train(half)
 
 
+def test_another_set_has_columns_of_its_own(hub, tmp_path):
+    options = hub("species", hub.datasets.Value("string"), lambda label: WORDS[label], "strings")
+    options |= {"label_column": "species", "batch_size": 6}
+    train(quick_config(tmp_path / "run", **options))
+    other = hub("number", hub.datasets.ClassLabel(names=WORDS), int, "numbers")
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--output", str(tmp_path / "e.json")]
+    assert evaluate.main([*arguments, "--data", other["data"]]) == 0
+    assert json.loads((tmp_path / "e.json").read_text())["images"] == 12
+
+
 def test_hugging_face_sets_that_are_not_there(monkeypatch, tmp_path):
     pytest.importorskip("datasets")
     with pytest.raises(TrainingError, match=r"--data hfds/./nowhere: no such directory"):

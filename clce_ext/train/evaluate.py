@@ -24,6 +24,8 @@ from .objectives import UNTOUCHED
 from .processes import Processes, choose_device
 
 _LOADING = ("data", "data_dir", "image_column", "label_column", "workers", "device")
+# Options that name parts of one data set.
+_NAMED = ("train_split", "val_split", "test_split", "image_column", "label_column")
 _EPILOG = """\
 Few-shot episodes use classes that the run was not trained on: those of its --hold-out-classes, those named
 with --classes, or every class of another data set given with --data. If that data set has the very classes
@@ -134,8 +136,8 @@ class FinishedRun:
                 raise TrainingError(f"--checkpoint {folder}: {lack} (no {name} in it)")
         saved = folder / "config.yaml"
         self.trained = TrainConfig.from_dict(read_yaml(saved), str(saved))
-        if "data" in options:  # which may name its splits otherwise
-            options |= {"train_split": None, "val_split": None, "test_split": None}
+        if "data" in options:  # which may name its splits and columns otherwise
+            options = dict.fromkeys(_NAMED) | options
         options |= {"pretrained": False, "checkpoint": str(folder), "eval_embeddings": "final"}
         self.config = dataclasses.replace(self.trained, best_metric=None, patience=None, **options)
         self.classes = read_classes(folder)
