@@ -19,9 +19,8 @@ class _Announcement(NamedTuple):
     refused: int  # 1: this rank's arguments are no good
     digest: int  # of all that must be the same on every rank
     rows: int  # that this rank contributes
-    temperature: (
-        int  # the bits of a temperature tensor that lies where announcements do, or 0; the last field
-    )
+    # The last field: the bits of a temperature tensor that lies where announcements do, or 0.
+    temperature: int
 
 
 class Ranks:
