@@ -45,8 +45,11 @@ def timm_makes(what: str) -> Iterator[None]:
         raise TrainingError(f"{what}: timm refuses: {type(error).__name__}: {error}") from error
 
 
-def run_command(name: str, main: Callable[[], None]) -> int:
-    """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2."""
+def run_command(name: str, main: Callable[[], None], after_interrupt: str = "") -> int:
+    """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2.
+
+    ``after_interrupt`` says, where Ctrl-C ended it, how it goes on.
+    """
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -60,6 +63,6 @@ def run_command(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print("; ".join(filter(None, (f"{name}: interrupted", after_interrupt))), file=sys.stderr)
         return 130
     return 0

@@ -34,7 +34,7 @@ def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
         f"{data.watched:<9}{len(data.val)} images, watched while training",
     ]
     if data.test is not None and data.test is not data.val:
-        lines.append(f"test     {len(data.test)} images, left to judge what was chosen")
+        lines.append(f"test     {len(data.test)} images, not looked at until --split test")
     sources = {id(split.source): split.source for split in (data.train, data.val, data.test) if split}
     if passed_over := sum((Counter(source.passed_over) for source in sources.values()), Counter()):
         kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items())]

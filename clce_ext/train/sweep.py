@@ -38,11 +38,11 @@ class Sweep(NamedTuple):
 
 
 def parse(arguments: Sequence[str] | None = None) -> Sweep:
-    parser = compare.make_parser(__doc__, _EPILOG)
+    parser = compare.make_parser(__doc__, _EPILOG, "--grid OPTION=V1,V2 ...")
     add, metrics = parser.add_argument, ("top1", "knn", "centroid", "probe")
     add("--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="options and the values to try")
     add("--random", type=int, metavar="N", help="try N points of the grid, drawn at random")
-    add("--metric", choices=metrics, default="top1", help="that chooses the best")
+    add("--metric", choices=metrics, default="top1", help="accuracy that chooses the best (default: top1)")
     parsed = parser.parse_args(arguments)
     assignments, count, metric = (vars(parsed).pop(name) for name in ("grid", "random", "metric"))
     comparison, grid = compare.asked_for(parsed), _grid(assignments)
@@ -110,7 +110,7 @@ def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-sweep", lambda: sweep(parse(arguments)))
+    return run_command("clce-sweep", lambda: sweep(parse(arguments)), "the same command goes on")
 
 
 if __name__ == "__main__":
