@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 
@@ -33,7 +34,7 @@ def first_line(error: BaseException) -> str:
     """What is worth quoting of an error's message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # torch names the model in the first line, and in the next one what does not fit it.
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:300]
+    return textwrap.shorten(" ".join(lines[: 1 + lines[0].endswith(":")]), 300, placeholder=" ...")
 
 
 @contextlib.contextmanager

@@ -77,6 +77,8 @@ def _command(options: argparse.Namespace) -> None:
     shown |= {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
     for name, value in shown.items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
+    if "by_class" in figures:
+        print("accuracy by class, the lowest first")
     for row in sorted(figures.get("by_class", []), key=lambda row: row["accuracy"])[:10]:
         taken = f", {row['times']} taken for {row['taken_for']}" if row["times"] else ""
         print(f"  {row['class']}: {100 * row['accuracy']:.1f} % of {row['images']}{taken}")

@@ -79,10 +79,10 @@ def sweep(asked: Sweep) -> None:
         configs[f"{objective}, {part}"] = c.configs(objective, part, **own)
     if not train_all(configs):
         return
-    columns = {}
+    columns, found = {}, {}
     for name, row in settings.items():
         runs = [judged(config) for config in configs[name]]
-        mean, half, seeds = interval_of(runs, metric)
+        mean, half, seeds = found[name] = interval_of(runs, metric)
         row |= {"seeds": seeds, metric: mean, "ci95": half, "chosen": False}
         made = runs[0].results
         columns[metric, "ci95"] = judged_on(made)
@@ -90,11 +90,15 @@ def sweep(asked: Sweep) -> None:
         names = [name for name, row in settings.items() if row["objective"] == objective]
         best = max(names, key=lambda name: settings[name][metric])
         settings[best]["chosen"] = True
+        said = f"chosen: {best}, of {len(names)}: {metric} {found[best].text()} % of {made['split']}"
         if c.split:  # a split that chose nothing judges only what was chosen
             runs = [judged(config, c.split) for config in configs[best]]
             names = f"{c.split}_{metric}", f"{c.split}_ci95"
-            settings[best] |= dict(zip(names, interval_of(runs, metric), strict=False))
+            interval = interval_of(runs, metric)
+            settings[best] |= dict(zip(names, interval, strict=False))
             columns[names] = judged_on(runs[0].results)
+            said += f", {interval.text()} % of {c.split}"
+        print(said)
     path, rows = c.output / "sweep.html", list(settings.values())
     write_rows(c.output / "sweep.csv", rows)
     write_sweep_report(
