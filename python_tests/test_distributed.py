@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 import clce_ext
 from bench import scaling_model
 from clce_ext import EmbeddingQueue, clce_loss, hard_negative_contrastive_loss
+from clce_ext.distributed.ranks import announcing_device
 from python_tests import ranks
 from python_tests.ranks import World
 
@@ -669,12 +671,47 @@ def temperatures(share, transport, value):
     ).item()
 
 
-def test_temperatures_that_differ(world):
+def apart(share, transport, value):
+    """As on a GPU whose group announces on the host: the bits of a temperature travel by themselves."""
+    with mock.patch("clce_ext.distributed.ranks.is_beside", lambda *_: False):
+        return temperatures(share, transport, value)
+
+
+@pytest.mark.parametrize("call", [temperatures, apart])
+def test_temperatures_that_differ(world, call):
     shares = make_batch((3, 4, 2, 5))
-    answers = world.run(
-        temperatures, {r: (shares[r], "ring", 0.1 + (r == 2)) for r in range(WORLD)}, check=False
-    )
+    answers = world.run(call, {r: (shares[r], "ring", 0.1) for r in range(WORLD)})
+    assert len(set(answers.values())) == 1
+    answers = world.run(call, {r: (shares[r], "ring", 0.1 + (r == 2)) for r in range(WORLD)}, check=False)
     assert all("temperature must be the same" in a.text for a in answers.values())
+
+
+def number_or_tensor(share, transport):
+    """1 is also what stands in the place of the number where the temperature is a tensor."""
+    temperature = 1.0 if dist.get_rank() else torch.tensor(1.0)
+    with mock.patch("clce_ext.distributed.ranks.is_beside", lambda *_: False):
+        return hard_negative_contrastive_loss(
+            share["embeddings"], share["labels"], temperature=temperature, distributed=transport
+        ).item()
+
+
+def test_a_temperature_that_is_a_tensor_on_one_rank_alone(world):
+    shares = make_batch((3, 4, 2, 5))
+    answers = world.run(number_or_tensor, {r: (shares[r], "ring") for r in range(WORLD)}, check=False)
+    assert all("temperature being a tensor must be the same" in a.text for a in answers.values())
+
+
+def where_announcements_lie(backend):
+    group = dist.new_group(backend=backend)
+    return [str(announcing_device(g, torch.device("cuda"))) for g in (None, group)]
+
+
+def test_announcements_lie_on_the_host_where_the_group_can_exchange_it(world):
+    """So that no rank waits for its GPU before the loss."""
+    answers = world.run(where_announcements_lie, {r: ("cpu:gloo",) for r in range(WORLD)})
+    assert all(answer == ["cpu", "cpu"] for answer in answers.values())
+    with mock.patch("torch.distributed.get_backend_config", lambda group: "cuda:nccl"):
+        assert announcing_device(None, torch.device("cuda")).type == "cuda"
 
 
 def test_arguments_of_one_process():

@@ -148,15 +148,18 @@ def wandb(monkeypatch):
     return package
 
 
-def wandb_log(folder: Path) -> list[dict[str, object]]:
+def wandb_log(folder: Path, ended: int) -> list[dict[str, object]]:
     """Of every part that was logged offline: the run, its options, points of the loss, how it ended.
 
-    W&B's helper process may write the end of the last part a moment after the run has finished.
+    W&B's helper process may write the end of a part a moment after the run has finished: that of ``ended``
+    parts is waited for.
     """
-    deadline = time.monotonic() + 20
-    while (found := wandb_parts(folder))[-1]["exit"] is None and time.monotonic() < deadline:
+    deadline = time.monotonic() + 60
+    while True:
+        found = wandb_parts(folder)
+        if sum(part["exit"] is not None for part in found) >= ended or time.monotonic() > deadline:
+            return found
         time.sleep(0.1)
-    return found
 
 
 def wandb_parts(folder: Path) -> list[dict[str, object]]:
@@ -203,7 +206,7 @@ def test_wandb_goes_on_where_it_was_killed(wandb, tmp_path):
     folder = tmp_path / "birds"
     log_and_be_killed(folder, "wandb")
     go_on(folder, "wandb", lr=1e-3, resume=True)
-    _, part = wandb_log(folder)
+    _, part = wandb_log(folder, ended=1)
     # Offline nothing is known of what was logged before: the second part has all of it.
     assert part["loss"] == [(4, 1.5), (8, 0.5), (12, -0.5)] and part["exit"] == 0
     assert part["id"] == (folder / "wandb-run.txt").read_text() and part["name"] == "birds"
@@ -217,7 +220,7 @@ def test_wandb_runs_end_as_the_training_does(wandb, tmp_path):
     with pytest.raises(TrainingError, match="the loss is not finite"):
         train(quick_config(tmp_path / "run", **failing))
     train(quick_config(tmp_path / "run", tracker="wandb", overwrite=True), with_map=False)
-    parts = {part["id"]: part for part in wandb_log(tmp_path / "run")}
+    parts = {part["id"]: part for part in wandb_log(tmp_path / "run", ended=2)}
     done = parts.pop((tmp_path / "run" / "wandb-run.txt").read_text())
     assert [part["exit"] for part in (*parts.values(), done)] == [1, 0]
     assert [step for step, _ in done["loss"]] == [2, 4]

@@ -292,6 +292,7 @@ def loss_of_all_ranks(
     for name, tensor in (("embeddings", embeddings), ("keys", keys), ("temperature", temperature)):
         needed = tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
         same[f"{name} requiring grad"] = needed
+    same["temperature being a tensor"] = temperature is not None
     rows = len(embeddings if keys is None else keys)
     sizes = ranks.agree(same, rows, embeddings.device, temperature, problem)
 

@@ -19,7 +19,9 @@ class _Announcement(NamedTuple):
     refused: int  # 1: this rank's arguments are no good
     digest: int  # of all that must be the same on every rank
     rows: int  # that this rank contributes
-    temperature: int  # the bits of a temperature tensor, or 0; the last field
+    temperature: (
+        int  # the bits of a temperature tensor that lies where announcements do, or 0; the last field
+    )
 
 
 class Ranks:
@@ -89,6 +91,9 @@ class Ranks:
         A rank whose arguments are refused comes here too, with its ``problem``: so the others hear of it now,
         and none waits for data that will never come.
 
+        Nobody waits for a GPU if the group can exchange what lies on the host (a group of gloo and nccl
+        together, such as torch's default) and the temperature is a number.
+
         Raises:
             ValueError: on every rank, if ranks differ in ``same`` or temperature, or one has a problem.
         """
@@ -99,17 +104,26 @@ class Ranks:
         what = "what they are about to do"
         digest = hashlib.blake2b(repr((self.call, same)).encode(), digest_size=7).digest()
         announced = _Announcement(problem is not None, int.from_bytes(digest, "big"), rows, 0)
-        own = torch.tensor(announced, device=device)
-        if temperature is not None and problem is None:  # without waiting for the device
-            own[-1:] = temperature.detach().double().reshape(1).view(torch.int64)
+        own = torch.tensor(announced, device=announcing_device(self.group, device))
+        bits = None
+        if temperature is not None and problem is None:
+            bits = temperature.detach().double().reshape(1).view(torch.int64)
+            if is_beside(bits, own):
+                own[-1:], bits = bits, None
+        table = [_Announcement(*row) for row in self._table(own, what)]
+        agreed = not any(a.refused for a in table) and len({(a.digest, a.temperature) for a in table}) == 1
+        if agreed and bits is not None:  # then every rank has some: whether it has is part of ``same``
+            agreed = len({tuple(row) for row in self._table(bits, what)}) == 1
+        if not agreed:
+            self._disagree(same, temperature, problem)
+        return [a.rows for a in table]
+
+    def _table(self, own: Tensor, what: str) -> list[list[int]]:
+        """The row of every rank."""
         gathered, work = self.all_gather(own, what)
         with self.exchanging(what):
             work.wait()
-            table = [_Announcement(*row) for row in gathered.view(self.size, -1).tolist()]
-        first = table[0]
-        if any(a.refused or (a.digest, a.temperature) != (first.digest, first.temperature) for a in table):
-            self._disagree(same, temperature, problem)
-        return [a.rows for a in table]
+            return gathered.view(self.size, -1).tolist()
 
     def _disagree(self, same: dict, temperature: Tensor | None, problem: Exception | None):
         """Finds out on what, and raises."""
@@ -138,6 +152,15 @@ class Ranks:
                         f"rank 0 has {first[name]!r}, rank {rank} has {other[name]!r}"
                     )
         raise RuntimeError(f"{self.call}: ranks announced different things, but name the same ones: {table}")
+
+
+def announcing_device(group: dist.ProcessGroup | None, device: torch.device) -> torch.device:
+    """The host, where the group can exchange what lies there; else ``device``."""
+    return torch.device("cpu") if "cpu:" in dist.get_backend_config(group) else device
+
+
+def is_beside(a: Tensor, b: Tensor) -> bool:
+    return a.device.type == b.device.type
 
 
 def collective_device(group: dist.ProcessGroup | None) -> torch.device:

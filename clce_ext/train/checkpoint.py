@@ -26,7 +26,7 @@ import torch
 from timm.models import load_state_dict
 from torch import Tensor
 
-from .errors import TrainingError, first_line, listing
+from .errors import TrainingError, first_line, in_one_line, listing
 
 _CHECKSUMS = "checksums.json"
 
@@ -170,13 +170,8 @@ def read_weights(path: str | Path, largest: int | None = None) -> dict[str, Tens
             f"--checkpoint {path}: unpacks to {size / 1e6:,.0f} MB, more than {largest / 1e6:,.0f} MB, which "
             "leaves room for ten times the model's weights: give a file of weights of this model"
         )
-    try:
+    with in_one_line(f"--checkpoint {path}: truncated, or not a file of weights (", ")"):
         state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # safetensors, zip, pickle and the file system each raise their own
-        raise TrainingError(
-            f"--checkpoint {path}: truncated, or not a file of weights ({type(error).__name__}: "
-            f"{first_line(error)})"
-        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise TrainingError(f"--checkpoint {path}: holds no state dict (names to tensors)")
     return state
@@ -204,11 +199,9 @@ def read_metadata(path: str | Path) -> dict[str, str]:
     path = _weights_file(path)
     if path.suffix != ".safetensors":
         return {}
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
-        raise TrainingError(f"--checkpoint {path.parent}: {path.name} is damaged ({error})") from error
+    where = f"--checkpoint {path.parent}: {path.name}"
+    with in_one_line(f"{where} is damaged (", ")"), safetensors.safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _weights_file(path: str | Path) -> Path:

@@ -200,7 +200,7 @@ def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
 
     start, done, count = time.perf_counter(), 0, sum(map(len, groups.values()))
     with processes(next(iter(groups.values()))[0]) as group:  # joined once: for all runs
-        if problem := group.from_main(_mixed_versions(groups) or _changed_data(groups)):
+        if problem := group.from_main(_unlike(groups)):
             raise TrainingError(problem)
         for name, configs in groups.items():
             found = []
@@ -219,46 +219,37 @@ def train_all(groups: Mapping[str, Sequence[TrainConfig]]) -> bool:
     return group.is_main
 
 
-def _mixed_versions(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
+def _unlike(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
     """What is wrong where finished runs were made by other versions than each other, or than those that would
-    train the rest now; nothing is deleted for it."""
-    now = versions()
-    made: dict[str, str] = {}  # by versions, a run that they made
-    for name, config in ((name, config) for name, configs in groups.items() for config in configs):
-        found = _finished(config) or now
-        version = ", ".join(f"{k} {found.get(k, 'unknown')}" for k in now)
+    train the rest now; or where there is a rest, and the first finished run had other data than is there now.
+    Nothing is deleted for it."""
+    runs = [(name, config, _finished(config)) for name, configs in groups.items() for config in configs]
+    now, made = versions(), {}  # by versions, a run that they made
+    for name, config, results in runs:
+        version = ", ".join(f"{k} {(results or now).get(k, 'unknown')}" for k in now)
         made.setdefault(version, f"{name}, seed {config.seed}")
-    if len(made) == 1:
-        return ""
-    which = "; ".join(f"{name} by {version}" for version, name in made.items())
-    return (
-        f"runs of different versions are not compared: {which}. Another --output trains all of them, or "
-        "delete those of the other version"
-    )
-
-
-def _changed_data(groups: Mapping[str, Sequence[TrainConfig]]) -> str:
-    """What is wrong where runs are left to train, and one that has finished had other data than is there now.
-    The first such run speaks for all."""
-    finished = {config.output: _finished(config) for of in groups.values() for config in of}
-    if all(finished.values()):
-        return ""
-    for config in (config for of in groups.values() for config in of):
-        before = (finished[config.output] or {}).get("data_digest")
-        if before is not None:
-            changed = differences(before, data_digest(load_data(config)))
-            return changed and (
+    if len(made) > 1:
+        which = "; ".join(f"{name} by {version}" for version, name in made.items())
+        return (
+            f"runs of different versions are not compared: {which}. Another --output trains all of them, or "
+            "delete those of the other version"
+        )
+    known = [(config, results["data_digest"]) for _, config, results in runs if "data_digest" in results]
+    if known and not all(results for *_, results in runs):
+        config, before = known[0]
+        if changed := differences(before, data_digest(load_data(config))):
+            return (
                 f"{config.output} was trained on other data than is there now: {changed}. Another --output "
                 "trains all runs on today's"
             )
     return ""
 
 
-def _finished(config: TrainConfig) -> dict[str, Any] | None:
-    """The results of a run; None where it is not there yet, or damaged: it will be made now."""
+def _finished(config: TrainConfig) -> dict[str, Any]:
+    """The results of a run; none where it is not there yet, or damaged: it will be made now."""
     with contextlib.suppress(OSError, ValueError):
         return json.loads((Path(config.output) / "results.json").read_text())
-    return None
+    return {}
 
 
 def judged(config: TrainConfig, split: str | None = None) -> RunRecord:

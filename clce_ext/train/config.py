@@ -21,7 +21,6 @@ DEFAULT_LR = 5e-4
 NEW_CLASSIFIER_RATE = 5
 # The figures that --best-metric may choose by, and what gives the best of several.
 METRICS = {"top1": max, "top5": max, "val_loss": min, "knn": max, "centroid": max}
-_OF_PACKAGES = ("hfds/", "tfds/", "wds/")  # how names of data sets begin that look like folders and are none
 
 # Types of options: numbers, of which _KINDS says more.
 Count = Whole = int
@@ -256,11 +255,6 @@ class TrainConfig:
             )
 
     @property
-    def data_is_folder(self) -> bool:
-        """Whether ``data`` is a directory, not the name of a data set."""
-        return not (self.data_is_glyphs or ":" in self.data or self.data.lower().startswith(_OF_PACKAGES))
-
-    @property
     def data_is_glyphs(self) -> bool:
         """Whether the images are of single characters, which crops and flips would make into others."""
         return self.data in ("digits", "letters", "letters:novel")
@@ -297,7 +291,7 @@ class TrainConfig:
     def from_dict(cls, options: dict[str, Any], source: str = "options") -> TrainConfig:
         known = sorted(field.name for field in dataclasses.fields(cls))
         if unknown := sorted(set(options) - set(known)):
-            said = ", ".join(_unknown(name, known).removeprefix("unknown option ") for name in unknown)
+            said = ", ".join(_or_near(name, known) for name in unknown)
             raise TrainingError(f"{source}: unknown option {said}; known are {', '.join(known)}")
         return cls(**options)
 
@@ -325,14 +319,15 @@ class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            self.error(_unknown(unknown[0].partition("=")[0], self._option_string_actions))
+            name = unknown[0].partition("=")[0]
+            self.error(f"unknown option {_or_near(name, self._option_string_actions)}")
         return parsed
 
 
-def _unknown(name: str, known: Collection[str]) -> str:
-    """What is said of an option that there is not; and the one that was probably meant."""
+def _or_near(name: str, known: Collection[str]) -> str:
+    """The name of an option that there is not, and the one that was probably meant."""
     near = difflib.get_close_matches(name, known, 1)
-    return f"unknown option {name}" + (f" (did you mean {near[0]}?)" if near else "")
+    return name + (f" (did you mean {near[0]}?)" if near else "")
 
 
 def command_parser(text: str, epilog: str, required: str = "") -> argparse.ArgumentParser:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType
 
 
 class TrainingError(RuntimeError):
@@ -38,12 +40,24 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def timm_makes(what: str) -> Iterator[None]:
-    """Complaints of timm name the options that led to them."""
+def in_one_line(before: str, after: str = "") -> Iterator[None]:
+    """What other packages raise, which is of all types, becomes a TrainingError: its type and message between
+    ``before``, which names the option or the file that led to it, and ``after``."""
     try:
         yield
-    except Exception as error:  # timm asserts, looks up and raises as it comes
-        raise TrainingError(f"{what}: timm refuses: {type(error).__name__}: {error}") from error
+    except TrainingError:
+        raise
+    except Exception as error:
+        raise TrainingError(f"{before}{type(error).__name__}: {first_line(error)}{after}") from error
+
+
+def imported(module: str, option: str) -> ModuleType:
+    """A module of a package that only ``option`` needs."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.replace("_", "-")
+        raise TrainingError(f"{option}: needs the package {package} (pip install {package})") from error
 
 
 def run_command(name: str, main: Callable[[], None], after_interrupt: str = "") -> int:

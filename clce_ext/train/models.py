@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from .checkpoint import read_classes, read_weights
 from .config import TrainConfig
-from .errors import TrainingError, first_line, listing, timm_makes
+from .errors import TrainingError, first_line, in_one_line, listing
 
 default_cfgs = generate_default_cfgs(
     {
@@ -175,7 +175,7 @@ def create_model(
     backbone = _create_backbone(config, arguments)
     theirs = backbone.pretrained_cfg.get("num_classes") if config.pretrained else None
     if config.global_pool:
-        with timm_makes("--global-pool"):
+        with in_one_line("--global-pool: timm refuses: "):
             backbone.reset_classifier(num_classes, config.global_pool)
         theirs = None
     has_classifier, notes = theirs == num_classes, []
@@ -193,16 +193,11 @@ def create_model(
         raise TrainingError(f"--model {config.model}: has no classifier layer to train")
     projection = config.projection_dim if with_projection else None
     frozen_batch_norm = config.has_weights if config.batch_norm is None else config.batch_norm == "frozen"
-    try:
+    with in_one_line(f"--model {config.model}: does not fall into embeddings and a classifier (", ")"):
         model = FineTuner(backbone, projection, frozen_batch_norm)
         if config.image_size:
             model.input["input_size"] = (3, config.image_size, config.image_size)
         agrees = _gives_its_own_logits(model)
-    except Exception as error:
-        raise TrainingError(
-            f"--model {config.model}: does not fall into embeddings and a classifier "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
     if not agrees:
         raise TrainingError(f"--model {config.model}: its logits are not its classifier's of one embedding")
     if config.has_weights and not has_classifier:
@@ -295,13 +290,13 @@ def load_backbone(
         TrainingError: unreadable file, or weights of another architecture.
     """
     own, of_classifier = backbone.state_dict(), {id(p) for p in classifier_parameters(backbone)}
-    classifier = [name for name, p in backbone.named_parameters() if id(p) in of_classifier]
+    classifier = {name: p for name, p in backbone.named_parameters() if id(p) in of_classifier}
     # Optimizers, averages and a classifier of many classes may lie beside the weights.
     state = read_weights(path, largest=10 * sum(v.nbytes for v in own.values()) + 256 * 2**20)
     notes = [f"of {path}"]
     # timm keeps each architecture's conversions beside it under this name.
     convert = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
-    try:
+    with in_one_line(f"--checkpoint {path}: not weights of {name} (", ")"):
         if _SHARED_BIAS in state and _SHARED_BIAS not in own:
             # BEiT pre-trains one table for all blocks; its fine-tuning begins with a copy of it in each.
             table = state.pop(_SHARED_BIAS)
@@ -321,29 +316,25 @@ def load_backbone(
         state |= {new: state[k] if is_same else own[new] for k, new in norms.items()}
         if not is_same:
             notes.append("fc_norm new")
-        is_kept, note = _classifier_fits(state, own, classifier, read_classes(path), class_names)
+        is_kept, note = _classifier_fits(state, classifier, read_classes(path), class_names)
         for k in (*removed, *norms, *(() if is_kept else classifier)):
             state.pop(k, None)
         # BatchNorm's counters of batches matter to nothing here, and some files leave them out.
         kept = {k: v for k, v in own.items() if k in classifier or k.endswith("num_batches_tracked")}
         backbone.load_state_dict(kept | state)
-    except (AttributeError, KeyError, IndexError, RuntimeError, ValueError) as error:
-        raise TrainingError(f"--checkpoint {path}: not weights of {name} ({first_line(error)})") from error
     return is_kept, [*notes, note]
 
 
 def _classifier_fits(
-    state: dict[str, Tensor],
-    own: dict[str, Tensor],
-    keys: Sequence[str],
-    saved: Sequence[str],
-    wanted: Sequence[str],
+    state: dict[str, Tensor], own: dict[str, Tensor], saved: Sequence[str], wanted: Sequence[str]
 ) -> tuple[bool, str]:
-    """Whether the weights' classifier is of the model's classes, and what becomes of it, in words."""
-    if not all(k in state for k in keys):
+    """Whether the weights have a classifier of the model's classes, and what becomes of it, in words; ``own``
+    is the model's, and ``saved`` and ``wanted`` are the classes' names, where these are known."""
+    if not all(k in state for k in own):
         return False, "classifier new: the weights have none"
-    theirs, ours = len(state[keys[-1]]), len(own[keys[-1]])
-    if any(state[k].shape != own[k].shape for k in keys):
+    last = next(reversed(own))
+    theirs, ours = len(state[last]), len(own[last])
+    if any(state[k].shape != own[k].shape for k in own):
         return False, f"classifier new: the weights' is of {theirs} classes, not {ours}"
     if not (saved and wanted):
         said = "; if they are other classes, their order means nothing here"

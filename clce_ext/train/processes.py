@@ -87,7 +87,8 @@ def processes(config: TrainConfig) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     if joined := not dist.is_initialized():
         timeout = datetime.timedelta(seconds=config.timeout)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        # gloo as well: what processes tell each other between them need not wait for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     rank = dist.get_rank()
     try:
         yield Processes(device, rank, dist.get_world_size())

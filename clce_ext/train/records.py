@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import importlib
 import sys
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,15 +13,13 @@ from typing import Any
 
 from .checkpoint import write_text
 from .config import TrainConfig
-from .errors import TrainingError, first_line
+from .errors import first_line, imported, in_one_line
 from .results import write_rows
 
-# fmt: off
 COLUMNS = (
     "stage", "epoch", "step", "lr", "loss", "ce", "contrast", "val_loss", "top1", "top5", "knn", "centroid",
     "seconds", "images_per_second",
-)
-# fmt: on
+)  # fmt: skip
 # The files that say which run of a tracker goes on, where this one is resumed.
 TRACKED = {"wandb": "wandb-run.txt", "mlflow": "mlflow-run.txt"}
 
@@ -166,16 +163,9 @@ def _started(config: TrainConfig, folder: Path) -> _WandB | _MLflow:
     """Weights & Biases or MLflow, by the name of the run's folder. Where that goes is set as those packages
     have it, by their environment variables."""
     name = config.tracker
-    try:
-        package = importlib.import_module(name)
-    except ImportError as error:
-        raise TrainingError(f"--tracker {name}: needs the package {name} (pip install {name})") from error
-    try:
+    package = imported(name, f"--tracker {name}")
+    with in_one_line(f"--tracker {name}: starts no run: "):  # no key, no server, no such run
         return {"wandb": _WandB, "mlflow": _MLflow}[name](package, folder / TRACKED[name], config.to_dict())
-    except Exception as error:  # no key, no server, no such run: all kinds of types
-        raise TrainingError(
-            f"--tracker {name}: starts no run: {type(error).__name__}: {first_line(error)}"
-        ) from error
 
 
 def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:

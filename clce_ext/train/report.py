@@ -21,6 +21,7 @@ from . import metrics, plots
 from .checkpoint import write_text
 from .config import TrainConfig
 from .data import Images
+from .data.sources import is_folder
 from .intervals import SIGNIFICANT, Difference, corrected, difference
 from .judge import Outputs
 from .objectives import LOSS_OPTIONS, OBJECTIVES, UNTOUCHED
@@ -170,7 +171,7 @@ def _write(
     comments = "".join(f"# {name} {text}\n" for name, text in comments.items())
     write_page(
         path,
-        title=f"{what} on {Path(config.data).name if config.data_is_folder else config.data}",
+        title=f"{what} on {Path(config.data).name if is_folder(config.data) else config.data}",
         lead=lead,
         setting="; ".join(text for name, text in setting.items() if text and name in options),
         options_title="Options of the run" if own is None else "Options shared by the runs",

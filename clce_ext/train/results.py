@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import load_file
 from torch import Tensor
 
 from .checkpoint import write_text, write_weights
-from .errors import TrainingError, first_line
+from .errors import in_one_line
 from .judge import Outputs
 from .metrics import Interval, confidence_interval
 from .objectives import UNTOUCHED
@@ -48,7 +47,9 @@ def read_run(folder: Path, split: str | None = None) -> RunRecord:
         TrainingError: a file of it is missing or damaged.
     """
     suffix = f"-{split}" if split else ""
-    try:
+    with in_one_line(
+        f"{folder}: not what a finished run leaves (", "): clce-train with --resume finishes it again"
+    ):
         results = json.loads((folder / "results.json").read_text())
         if split:  # what says how the run was made comes before the figures, the first of which is the split
             made = dict(itertools.takewhile(lambda item: item[0] != "split", results.items()))
@@ -61,11 +62,6 @@ def read_run(folder: Path, split: str | None = None) -> RunRecord:
         tensors = load_file(folder / f"embeddings{suffix}.safetensors")
         correct = load_file(folder / f"correct{suffix}.safetensors")
         return RunRecord(results["objective"], results["seed"], results, rows, **tensors, correct=correct)
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise TrainingError(
-            f"{folder}: not what a finished run leaves ({type(error).__name__}: {first_line(error)}): "
-            "clce-train with --resume finishes it again"
-        ) from error
 
 
 def write_figures(

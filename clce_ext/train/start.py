@@ -98,8 +98,5 @@ def versions() -> dict[str, str]:
     for path in sorted(folder.rglob("*.py")):
         digest.update(path.read_bytes())
     code = f"{clce_ext.__version__}+{digest.hexdigest()[:10]}"
-    return {
-        "code": code,
-        "torch": str(torch.__version__),
-        "timm": timm.__version__,
-    }  # torch has a type for it
+    # torch has a type of its own for it.
+    return {"code": code, "torch": str(torch.__version__), "timm": timm.__version__}

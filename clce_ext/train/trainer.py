@@ -20,7 +20,7 @@ from ..gradcache import GradCache
 from ..queue import EmbeddingQueue
 from .config import TrainConfig
 from .data import Data, training_loader
-from .errors import timm_makes
+from .errors import in_one_line
 from .judge import autocast
 from .models import FineTuner, parameter_groups
 from .processes import Processes
@@ -34,8 +34,8 @@ class Trainer:
     """Updates ``model`` as ``stage`` asks.
 
     An epoch is ``start_epoch``, then for every batch ``gradients`` and ``update``. None of these waits for a
-    GPU, but for optimizers that torch does not fuse in float16, and contrast across processes, which first
-    agree on what they do: what they return lies on the device.
+    GPU, but for optimizers that torch does not fuse in float16: what they return lies on the device. Contrast
+    across processes waits for the others, which tell each other on the host what they are about to do.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Trainer:
         stage, config = self.stage, self.config
         decay, name = config.weight_decay, config.opt
         groups = parameter_groups(self.model, stage.lr, decay, config.layer_decay, stage.classifier_lr)
-        with timm_makes(f"--opt {name}"):
+        with in_one_line(f"--opt {name}: timm refuses: "):
             options: dict[str, Any] = {"lr": stage.lr, "weight_decay": decay}
             if config.amp == "float16":
                 # Fused optimizers pass over gradients that are not finite by themselves; for others the host
@@ -85,7 +85,7 @@ class Trainer:
 
     def _scheduler(self) -> Scheduler:
         stage, config = self.stage, self.config
-        with timm_makes(f"--sched {config.sched}"):
+        with in_one_line(f"--sched {config.sched}: timm refuses: "):
             return create_scheduler_v2(
                 self.optimizer,
                 sched=config.sched,

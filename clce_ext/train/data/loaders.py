@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import Compose
 
 from ..config import TrainConfig
-from ..errors import timm_makes
+from ..errors import in_one_line
 from .images import Images
 from .sampler import ITEM, EpochSampler
 
@@ -36,7 +36,7 @@ def training_loader(
 ) -> tuple[DataLoader, EpochSampler]:
     """Items (views [n, V, C, H, W] uint8, labels [n]), n <= ITEM, of this process's share of the batches."""
     hflip, jitter = (0.0, 0.0) if config.data_is_glyphs else (0.5, 0.4)
-    with timm_makes("--auto-augment and other augmentation"):
+    with in_one_line("--auto-augment and other augmentation: timm refuses: "):
         transform = create_transform(
             is_training=True,
             no_aug=not config.augment,

@@ -7,13 +7,12 @@ has no split of that name.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,20 +22,21 @@ import torchvision
 from timm.utils.misc import natural_key
 
 from ..config import TrainConfig
-from ..errors import TrainingError, first_line, listing
+from ..errors import TrainingError, first_line, imported, in_one_line, listing
 from .images import Source
 
 # Columns of labels that say nothing of classes in their type are known by these names; "cls" is WebDataset's.
 _LABELS = ("label", "labels", "target", "class", "category", "cls")
 
 
+Opened = tuple[Source, list[str]]  # a split, and the names of its classes
+
+
 class NoSplit(Exception):
     """A data set has no split of some name; says what it has."""
 
 
-def open_torchvision(
-    config: TrainConfig, split: str, classes: Sequence[str] | None
-) -> tuple[Source, list[str]]:
+def open_torchvision(config: TrainConfig, split: str, classes: Sequence[str] | None) -> Opened:
     """torchvision:NAME, with --data-dir and --download."""
     name, root = config.data.partition(":")[2], config.data_dir or "data"
     available = [n for n in torchvision.datasets.__all__ if inspect.isclass(getattr(torchvision.datasets, n))]
@@ -66,12 +66,10 @@ def open_torchvision(
     raise TrainingError(f"--data {config.data}: its labels cannot be listed without decoding every image")
 
 
-def open_hugging_face(
-    config: TrainConfig, split: str, classes: Sequence[str] | None
-) -> tuple[Source, list[str]]:
+def open_hugging_face(config: TrainConfig, split: str, classes: Sequence[str] | None) -> Opened:
     """hfds/NAME of the hub, hfds/DIR, or wds/, the shards in --data-dir: by Hugging Face's datasets. Images
     are read from its cache (of hfds/: --data-dir) as they are wanted."""
-    datasets = _package(config, "datasets")
+    datasets = imported("datasets", f"--data {config.data}")
     with _opening(config):
         builder = _prepared(datasets, config.data, config.data_dir)
     # The columns of a set without a description are known only now that it has been read.
@@ -124,16 +122,14 @@ def _shards(folder: Path) -> dict[str, list[str]]:
     return found
 
 
-def open_tensorflow(
-    config: TrainConfig, split: str, classes: Sequence[str] | None
-) -> tuple[Source, list[str]]:
+def open_tensorflow(config: TrainConfig, split: str, classes: Sequence[str] | None) -> Opened:
     """tfds/NAME in --data-dir, with --download. It can only be read from its beginning to its end: all images
     are kept in memory as they are stored, which is compressed."""
-    tensorflow = _package(config, "tensorflow")
+    tensorflow = imported("tensorflow", f"--data {config.data}")
     tensorflow.config.set_visible_devices([], "GPU")  # of which it would take all the memory
-    tfds, name = _package(config, "tensorflow_datasets", "tensorflow-datasets"), config.data.partition("/")[2]
+    tfds = imported("tensorflow_datasets", f"--data {config.data}")
     with _opening(config):
-        builder = tfds.builder(name, data_dir=config.data_dir)
+        builder = tfds.builder(config.data.partition("/")[2], data_dir=config.data_dir)
         if config.download:
             builder.download_and_prepare()
         if not builder.info.splits:
@@ -175,7 +171,7 @@ def _source(
     values: Sequence[Any],
     kind: Any,
     classes: Sequence[str] | None,
-) -> tuple[Source, list[str]]:
+) -> Opened:
     """Of the ``values`` of a column of labels. Where its ``kind`` names no classes, they are the different
     values of the training split, in their natural order."""
     if not values:
@@ -203,25 +199,6 @@ def _source(
     return Source(images, labels, config.data, config.max_image_pixels), names
 
 
-def _package(config: TrainConfig, module: str, package: str | None = None) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        package = package or module
-        raise TrainingError(
-            f"--data {config.data}: needs the package {package} (pip install {package})"
-        ) from error
-
-
-@contextlib.contextmanager
-def _opening(config: TrainConfig) -> Iterator[None]:
-    """Complaints of the packages, which are of all types, in one line."""
-    try:
-        yield
-    except TrainingError:
-        raise
-    except Exception as error:
-        where = f" in {config.data_dir}" if config.data_dir else ""
-        raise TrainingError(
-            f"--data {config.data}{where}: cannot be opened: {type(error).__name__}: {first_line(error)}"
-        ) from error
+def _opening(config: TrainConfig) -> AbstractContextManager:
+    where = f" in {config.data_dir}" if config.data_dir else ""
+    return in_one_line(f"--data {config.data}{where}: cannot be opened: ")

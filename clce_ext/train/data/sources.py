@@ -14,7 +14,7 @@ from .. import letters
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Source
-from .packages import NoSplit, open_hugging_face, open_tensorflow, open_torchvision
+from .packages import NoSplit, Opened, open_hugging_face, open_tensorflow, open_torchvision
 
 # What splits are called, the usual names first.
 _USUAL = {
@@ -54,7 +54,7 @@ def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
         needed["val"] = names["val"] + names["test"]
     for split, wanted in needed.items():
         if split not in found:
-            kind = "folder" if config.data_is_folder else "split"
+            kind = "folder" if is_folder(config.data) else "split"
             of = ("train",) if split == "train" else ("val", "test")
             failure = "; ".join(dict.fromkeys(str(failures[name]) for name in of if name in failures))
             raise TrainingError(
@@ -67,7 +67,7 @@ def open_data_set(config: TrainConfig) -> tuple[dict[str, Source], list[str]]:
     return found, classes
 
 
-def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], tuple[Source, list[str]]]:
+def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], Opened]:
     """What opens a split by its name, with the classes of the training split where these are known."""
     if name == "digits":
         return _digits
@@ -75,6 +75,11 @@ def _opener(name: str) -> Callable[[TrainConfig, str, list[str] | None], tuple[S
         return _letters
     begins = (opener for prefix, opener in _OF_PACKAGES.items() if name.lower().startswith(prefix))
     return next(begins, _folder)
+
+
+def is_folder(name: str) -> bool:
+    """Whether a data set's name is that of a directory."""
+    return _opener(name) is _folder
 
 
 def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
@@ -89,7 +94,7 @@ def _split_names(config: TrainConfig) -> dict[str, tuple[str, ...]]:
     return names
 
 
-def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> Opened:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,197 to train, 600 to validate."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
@@ -104,7 +109,7 @@ def _digits(config: TrainConfig, split: str, classes: list[str] | None) -> tuple
     return Source(pixels[part], labels[part], "digits"), [str(i) for i in range(10)]
 
 
-def _letters(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+def _letters(config: TrainConfig, split: str, classes: list[str] | None) -> Opened:
     """Drawn, the same ones for every seed of a run; no font is in two splits."""
     if split not in letters.SPLITS:
         raise NoSplit(f"it has {listing(letters.SPLITS)}")
@@ -113,7 +118,7 @@ def _letters(config: TrainConfig, split: str, classes: list[str] | None) -> tupl
     return Source(drawn.pixels, drawn.labels, config.data), drawn.classes
 
 
-def _folder(config: TrainConfig, split: str, classes: list[str] | None) -> tuple[Source, list[str]]:
+def _folder(config: TrainConfig, split: str, classes: list[str] | None) -> Opened:
     root = Path(config.data)
     if not root.is_dir():
         raise TrainingError(
@@ -144,7 +149,7 @@ def _class_folders(folder: Path) -> list[str]:
     return names
 
 
-def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> tuple[Source, list[str]]:
+def open_folder(folder: Path, max_pixels: int, classes: list[str] | None = None) -> Opened:
     """The images under ``folder``/CLASS/, and the class names, in the order of ``classes`` where given.
 
     Raises:

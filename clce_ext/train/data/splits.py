@@ -13,7 +13,7 @@ import numpy as np
 from ..config import TrainConfig
 from ..errors import TrainingError, listing
 from .images import Images, Source, joined
-from .sources import holds_splits, open_data_set, open_folder
+from .sources import holds_splits, is_folder, open_data_set, open_folder
 
 # Of a digest: images of each split whose content is looked at, and bytes at most of each of them.
 _SAMPLE, _BYTES = 500, 1 << 20
@@ -104,7 +104,7 @@ def load_classes(
     Where ``config.data`` is a folder of class folders without splits, all its images are taken.
     """
     root = Path(config.data)
-    if config.data_is_folder and root.is_dir() and not holds_splits(root, config):
+    if is_folder(config.data) and root.is_dir() and not holds_splits(root, config):
         source, classes = open_folder(root, config.max_image_pixels)
     else:
         splits, classes = open_data_set(config)
