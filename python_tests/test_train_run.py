@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import os
 import random
@@ -23,13 +24,14 @@ from safetensors.torch import load_file
 from clce_ext.train import compare, evaluate, predict
 from clce_ext.train.checkpoint import checkpoints, load_checkpoint
 from clce_ext.train.cli import main, parse
-from clce_ext.train.config import TrainConfig, read_yaml
+from clce_ext.train.config import TrainConfig, flag, read_yaml
 from clce_ext.train.data import EpochSampler
 from clce_ext.train.errors import TrainingError
 from clce_ext.train.intervals import corrected, difference
 from clce_ext.train.loop import train
 from clce_ext.train.objectives import OBJECTIVES
-from clce_ext.train.report import _standing
+from clce_ext.train.records import epoch_line
+from clce_ext.train.report import OF_ONE_RUN, _standing
 from clce_ext.train.results import RunRecord
 
 from .training import QUICK, command_line, quick_config, results, rows, without_times, write_digit_images
@@ -301,6 +303,46 @@ def test_what_a_command_does_not_know_is_one_line(command, arguments, message, c
     said = capsys.readouterr().err
     assert end.value.code == 2 and message in said and said.endswith("; --help lists the options\n")
     assert said.count("\n") == 1
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch, capsys):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    for module, name, arguments in (
+        (compare, "compare", []),
+        (evaluate, "evaluate", ["--checkpoint", "x"]),
+        (sys.modules["clce_ext.train.loop"], "train", []),
+    ):
+        monkeypatch.setattr(module, name, interrupt)
+        command = main if name == "train" else module.main
+        assert command(arguments) == 130
+        said = capsys.readouterr().err
+        # A comparison resumes by itself and has no such option; clce-eval has nothing to resume.
+        assert ("--resume" in said) == (name == "train")
+        assert ("the same command" in said) == (name in ("train", "compare"))
+
+
+def test_help_is_grouped_and_names_every_option(capsys):
+    for command in (main, compare.main):
+        with pytest.raises(SystemExit):
+            command(["--help"])
+        said = capsys.readouterr().out
+        groups = ("data", "model", "objective", "optimisation", "machine", "run")
+        places = [said.index(f"\n{group}:\n") for group in groups]
+        assert places == sorted(places)
+        listed = set(re.findall(r"^  (--[a-z-]+)", said, re.M))
+        own = {flag(field.name) for field in dataclasses.fields(TrainConfig)}
+        if command is compare.main:
+            own -= {flag(name) for name in OF_ONE_RUN}
+        assert own <= listed
+
+
+def test_epoch_line():
+    row = {"stage": "joint", "epoch": 2, "loss": 1.5, "ce": 1.5, "images_per_second": 10.4, "top1": 0.5}
+    assert epoch_line(row, 3, 61) == "joint 3/3  loss 1.5000  top1 50.00 %  10 img/s  ETA 0:01:01"
+    both = row | {"contrast": 2.0, "knn": 0.25}
+    assert "loss 1.5000 (ce 1.5000, contrast 2.0000)  top1 50.00 %  knn 25.00 %  10" in epoch_line(both, 3, 0)
 
 
 def test_options_in_a_recipe(tmp_path, capsys):
@@ -617,7 +659,8 @@ def test_compare(tmp_path, monkeypatch, capsys):
     assert "Options shared by the runs" in report and "epochs: 2" in report
     assert not re.search(r"^(seed|objective|output|resume|overwrite):", report, re.M)
     assert "4 training images of each class; batches of 20 images, 2 of a class" in report
-    *progress, head, of_ce, of_clce, _ = capsys.readouterr().out.splitlines()
+    *progress, about, head, of_ce, of_clce, _ = capsys.readouterr().out.splitlines()
+    assert about == "600 images of the val split; % correct, mean of 2 seed(s) ± 95 % interval"
     assert head.split()[:2] == ["Top-1", "Top-5"] and of_ce.startswith("ce ") and "±" in of_clce
     # Each objective's means as soon as its last seed has finished.
     mean = 50 * (found["ce", 0] + found["ce", 1])

@@ -474,7 +474,7 @@ def test_a_plan_prints_and_stops(tmp_path, capsys):
     assert main([*command_line(options), "--plan", "--output", str(tmp_path / "run")]) == 0
     printed = capsys.readouterr().out
     for text in (
-        "40: 10 classes of 4 to 4", "20 images: 2 of each of 10 classes", "in micro-batches of 8",
+        "40: 10 classes, 4 of each class", "20 images: 2 of each of 10 classes", "in micro-batches of 8",
         "steps per epoch  2", "stage contrast   6 epochs, 12 steps, 2 view(s); learning rate 0.001",
         "stage head       2 epochs, 4 steps, 1 view(s)", "after 2 steps of warm-up",
         "2 workers prepare ahead",

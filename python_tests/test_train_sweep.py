@@ -12,7 +12,7 @@ from python_tests.training import QUICK, command_line, results
 _OPTIONS = {k: v for k, v in QUICK.items() if k not in ("eval_embeddings", "lr")}
 
 
-def test_sweep(tmp_path):
+def test_sweep(tmp_path, capsys):
     arguments = [
         *command_line(_OPTIONS | {"val_fraction": 0.2, "shots": 6, "epochs": 1}),
         "--objectives",
@@ -21,6 +21,7 @@ def test_sweep(tmp_path):
     ]
     arguments += ["--seeds", "0", "1", "--output", str(tmp_path), "--grid", "lr=1e-3,3e-3", "beta=0,1"]
     assert sweep.main(arguments) == 0
+    said = capsys.readouterr().out
     with (tmp_path / "sweep.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     # Cross-entropy has no beta: it is not varied for it.
@@ -33,6 +34,9 @@ def test_sweep(tmp_path):
         of_objective = [row for row in rows if row["objective"] == objective]
         best = max(of_objective, key=lambda row: float(row["top1"]))
         assert [row["chosen"] for row in of_objective].count("True") == 1 and best["chosen"] == "True"
+        point = f"lr={best['lr']}" + f",beta={best['beta']}" * bool(best["beta"])
+        top1 = f"{100 * float(best['top1']):.1f} ± "
+        assert f"chosen: {objective}, {point}, of {len(of_objective)}: top1 {top1}" in said
     run = rows[2]
     folder = tmp_path / "runs" / f"lr={run['lr']},beta={run['beta']}"
     mean = sum(results(folder / f"clce-seed{seed}")["top1"] for seed in (0, 1)) / 2

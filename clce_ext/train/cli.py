@@ -34,4 +34,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         train(config)
 
-    return run_command("clce-train", command)
+    return run_command("clce-train", command, "the same command with --resume goes on")

@@ -25,6 +25,7 @@ from .report import (
     ACCURACIES,
     OF_ONE_RUN,
     accuracy_columns,
+    judged_on,
     own_values,
     with_untouched,
     write_comparison_report,
@@ -64,17 +65,40 @@ class Comparison(NamedTuple):
         return [self.config(objective, s, folder / f"{objective}-seed{s}", **options) for s in self.seeds]
 
 
-def make_parser(text: str, epilog: str) -> argparse.ArgumentParser:
+def make_parser(text: str, epilog: str, required: str = "") -> argparse.ArgumentParser:
     """With all options of a comparison."""
-    parser = command_parser(text, epilog)
+    parser = command_parser(text, epilog, required)
     add = parser.add_argument
-    add("--objectives", nargs="+", choices=OBJECTIVES, help="default: ce clce")
-    add("--seeds", nargs="+", type=int, help="default: 0 1 2")
-    add("--baseline", choices=OBJECTIVES, help="what the others are compared with")
-    text = "split that the figures are made on; training watches val in any case (default: that one)"
+    add(
+        "--objectives",
+        nargs="+",
+        choices=OBJECTIVES,
+        metavar="NAME",
+        help=f"of {', '.join(OBJECTIVES)} (default: ce clce)",
+    )
+    add(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="a run of every objective with each (default: 0 1 2)",
+    )
+    text = "objective that the others are compared with (default: the first of --objectives)"
+    add("--baseline", choices=OBJECTIVES, metavar="NAME", help=text)
+    text = "judge the finished runs on this split (default: the one that training watches: val, or test)"
     add("--split", choices=("val", "test"), help=text)
-    add("--set", nargs="+", metavar="OBJECTIVE.OPTION=VALUE", help="options of one objective: clce.lr=3e-3")
-    add("--output", default="runs/compare", help="directory of the comparison")
+    add(
+        "--set",
+        nargs="+",
+        metavar="OBJECTIVE.OPTION=VALUE",
+        help="options of one objective, e.g. clce.lr=3e-3",
+    )
+    add(
+        "--output",
+        default="runs/compare",
+        metavar="DIR",
+        help="directory of the comparison (default: runs/compare)",
+    )
     add("--config", metavar="FILE", help="recipe (YAML) that gives any of the other options")
     add_options(parser, exclude=OF_ONE_RUN)
     return parser
@@ -162,7 +186,8 @@ def compare(asked: Comparison) -> None:
     path, classes = asked.output / "report.html", read_classes(config.output)
     own = own_values({name: first for name, (first, *_) in configs.items()}, asked.own)
     write_comparison_report(path, config, runs, classes, asked.baseline, found, own)
-    columns = accuracy_columns(runs)
+    columns, (first, *_) = accuracy_columns(runs), runs[asked.objectives[0]]
+    print(f"\n{judged_on(first.results)}; % correct, mean of {len(asked.seeds)} seed(s) ± 95 % interval")
     print(f"{'':<12}" + "".join(f"{title:>15}" for title in columns.values()))
     for name, records in shown.items():
         print(f"{name:<12}" + "".join(f"{interval_of(records, c).text():>15}" for c in columns))
@@ -243,7 +268,7 @@ def judged(config: TrainConfig, split: str | None = None) -> RunRecord:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-compare", lambda: compare(parse(arguments)))
+    return run_command("clce-compare", lambda: compare(parse(arguments)), "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -34,9 +34,12 @@ def _objectives(having: Callable[[Objective], object]) -> str:
 _TEMPERATURES = ", ".join(f"{o.name} {o.temperature}" for o in OBJECTIVES.values() if o.loss)
 
 
-def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
-    """A field of TrainConfig. None is accepted wherever the field's type allows it."""
-    metadata = {"help": help, "choices": choices}
+def option(default: Any, help: str, choices: Sequence[str] = (), group: str = "", metavar: str = "") -> Any:
+    """A field of TrainConfig. None is accepted wherever the field's type allows it.
+
+    ``group`` is the heading of --help that begins with it, ``metavar`` what stands for its value there.
+    """
+    metadata = {"help": help, "choices": choices, "group": group, "metavar": metavar}
     if isinstance(default, list):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -46,21 +49,26 @@ def option(default: Any, help: str, choices: Sequence[str] = ()) -> Any:
 class TrainConfig:
     """Options of ``clce-train``. A recipe file holds the same names (``batch_size`` or ``batch-size``)."""
 
-    # Data
     data: str = option(
         "digits",
         "digits | letters | letters:novel | torchvision:NAME | hfds/NAME | tfds/NAME | wds/ | DIR with class "
         "folders in train/, val/ and test/",
+        group="data",
+        metavar="DATA",
     )
     data_dir: str | None = option(
-        None, "where data sets of torchvision, Hugging Face and TensorFlow are kept; wds/: the shards' folder"
+        None,
+        "where data sets of torchvision, Hugging Face and TensorFlow are kept; wds/: the shards' folder",
+        metavar="DIR",
     )
     image_column: str | None = option(None, "hfds, wds, tfds: column of images (default: by its type)")
     label_column: str | None = option(
         None,
         "hfds, wds, tfds: column of labels (default: by its type or a usual name)",
     )
-    fonts: str | None = option(None, "letters: a folder of fonts beside those that matplotlib brings")
+    fonts: str | None = option(
+        None, "letters: a folder of fonts beside those that matplotlib brings", metavar="DIR"
+    )
     letter_size: Count = option(8, "letters: side in pixels that they are drawn at")
     letter_images: Count = option(150, "letters: images of each in train; a fifth in val and test")
     download: bool = option(False, "let torchvision or TensorFlow fetch the data set")
@@ -68,62 +76,72 @@ class TrainConfig:
     val_split: str | None = option(None, "name of the split that training watches (default: val, or test)")
     test_split: str | None = option(None, "name of the test split, which only judges (default: test)")
     val_fraction: Fraction | None = option(None, "share of each class held back from train to validate on")
-    shots: Count | None = option(None, "train on K images per class, drawn with --seed")
+    shots: Count | None = option(None, "train on this many images per class, drawn with --seed")
     hold_out_classes: list[str] = option([], "classes left out of training, for few-shot episodes")
     images_per_class: Count | None = option(
-        None, "batches of K images of each of batch-size / K classes (default: shuffled)"
+        None, "images of each class in a batch, so that they have positives (default: batches are shuffled)"
     )
     image_size: Count | None = option(None, "side in pixels (default: the model's)")
-    max_image_pixels: Count = option(89_478_485, "refuse larger images (default: Pillow's limit)")
-    augment: bool = option(True, "augment training images; --no-augment only resizes them")
-    scale: list[Positive] = option([], "area of crops (default: 0.08 1, digits and letters 0.8 1)")
-    hflip: Share | None = option(None, "probability of a flip (default: 0.5, digits and letters 0)")
-    color_jitter: NotNegative | None = option(
-        None, "strength of the jitter (default: 0.4, digits and letters 0)"
+    max_image_pixels: Count = option(
+        89_478_485, "refuse images of more pixels (default: 89478485, Pillow's limit)"
     )
-    auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1")
+    augment: bool = option(True, "augment training images; --no-augment only resizes them")
+    scale: list[Positive] = option(
+        [],
+        "smallest and largest area of random crops, as shares of the image (default: 0.08 1; digits and "
+        "letters 0.8 1)",
+    )
+    hflip: Share | None = option(
+        None, "probability of a horizontal flip (default: 0.5, digits and letters 0)"
+    )
+    color_jitter: NotNegative | None = option(
+        None, "strength of colour jitter (default: 0.4, digits and letters 0)"
+    )
+    auto_augment: str | None = option(None, "timm's policy, e.g. rand-m9-mstd0.5-inc1", metavar="POLICY")
     random_erasing: Share = option(0.0, "probability of erasing a rectangle")
     workers: Whole = option(0, "processes that load images")
 
-    # Model
-    model: str = option("beit_tiny_digits", "a timm model: beit_*, beitv2_*, beit3_*, or any other")
+    model: str = option("beit_tiny_digits", "any model of timm, by its name there", group="model")
     pretrained: bool = option(False, "start from timm's weights (needs the network or timm's cache)")
-    checkpoint: str | None = option(None, "start from these weights: .safetensors, .pth or a run's directory")
+    checkpoint: str | None = option(
+        None, "start from these weights: .safetensors, .pth or a run's directory", metavar="PATH"
+    )
     global_pool: str | None = option(
-        None, "how patches become one embedding: avg, token, ... (default: the model's)"
+        None, "what makes one embedding of patches: avg, token, ... (default: the model's)", metavar="KIND"
     )
     drop: Share = option(0.0, "dropout before the classifier")
-    drop_path: Share = option(0.0, "stochastic depth")
+    drop_path: Share = option(0.0, "stochastic depth: probability of dropping a block")
     batch_norm: str | None = option(
         None,
-        "BatchNorm's statistics: frozen, those of the given weights, or train, each batch's (default: frozen "
-        "with --pretrained or --checkpoint, else train)",
+        "running statistics of BatchNorm (default: frozen with given weights, else train)",
         choices=("frozen", "train"),
     )
     projection_dim: Count = option(
-        128, f"outputs of the projection head, {_objectives(lambda o: o.projection)}"
+        128, f"outputs of the projection head of {_objectives(lambda o: o.projection)}"
     )
     grad_checkpointing: bool = option(False, "recompute the backbone's activations in the backward pass")
 
-    # Objective
     objective: str = option(
         "clce",
         "what to minimise: " + "; ".join(f"{o.name}, {o.summary}" for o in OBJECTIVES.values()),
         choices=tuple(OBJECTIVES),
+        group="objective",
     )
     weight: Share = option(0.9, "clce: lambda, the share of the contrastive half")
     temperature: Positive | None = option(None, f"tau of the contrastive loss (default: {_TEMPERATURES})")
     beta: Beta | None = option(
-        None, f"hardness of negatives in {_objectives(lambda o: 'beta' in o.options)} (default: 1)"
+        None, f"{_objectives(lambda o: 'beta' in o.options)}: hardness of negatives, 0 for none (default: 1)"
     )
-    label_smoothing: Share = option(0.0, "of the cross-entropy (with mixup: of its soft targets)")
+    label_smoothing: Share = option(
+        0.0, "smoothing of the labels in the cross-entropy (with mixup: of its soft targets)"
+    )
     views: Count | None = option(
         None, f"augmented views of an image (default: 2 in {_objectives(lambda o: o.views == 2)}, else 1)"
     )
     mixup: NotNegative = option(0.0, "alpha of mixup in cross-entropy and clce")
     cutmix: NotNegative = option(0.0, "alpha of CutMix in cross-entropy and clce")
     mix_prob: Share = option(1.0, "probability of mixing")
-    queue_size: Count | None = option(None, "also contrast with the last N embeddings of steps before")
+    queue_size: Count | None = option(None, "also contrast with this many embeddings of steps before")
     head_epochs: int | None = option(
         None, "two-stage objectives: of --epochs, those that train the head (default: a quarter, at least 1)"
     )
@@ -133,46 +151,55 @@ class TrainConfig:
         choices=("frozen", "trained"),
     )
 
-    # Optimisation
-    epochs: Whole = option(20, "epochs of all stages together; 0 judges the given weights as they are")
+    epochs: Whole = option(
+        20, "epochs of all stages together; 0 judges the given weights as they are", group="optimisation"
+    )
     batch_size: Count = option(64, "images per step, of all processes together")
-    micro_batch_size: Count | None = option(None, "images per forward pass (default: a process's share)")
-    opt: str = option("adamw", "timm's optimizer")
+    micro_batch_size: Count | None = option(
+        None,
+        "images per forward and backward pass: less memory, the same contrast (default: the process's share "
+        "of a batch)",
+    )
+    opt: str = option("adamw", "optimizer, by its name in timm")
     lr: Positive | None = option(None, f"learning rate (default: {DEFAULT_LR}, or by --lr-base)")
     lr_base: Positive | None = option(None, "learning rate of a batch of 256, scaled as timm does")
     head_lr: Positive | None = option(
         None,
-        "learning rate of the classifier, or of the whole head stage where there is one (default: --lr, or "
-        f"{NEW_CLASSIFIER_RATE} times that with given weights)",
+        f"learning rate of the classifier, or of the head stage (default: that of --lr, with given weights "
+        f"{NEW_CLASSIFIER_RATE} times that)",
     )
     weight_decay: NotNegative = option(0.05, "weight decay")
-    layer_decay: Decay | None = option(None, "layer-wise decay of the learning rate")
-    sched: str = option("cosine", "timm's schedule, per update")
+    layer_decay: Decay | None = option(
+        None, "factor of the learning rate from each layer to the one before it, e.g. 0.75"
+    )
+    sched: str = option("cosine", "schedule of the learning rate, by its name in timm; per update")
     warmup_epochs: NotNegative = option(0.0, "epochs of linear warm-up of each stage, at most half of it")
-    warmup_lr: NotNegative = option(1e-6, "where the warm-up starts")
-    min_lr: NotNegative = option(1e-6, "where the schedule ends")
-    clip_grad: Positive | None = option(None, "largest norm of the gradients")
+    warmup_lr: NotNegative = option(1e-6, "learning rate at which the warm-up starts")
+    min_lr: NotNegative = option(1e-6, "learning rate at which the schedule ends")
+    clip_grad: Positive | None = option(None, "clip the gradients to this norm")
     ema: Fraction | None = option(None, "decay of averaged weights, which are evaluated and kept")
 
-    # Machine
-    timeout: Positive = option(1800.0, "under torchrun: seconds that processes wait for each other, then end")
-    device: str | None = option(None, "cpu | cuda (default: cuda where there is one)")
-    amp: str = option("none", "autocast", choices=("none", "bfloat16", "float16"))
+    timeout: Positive = option(
+        1800.0, "under torchrun: seconds that processes wait for each other, then end", group="machine"
+    )
+    device: str | None = option(None, "cpu | cuda (default: cuda where there is one)", metavar="DEVICE")
+    amp: str = option(
+        "none", "mixed precision: autocast to this type", choices=("none", "bfloat16", "float16")
+    )
     compile: bool = option(False, "torch.compile the model")
     distributed_loss: str | None = option(
         None,
-        "under torchrun: contrast with the other processes' images, or not (default: gather)",
+        "under torchrun: contrast with other processes' images (default: gather)",
         choices=("none", "gather", "ring"),
     )
-    seed: Whole = option(0, "of weights, few-shot subset, order, augmentation and dropout")
+    seed: Whole = option(0, "seed of weights, few-shot subset, order, augmentation and dropout")
 
-    # Run
-    plan: bool = option(False, "print what would run, and stop")
-    output: str = option("runs/train", "directory of the run")
+    plan: bool = option(False, "print what would run, and stop", group="run")
+    output: str = option("runs/train", "directory of the run", metavar="DIR")
     resume: bool = option(False, "go on from the newest checkpoint in --output, if there is one")
     overwrite: bool = option(False, "delete a run that is already in --output")
     checkpoint_epochs: Count = option(1, "epochs from one checkpoint to the next")
-    checkpoint_steps: Count | None = option(None, "also write a checkpoint every N steps")
+    checkpoint_steps: Count | None = option(None, "also write a checkpoint every so many steps")
     keep_checkpoints: Count = option(2, "checkpoints kept")
     eval_every: Count = option(1, "epochs from one validation to the next")
     eval_embeddings: str = option(
@@ -181,12 +208,11 @@ class TrainConfig:
     eval_images: Count = option(10000, "most images to judge embeddings on and to fit a probe to")
     best_metric: str | None = option(
         None,
-        "keep the weights of the last stage's epoch that is best by this figure on the validation split "
-        "(default: those of the last epoch)",
+        "keep the epoch of the last stage whose figure on the validation split is best (default: the last)",
         choices=tuple(METRICS),
     )
     patience: Count | None = option(
-        None, "end the last stage after N evaluations without a better --best-metric"
+        None, "evaluations of the last stage without a better --best-metric that end the run"
     )
     tensorboard: bool = option(True, "write TensorBoard events")
     tracker: str | None = option(
@@ -316,21 +342,30 @@ def _or_near(name: str, known: Collection[str]) -> str:
     return name + (f" (did you mean {near[0]}?)" if near else "")
 
 
-def command_parser(text: str, epilog: str) -> argparse.ArgumentParser:
-    """Of a command whose module says "command: what it does"."""
+def command_parser(text: str, epilog: str, required: str = "") -> argparse.ArgumentParser:
+    """Of a command whose module says "command: what it does"; ``required`` is what it cannot do without."""
     command, _, description = text.partition(": ")
     layout = argparse.RawDescriptionHelpFormatter
-    return _Parser(prog=command, description=description, epilog=epilog, formatter_class=layout)
+    # argparse's own usage lists all options, which --help does below it.
+    usage = f"%(prog)s {required} [options]" if required else "%(prog)s [options]"
+    return _Parser(prog=command, usage=usage, description=description, epilog=epilog, formatter_class=layout)
 
 
 def add_options(
-    parser: argparse._ActionsContainer, only: Collection[str] = (), exclude: Collection[str] = ()
+    parser: argparse._ActionsContainer,
+    only: Collection[str] = (),
+    exclude: Collection[str] = (),
+    with_defaults: bool = True,
 ) -> None:
     """Fields of TrainConfig as options without a default, so that a recipe is not overruled by it.
 
-    Their values stay text, which TrainConfig reads as it reads a recipe's.
+    Their values stay text, which TrainConfig reads as it reads a recipe's. Without ``with_defaults`` no help
+    names the default: where what is not given is taken from elsewhere.
     """
+    container: argparse._ActionsContainer = parser
     for field in dataclasses.fields(TrainConfig):
+        if field.metadata["group"] and not only:
+            container = parser.add_argument_group(field.metadata["group"])
         if field.name in exclude or (only and field.name not in only):
             continue
         text, choices = field.metadata["help"].replace("%", "%%"), field.metadata["choices"]
@@ -339,12 +374,13 @@ def add_options(
             options["action"] = argparse.BooleanOptionalAction
         else:
             kind = field.type.removesuffix(" | None").removeprefix("list[").removesuffix("]")
-            options["metavar"] = f"{{{','.join(choices)}}}" if choices else _KINDS[kind][1].__name__.upper()
+            shown = field.metadata["metavar"] or _SHOWN.get(_KINDS[kind][1], "NAME")
+            options["metavar"] = f"{{{','.join(choices)}}}" if choices else shown
             if field.type.startswith("list"):
                 options["nargs"] = "*"
-            elif field.default is not None and "default:" not in text:
+            elif with_defaults and field.default is not None and "default:" not in text:
                 text += f" (default: {field.default})"
-        parser.add_argument(flag(field.name), help=text, **options)
+        container.add_argument(flag(field.name), help=text, **options)
 
 
 def flag(name: str) -> str:
@@ -366,6 +402,8 @@ _KINDS: dict[str, tuple[str, type, Callable[[Any], bool]]] = {
     "Decay": ("a number in (0, 1]", float, lambda value: 0 < value <= 1),
     "Beta": ("a number in [0, 10000]", float, lambda value: 0 <= value <= 10000),
 }
+# What stands for a number in --help.
+_SHOWN = {int: "N", float: "X"}
 
 
 def _converted(name: str, value: Any, annotation: str) -> Any:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import io
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 
@@ -35,7 +36,7 @@ def first_line(error: BaseException) -> str:
     """What is worth quoting of an error's message."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # torch names the model in the first line, and in the next one what does not fit it.
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])[:300]
+    return textwrap.shorten(" ".join(lines[: 1 + lines[0].endswith(":")]), 300, placeholder=" ...")
 
 
 @contextlib.contextmanager
@@ -59,8 +60,11 @@ def imported(module: str, option: str) -> ModuleType:
         raise TrainingError(f"{option}: needs the package {package} (pip install {package})") from error
 
 
-def run_command(name: str, main: Callable[[], None]) -> int:
-    """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2."""
+def run_command(name: str, main: Callable[[], None], after_interrupt: str = "") -> int:
+    """Runs ``main`` and turns a TrainingError, or a file's, into one line on stderr and exit status 2.
+
+    ``after_interrupt`` says, where Ctrl-C ended it, how it goes on.
+    """
     for stream in (sys.stdout, sys.stderr):  # a file's name need not be text
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -74,6 +78,6 @@ def run_command(name: str, main: Callable[[], None]) -> int:
         print(f"{name}: error: {text}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; the same command with --resume goes on", file=sys.stderr)
+        print("; ".join(filter(None, (f"{name}: interrupted", after_interrupt))), file=sys.stderr)
         return 130
     return 0

@@ -42,21 +42,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = command_parser(__doc__, _EPILOG)
+    parser = command_parser(__doc__, _EPILOG, "--checkpoint DIR")
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="directory of a finished run")
     text = "split to judge on (default: val, or test where there is no val)"
     add("--split", choices=("val", "test"), help=text)
-    add("--classes", nargs="+", default=[], help="classes of the few-shot episodes")
-    add("--ways", type=int, default=5, help="classes per episode (default: 5)")
-    add("--shots", type=int, nargs="+", default=[1, 5], help="labelled images per class (default: 1 5)")
-    add("--queries", type=int, default=15, help="images per class to classify (default: 15)")
-    add("--episodes", type=int, default=600, help="number of episodes (default: 600)")
-    add("--seed", type=int, default=0, help="of the episodes")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="classes of the few-shot episodes")
+    add("--ways", type=int, default=5, metavar="N", help="classes per episode (default: 5)")
+    add(
+        "--shots",
+        type=int,
+        nargs="+",
+        default=[1, 5],
+        metavar="K",
+        help="labelled images per class (default: 1 5)",
+    )
+    add("--queries", type=int, default=15, metavar="N", help="images per class to classify (default: 15)")
+    add("--episodes", type=int, default=600, metavar="N", help="number of episodes (default: 600)")
+    add("--seed", type=int, default=0, metavar="N", help="of the episodes (default: 0)")
     add("--output", metavar="FILE", help="write the figures as JSON")
     own = parser.add_argument_group("in place of the run's own")
     own.add_argument("--batch-size", type=int, metavar="N", help="images per forward pass")
-    add_options(own, only=_LOADING)
+    add_options(own, only=_LOADING, with_defaults=False)
     return parser
 
 
@@ -72,6 +79,8 @@ def _command(options: argparse.Namespace) -> None:
     shown |= {f"{UNTOUCHED}_{name}": value for name, value in figures.get(UNTOUCHED, {}).items()}
     for name, value in shown.items():
         print(f"{name:<28}{value if isinstance(value, (str, int)) else format(value, '.4f')}")
+    if "by_class" in figures:
+        print("accuracy by class, the lowest first")
     for row in sorted(figures.get("by_class", []), key=lambda row: row["accuracy"])[:10]:
         taken = f", {row['times']} taken for {row['taken_for']}" if row["times"] else ""
         print(f"  {row['class']}: {100 * row['accuracy']:.1f} % of {row['images']}{taken}")

@@ -19,6 +19,7 @@ from .errors import TrainingError
 from .models import FineTuner
 from .objectives import UNTOUCHED
 from .processes import Processes
+from .progress import progress, waiting
 
 _KEPT_PIXELS = 64 << 20  # of decoded images, per split
 
@@ -83,10 +84,12 @@ class Judge:
     def __init__(self, config: TrainConfig, input_config: dict[str, Any], group: Processes) -> None:
         self.config, self.input, self.group = config, input_config, group
         self._batches: dict[Images, Iterable] = {}
+        self._is_shown = config.progress and group.is_main
 
     def share(self, model: FineTuner, images: Images) -> Outputs:
         """The outputs for this process's share of the images."""
-        outputs = run_model(model, self._loaded(images), self.group.device, self.config.amp)
+        batches = progress(f"judging {len(images)} images", self._loaded(images), self._is_shown)
+        outputs = run_model(model, batches, self.group.device, self.config.amp)
         if self.config.eval_embeddings == "never":
             outputs = outputs._replace(embeddings=outputs.embeddings[:, :0])
         return outputs._replace(rows=outputs.rows * self.group.world_size + self.group.rank)
@@ -123,7 +126,8 @@ class Judge:
         if probe:
             is_drawn = torch.isin(share.rows, self._drawn(len(train)))
             fitted = Outputs.join(gather(share.at(is_drawn)))
-            found["probe"] = metrics.probe_correct(fitted.embedded(), test.embedded())
+            with waiting(f"fitting a probe to {len(fitted.rows)} embeddings", self._is_shown):
+                found["probe"] = metrics.probe_correct(fitted.embedded(), test.embedded())
         return {name: torch.from_numpy(of) for name, of in found.items()}
 
     def figures(
@@ -169,7 +173,8 @@ class Judge:
             group = self.group
             loader = evaluation_loader(images, self.config, self.input, group.rank, group.world_size)
             is_small = len(images) * math.prod(self.input["input_size"]) < _KEPT_PIXELS
-            self._batches[images] = list(loader) if is_small else loader
+            read = progress(f"reading {len(images)} images", loader, self._is_shown)
+            self._batches[images] = list(read) if is_small else loader
         return self._batches[images]
 
 

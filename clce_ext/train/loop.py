@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from . import checkpoint, judge, models, report
 from .config import METRICS, TrainConfig
@@ -21,7 +20,8 @@ from .data import Data, data_digest, in_memory, load_data
 from .errors import TrainingError, differences, first_line
 from .objectives import OBJECTIVES
 from .processes import Processes, device_name, processes
-from .records import Records, epoch_line
+from .progress import progress, waiting
+from .records import Records, epoch_line, percentages
 from .results import write_figures
 from .run_folder import lasting_options, opened, run_id, write_finished
 from .seeds import seed_all
@@ -139,6 +139,8 @@ class _Run:
             if config.has_weights and state.untouched is None and config.eval_embeddings != "never":
                 val = self.judge.outputs(self.model, self.data.val)
                 state.untouched = self.judge.frozen(self.model, self.data.train, val)
+                if self.is_shown:
+                    print(f"before   {percentages(judge.accuracies(state.untouched))}, untouched", flush=True)
             for stage in self.stages[state.stage :]:
                 self._train_stage(stage)
                 state.stage, state.epoch = state.stage + 1, 0
@@ -177,15 +179,13 @@ class _Run:
         start = time.perf_counter()  # to start the loader's processes is part of an epoch
         # Every stage draws its own order of images, so the sampler counts the epochs of all stages.
         trainer.start_epoch(state.epoch + sum(s.epochs for s in self.stages[: state.stage]), state.batch)
-        bar = tqdm(
-            desc=f"{stage.name} {state.epoch + 1}/{stage.epochs}",
+        bar = progress(
+            f"{stage.name} {state.epoch + 1}/{stage.epochs}",
+            shown=self.is_shown,
             total=sampler.steps * sampler.batch_size,
             initial=state.batch * sampler.batch_size,
             unit="img",
             unit_scale=True,
-            leave=False,
-            dynamic_ncols=True,
-            disable=not (self.is_shown and sys.stderr.isatty()),
         )
         with bar:
             while state.batch < sampler.steps:
@@ -234,6 +234,7 @@ class _Run:
 
     def _end_epoch(self, trainer: Trainer) -> None:
         """Evaluates, writes the epoch's row, and a checkpoint where one is due."""
+        start = time.perf_counter()
         self._check_weights(trainer)
         config, state, stage, sampler = self.config, self.state, trainer.stage, trainer.sampler
         is_last = state.epoch + 1 == stage.epochs
@@ -261,7 +262,8 @@ class _Run:
             self.records.write(state.rows)
         if self.is_shown:
             left = sum(s.epochs for s in self.stages[state.stage :]) - state.epoch
-            print(epoch_line(row, stage.epochs, left * row["seconds"]), flush=True)
+            each = row["seconds"] + time.perf_counter() - start  # with what judging takes
+            print(epoch_line(row, stage.epochs, left * each), flush=True)
         if is_last or state.epoch % config.checkpoint_epochs == 0:
             self._save(trainer)
 
@@ -311,13 +313,13 @@ class _Run:
         (folder / "checksums.json").unlink(missing_ok=True)  # of a run that is finished again
         self._write_backbone("model.safetensors")
         write_figures(folder, results, part, correct)
-        report.write_run_report(
-            folder, config, results, state.rows, data.classes, part, data.val, self.with_map
-        )
+        with waiting("drawing the report", self.is_shown):
+            report.write_run_report(
+                folder, config, results, state.rows, data.classes, part, data.val, self.with_map
+            )
         write_finished(folder, config)  # last: a run killed before it is finished again
         if self.is_shown:
-            names = [name for name in ("top1", "top5", "knn", "centroid", "probe") if name in results]
-            print("  ".join(f"{name} {100 * results[name]:.2f} %" for name in names))
+            print(f"{data.watched:<9}{percentages(results)}")
             print(f"report: {folder / 'report.html'}")
         return results
 

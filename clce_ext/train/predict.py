@@ -37,12 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     example = "example:\n  clce-predict --checkpoint runs/birds photos/ one-more.jpg --output predictions"
-    parser = command_parser(__doc__, example)
+    parser = command_parser(__doc__, example, "--checkpoint PATH IMAGE [IMAGE ...]")
     add = parser.add_argument
-    add("images", nargs="+", help="image files, and folders of them")
-    add("--checkpoint", required=True, help="a run's directory, or its model.safetensors alone")
-    add("--output", default="predictions", metavar="DIR", help="default: predictions")
-    add("--batch-size", type=int, default=64, help="images per forward pass (default: 64)")
+    add("images", nargs="+", metavar="IMAGE", help="image files, and folders of them")
+    add(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="a run's directory, or its model.safetensors alone",
+    )
+    add(
+        "--output", default="predictions", metavar="DIR", help="folder for the results (default: predictions)"
+    )
+    add("--batch-size", type=int, default=64, metavar="N", help="images per forward pass (default: 64)")
     add_options(parser, only=_LOADING)
     return parser.parse_args(arguments)
 

@@ -169,11 +169,18 @@ def _started(config: TrainConfig, folder: Path) -> _WandB | _MLflow:
 
 
 def epoch_line(row: dict[str, Any], epochs: int, seconds_left: float) -> str:
-    """'joint 3/20  loss 1.234 (ce 0.9, contrast 1.3)  top1 91.2 %  1.2k img/s  ETA 0:41'"""
-    halves = ", ".join(f"{name} {row[name]:.4f}" for name in ("ce", "contrast") if name in row)
-    text = f"{row['stage']} {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4f} ({halves})"
-    for name in ("top1", "knn", "centroid"):
-        if name in row:
-            text += f"  {name} {100 * row[name]:.2f} %"
+    """'joint 3/20  loss 1.2345 (ce 0.9876, contrast 1.3210)  top1 91.20 %  1234 img/s  ETA 0:00:41'"""
+    halves = [f"{name} {row[name]:.4f}" for name in ("ce", "contrast") if name in row]
+    text = f"{row['stage']} {row['epoch'] + 1}/{epochs}  loss {row['loss']:.4f}"
+    if len(halves) == 2:  # of a single one the loss is all
+        text += f" ({', '.join(halves)})"
+    judged = percentages({name: value for name, value in row.items() if name != "top5"})
     left = datetime.timedelta(seconds=round(seconds_left))
-    return f"{text}  {row['images_per_second']:.0f} img/s  ETA {left}"
+    parts = filter(None, (text, judged, f"{row['images_per_second']:.0f} img/s", f"ETA {left}"))
+    return "  ".join(parts)
+
+
+def percentages(figures: Mapping[str, Any]) -> str:
+    """Those of the accuracies that there are: 'top1 91.20 %  knn 90.10 %'"""
+    names = [name for name in ("top1", "top5", "knn", "centroid", "probe") if name in figures]
+    return "  ".join(f"{name} {100 * figures[name]:.2f} %" for name in names)

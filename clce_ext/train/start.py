@@ -27,14 +27,13 @@ from .stages import stages
 def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     """A line each for data, splits, files that were passed over, model and weights."""
     counts = np.bincount(data.train.labels)
-    of_each = counts.min() if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     lines = [
         f"data     {config.data}: {len(data.classes)} classes ({listing(data.classes, 5)})",
-        f"train    {len(data.train)} images, {of_each} of each class",
+        f"train    {len(data.train)} images, {_of_each(counts)}",
         f"{data.watched:<9}{len(data.val)} images, watched while training",
     ]
     if data.test is not None and data.test is not data.val:
-        lines.append(f"test     {len(data.test)} images, left to judge what was chosen")
+        lines.append(f"test     {len(data.test)} images, not looked at until --split test")
     sources = {id(split.source): split.source for split in (data.train, data.val, data.test) if split}
     if passed_over := sum((Counter(source.passed_over) for source in sources.values()), Counter()):
         kinds = [f"{count} {kind}" for kind, count in sorted(passed_over.items())]
@@ -43,6 +42,12 @@ def start_lines(config: TrainConfig, data: Data, model: FineTuner) -> list[str]:
     lines.append(f"model    {config.model}, {millions:.3g} million parameters")
     lines.append(f"weights  {'; '.join(model.notes) if model.notes else 'none given: from scratch'}")
     return lines
+
+
+def _of_each(counts: np.ndarray) -> str:
+    """In words, the numbers of images of the classes."""
+    low, high = counts.min(), counts.max()
+    return f"{low if low == high else f'{low} to {high}'} of each class"
 
 
 def plan(config: TrainConfig, world_size: int = 1) -> str:
@@ -64,7 +69,7 @@ def plan(config: TrainConfig, world_size: int = 1) -> str:
     image = math.prod(model.input["input_size"]) * config.resolved_views
     ahead = max(1, config.workers * PREFETCH) * samplers[0].item_size * image
     lines = {
-        "training images": f"{len(labels):,}: {len(counts)} classes of {counts.min()} to {counts.max()}",
+        "training images": f"{len(labels):,}: {len(counts)} classes, {_of_each(counts)}",
         "batch": f"{config.batch_size:,} images"
         + (f": {k} of each of {config.batch_size // k} classes" if k else ", shuffled"),
         "processes": f"{world_size}, of {' or '.join(map(str, shares))} images per step each, in "

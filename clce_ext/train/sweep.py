@@ -38,11 +38,11 @@ class Sweep(NamedTuple):
 
 
 def parse(arguments: Sequence[str] | None = None) -> Sweep:
-    parser = compare.make_parser(__doc__, _EPILOG)
+    parser = compare.make_parser(__doc__, _EPILOG, "--grid OPTION=V1,V2 ...")
     add, metrics = parser.add_argument, ("top1", "knn", "centroid", "probe")
     add("--grid", nargs="+", required=True, metavar="OPTION=V1,V2", help="options and the values to try")
     add("--random", type=int, metavar="N", help="try N points of the grid, drawn at random")
-    add("--metric", choices=metrics, default="top1", help="that chooses the best")
+    add("--metric", choices=metrics, default="top1", help="accuracy that chooses the best (default: top1)")
     parsed = parser.parse_args(arguments)
     assignments, count, metric = (vars(parsed).pop(name) for name in ("grid", "random", "metric"))
     comparison, grid = compare.asked_for(parsed), _grid(assignments)
@@ -79,10 +79,10 @@ def sweep(asked: Sweep) -> None:
         configs[f"{objective}, {part}"] = c.configs(objective, part, **own)
     if not train_all(configs):
         return
-    columns = {}
+    columns, found = {}, {}
     for name, row in settings.items():
         runs = [judged(config) for config in configs[name]]
-        mean, half, seeds = interval_of(runs, metric)
+        mean, half, seeds = found[name] = interval_of(runs, metric)
         row |= {"seeds": seeds, metric: mean, "ci95": half, "chosen": False}
         made = runs[0].results
         columns[metric, "ci95"] = judged_on(made)
@@ -90,11 +90,15 @@ def sweep(asked: Sweep) -> None:
         names = [name for name, row in settings.items() if row["objective"] == objective]
         best = max(names, key=lambda name: settings[name][metric])
         settings[best]["chosen"] = True
+        said = f"chosen: {best}, of {len(names)}: {metric} {found[best].text()} % of {made['split']}"
         if c.split:  # a split that chose nothing judges only what was chosen
             runs = [judged(config, c.split) for config in configs[best]]
             names = f"{c.split}_{metric}", f"{c.split}_ci95"
-            settings[best] |= dict(zip(names, interval_of(runs, metric), strict=False))
+            interval = interval_of(runs, metric)
+            settings[best] |= dict(zip(names, interval, strict=False))
             columns[names] = judged_on(runs[0].results)
+            said += f", {interval.text()} % of {c.split}"
+        print(said)
     path, rows = c.output / "sweep.html", list(settings.values())
     write_rows(c.output / "sweep.csv", rows)
     write_sweep_report(
@@ -110,7 +114,7 @@ def _of_objective(objective: str, point: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return run_command("clce-sweep", lambda: sweep(parse(arguments)))
+    return run_command("clce-sweep", lambda: sweep(parse(arguments)), "the same command goes on")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,10 @@ class EpochSampler(Sampler):
         self.item_size = min(config.micro_batch_size or ITEM, ITEM)
         self.set_position(0)
         if self.batch_size > len(labels):
-            raise TrainingError(f"--batch-size {self.batch_size} exceeds the {len(labels)} training images")
+            raise TrainingError(
+                f"--batch-size {self.batch_size} exceeds the {len(labels)} training images: give at most "
+                f"{len(labels)}"
+            )
         if self.batch_size < world_size:
             raise TrainingError(
                 f"--batch-size {self.batch_size} leaves some of the {world_size} processes without an image"
