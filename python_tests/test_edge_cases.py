@@ -86,7 +86,8 @@ def test_ignored_images_are_neither_anchors_nor_keys(ignore_index, temperature, 
     kept, kept_grad = loss_and_grad(x[~ignored], labels[~ignored], **options)
     assert (each[ignored] == 0).all() and (grad[ignored] == 0).all()
     torch.testing.assert_close(each[~ignored], kept)
-    torch.testing.assert_close(grad[~ignored], kept_grad)
+    largest = kept_grad.abs().max()  # some are small differences of large terms
+    torch.testing.assert_close(grad[~ignored] / largest, kept_grad / largest)
     everybody, grad = loss_and_grad(
         x, torch.full_like(labels, ignore_index), **(options | {"reduction": "mean"})
     )

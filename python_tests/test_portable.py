@@ -319,8 +319,9 @@ def test_kept_logits_are_found_by_another_number_of_threads(anchors, keys):
                 grads += torch.autograd.grad(loss, x)
     finally:
         torch.set_num_threads(threads)
+    # The number of threads decides how products add up; logits of other pairs would be wrong altogether.
     for grad in grads[1:]:
-        assert (grad - grads[0]).norm() < 1e-6 * grads[0].norm()
+        assert (grad - grads[0]).norm() < 1e-5 * grads[0].norm()
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])

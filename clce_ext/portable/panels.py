@@ -261,7 +261,13 @@ class Contrast:
             if self.is_backward:
                 return out
         a, b = self.anchors.rows[panel.rows], self.keys.rows[panel.columns]
-        return torch.addmm(out, a, b.T, beta=0, alpha=self.scale, out=out)
+        torch.addmm(out, a, b.T, beta=0, alpha=self.scale, out=out)
+        if panel.on_diagonal and not self.bounded:
+            # The gradient takes a pair's logit for both of its anchors. Some libraries' products of a matrix
+            # with itself are not symmetric to the last bit, which shows where logits are large.
+            square = out[:, : out.shape[0]]
+            square.copy_(square.triu() + square.triu(1).T)
+        return out
 
 
 def _stride(columns: int) -> int:
