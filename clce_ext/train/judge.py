@@ -173,8 +173,9 @@ class Judge:
             group = self.group
             loader = evaluation_loader(images, self.config, self.input, group.rank, group.world_size)
             is_small = len(images) * math.prod(self.input["input_size"]) < _KEPT_PIXELS
-            read = progress(f"reading {len(images)} images", loader, self._is_shown)
-            self._batches[images] = list(read) if is_small else loader
+            if is_small:
+                loader = list(progress(f"reading {len(images)} images", loader, self._is_shown))
+            self._batches[images] = loader
         return self._batches[images]
 
 

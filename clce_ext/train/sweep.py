@@ -87,10 +87,10 @@ def sweep(asked: Sweep) -> None:
         made = runs[0].results
         columns[metric, "ci95"] = judged_on(made)
     for objective in c.objectives:
-        names = [name for name, row in settings.items() if row["objective"] == objective]
-        best = max(names, key=lambda name: settings[name][metric])
+        own = [name for name, row in settings.items() if row["objective"] == objective]
+        best = max(own, key=lambda name: settings[name][metric])
         settings[best]["chosen"] = True
-        said = f"chosen: {best}, of {len(names)}: {metric} {found[best].text()} % of {made['split']}"
+        said = f"chosen: {best}, of {len(own)}: {metric} {found[best].text()} % of {made['split']}"
         if c.split:  # a split that chose nothing judges only what was chosen
             runs = [judged(config, c.split) for config in configs[best]]
             names = f"{c.split}_{metric}", f"{c.split}_ci95"
